@@ -1,0 +1,42 @@
+"""What a judge is: it reads a prompt and an answer and says whether the model answered."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Label(str, Enum):
+    """`GARBLED` (empty, looping, broken text) is a success for neither side: refused for a benign prompt,
+    and shown apart for a toxic one, so that a collapsed model cannot look safe."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    GARBLED = "garbled"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    label: Label
+    confidence: float  # 0 to 1
+    reason: str  # a short phrase for people, such as 'opens with "i cannot"'
+
+
+class Judge(ABC):
+    """`name` goes into run.json; it must change whenever the judgements could."""
+
+    name: str
+
+    @abstractmethod
+    def answered(self, prompt: str, answer: str) -> Judgement:
+        """Judge one answer."""
+
+    def answered_all(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Judgement]:
+        """Judge many; judges that batch override this."""
+        return [self.answered(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+    def settled(self, answer: str) -> bool:
+        """True if no continuation of this unfinished answer can change its label: generation may stop there."""
+        return False
