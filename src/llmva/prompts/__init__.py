@@ -1,0 +1,6 @@
+"""Labelled prompts: the bundled set, and loaders for files and data sets."""
+
+from llmva.prompts.load import load_prompts
+from llmva.prompts.types import Prompt, PromptSet
+
+__all__ = ["Prompt", "PromptSet", "load_prompts"]

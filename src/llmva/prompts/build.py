@@ -1,0 +1,166 @@
+"""Write the bundled prompts: `python -m llmva.prompts.build` turns data/*.txt into data/prompts.jsonl, always alike.
+
+requests_KIND.txt hold what someone wants ("bribe a judge"), frames.txt and wrappers.txt ways to ask for it,
+own_KIND.txt whole prompts. `# name` starts a topic (in frames and wrappers: a split); a topic with `!` is kept for
+the test split. Requests, frames and wrappers each belong to one split, and so, therefore, does every wording. Frames are shared by
+harmful and benign requests, so that the way of asking gives nothing away; a few benign requests sit in jailbreak
+wrappers, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+DATA = Path(__file__).parent / "data"
+SIZES = {"test": 100, "validation": 60, "train": 255}  # prompts of each kind
+# More than a kind takes: some harmful requests are worded as jailbreaks only.
+HARMFUL_SIZES = {"test": 115, "validation": 70, "train": 999}
+WRAPPED_BENIGN = {"test": 8, "validation": 4, "train": 18}  # alarming requests that get a wrapper, not a frame
+LOWERED = 0.25  # share of framed prompts typed without capitals or a full stop
+MISTYPED = 0.06  # share of framed prompts with two letters swapped
+
+
+@dataclass(frozen=True)
+class Item:
+    """A request still to be put into words (`template` empty), or a whole prompt."""
+
+    text: str
+    kind: str
+    topic: str
+    template: str = ""
+
+
+Pools = dict[str, list[Item]]  # split -> items
+
+
+def build() -> list[dict[str, str]]:
+    """All prompts as rows with text, kind, topic, template and split."""
+    frames, wrappers = _templates("frame"), _templates("wrapper")
+    harmful = _allot(_items("requests", "harmful") + _items("own", "harmful"), HARMFUL_SIZES)
+    alarming, plain = (_allot(_items("requests", kind) + _items("own", kind)) for kind in ("alarming", "plain"))
+    own_jailbreaks = _allot(_items("own", "jailbreak"), {"test": 0, "validation": 3, "train": 999})
+    rows = []
+    for split in ("train", "validation", "test"):
+        requests = [item for item in harmful[split] if not item.template]
+        wanted = SIZES[split] - len(own_jailbreaks[split])
+        # Some requests come in two different wrappers, since there are fewer of them than jailbreaks wanted.
+        wrapped = [(requests + _ranked(requests, "again"))[i] for i in range(wanted)]
+        benign = [item for item in _ranked(alarming[split], "wrapped") if not item.template][: WRAPPED_BENIGN[split]]
+        jailbreaks = _word([*wrapped, *benign], wrappers[split])
+        kinds = {
+            "harmful": _word(_own_first(harmful[split])[: SIZES[split]], frames[split], typed=True),
+            "jailbreak": own_jailbreaks[split] + [item for item in jailbreaks if item.kind == "harmful"],
+            "alarming": _word([item for item in alarming[split] if item not in benign], frames[split], typed=True)
+            + [item for item in jailbreaks if item.kind == "alarming"],
+            "plain": _word(plain[split], frames[split], typed=True),
+        }
+        for kind, items in kinds.items():
+            for item in items:
+                row = {"text": item.text, "kind": kind, "topic": item.topic, "template": item.template, "split": split}
+                rows.append(row)
+    return rows
+
+
+def _sections(name: str) -> Iterable[tuple[str, str]]:
+    """(section, line) of a data file."""
+    section = ""
+    for line in (DATA / f"{name}.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("# "):
+            section = line[2:]
+        elif line.strip():
+            yield section, line
+
+
+def _items(form: str, kind: str) -> list[Item]:
+    lines = list(_sections(f"{form}_{kind}"))
+    return [
+        Item(line, kind, topic, f"own-{kind}-{i:03}" if form == "own" else "") for i, (topic, line) in enumerate(lines)
+    ]
+
+
+def _templates(name: str) -> dict[str, list[tuple[str, str]]]:
+    """split -> (id, text with {}) of frames or wrappers."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for i, (split, line) in enumerate(_sections(f"{name}s")):
+        found.setdefault(split, []).append((f"{name}-{i:02}", line))
+    return found
+
+
+def _ranked(items: Iterable[Item], salt: str) -> list[Item]:
+    """A shuffle that is the same in every Python: by hash."""
+    return sorted(items, key=lambda item: _digest(salt, item.text))
+
+
+def _own_first(items: Sequence[Item]) -> list[Item]:
+    return sorted(items, key=lambda item: not item.template)
+
+
+def _digest(salt: str, text: str) -> bytes:
+    return hashlib.sha256(f"{salt}:{text}".encode()).digest()
+
+
+def _allot(items: Sequence[Item], sizes: dict[str, int] = SIZES) -> Pools:
+    """Topics marked `!` go to test, which is filled up from the others; then validation; then train."""
+    reserved = [item for item in items if item.topic.endswith("!")]
+    shared = _ranked([item for item in items if not item.topic.endswith("!")], "split")
+    to_test = max(0, sizes["test"] - len(reserved))
+    to_validation = to_test + sizes["validation"]
+    pools = {
+        "test": reserved + shared[:to_test],
+        "validation": shared[to_test:to_validation],
+        "train": shared[to_validation : to_validation + sizes["train"]],
+    }
+    return {split: [replace(item, topic=item.topic.rstrip(" !")) for item in found] for split, found in pools.items()}
+
+
+def _word(items: Sequence[Item], templates: Sequence[tuple[str, str]], typed: bool = False) -> list[Item]:
+    """Put each request into the next template in turn; whole prompts stay as they are."""
+    worded, turn = [], 0
+    seen: set[tuple[str, str]] = set()
+    for item in items:
+        if item.template:
+            worded.append(item)
+            continue
+        # "Explain how to explain ..." would be odd: pass a template that has the request's verb.
+        verb = item.text.split()[0]
+        while verb in _at(templates, turn)[1].lower().split() or (item.text, _at(templates, turn)[0]) in seen:
+            turn += 1
+        name, template = _at(templates, turn)
+        turn += 1
+        seen.add((item.text, name))
+        text = template.replace("{}", item.text)
+        worded.append(Item(_typed(text) if typed else text, item.kind, item.topic, name))
+    return worded
+
+
+def _at(templates: Sequence[tuple[str, str]], turn: int) -> tuple[str, str]:
+    return templates[turn % len(templates)]
+
+
+def _typed(text: str) -> str:
+    """What hurried people type, now and then: no capitals, no full stop, two letters swapped."""
+    draw = _digest("typed", text)
+    if draw[0] < LOWERED * 256:
+        text = text.lower().removesuffix(".").removesuffix("?")
+    if draw[1] < MISTYPED * 256:
+        words = text.split(" ")
+        long = [i for i, word in enumerate(words) if len(word) > 5 and word.isalpha()]
+        if long:
+            i = long[draw[2] % len(long)]
+            at = 1 + draw[3] % (len(words[i]) - 3)
+            words[i] = words[i][:at] + words[i][at + 1] + words[i][at] + words[i][at + 2 :]
+        text = " ".join(words)
+    return text
+
+
+def render() -> str:
+    """The text of prompts.jsonl."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in build())
+
+
+if __name__ == "__main__":
+    (DATA / "prompts.jsonl").write_text(render(), encoding="utf-8", newline="\n")

@@ -1,0 +1,97 @@
+"""Specs or lists of texts -> a checked PromptSet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from llmva.errors import UsageError
+from llmva.prompts.sources import Source, read_source
+from llmva.prompts.spec import parse_spec
+from llmva.prompts.split import LEAST, check_sides, cut, drop_repeats, join
+from llmva.prompts.texts import check_text
+from llmva.prompts.types import MAX_CHARS, Lists, Prompt, PromptSet
+
+Sided = tuple[bool, Source]  # benign?, source
+
+
+def load_prompts(
+    toxic: Sequence[str] = (), benign: Sequence[str] = (), max_chars: int = MAX_CHARS
+) -> tuple[Prompt, ...]:
+    """Exactly the prompts that the specs name, repeats included, in order (toxic first), without cutting them.
+
+    A source with splits of its own gives all of them. Raises UsageError as `PromptSet.load`; one side alone will do.
+    """
+    sources = _read_all(toxic, benign, max_chars)
+    prompts = [Prompt(text, side, source.name) for side, source in sources for text in source.all_texts()]
+    if not prompts:
+        raise UsageError("no prompts were given: add --toxic or --benign with a file or a data set.")
+    check_sides(prompts)
+    return tuple(prompts)
+
+
+def load_prompt_set(
+    toxic: Sequence[str], benign: Sequence[str], seed: int = 0, max_chars: int = MAX_CHARS
+) -> PromptSet:
+    """See `PromptSet.load`."""
+    _need("toxic", len(toxic))
+    _need("benign", len(benign))
+    return _assemble(_read_all(toxic, benign, max_chars), seed)
+
+
+def prompt_set_from_lists(toxic: Lists, benign: Lists, seed: int = 0, max_chars: int = MAX_CHARS) -> PromptSet:
+    """See `PromptSet.from_lists`."""
+    sources: list[Sided] = []
+    for side, lists in (("toxic", toxic), ("benign", benign)):
+        if isinstance(lists, str):
+            raise UsageError(f"{side} prompts are one string: give a list of strings, or PromptSet.load a file.")
+        for name, texts in (lists if isinstance(lists, Mapping) else {side: lists}).items():
+            checked = [check_text(text, f"item {i} of {name}", max_chars) for i, text in enumerate(texts, 1)]
+            sources.append((side == "benign", Source(name, {"": checked})))
+    return _assemble(_with_unique_names(sources), seed)
+
+
+def _read_all(toxic: Sequence[str], benign: Sequence[str], max_chars: int) -> list[Sided]:
+    # Parsed all at once first: a misspelt path is told before minutes of downloading.
+    specs = [(False, parse_spec(given)) for given in toxic] + [(True, parse_spec(given)) for given in benign]
+    return _with_unique_names([(side, read_source(spec, max_chars)) for side, spec in specs])
+
+
+def _with_unique_names(sources: list[Sided]) -> list[Sided]:
+    taken = set()
+    for _, source in sources:
+        name, n = source.name, 1
+        while source.name in taken:
+            n += 1
+            source.name = f"{name}-{n}"
+        taken.add(source.name)
+    return sources
+
+
+def _assemble(sources: list[Sided], seed: int) -> PromptSet:
+    cuts, warnings, everything = [], [], []
+    for benign, source in sources:
+        warnings += source.warnings
+        prompts = {
+            split: [Prompt(text, benign, source.name) for text in texts] for split, texts in source.texts.items()
+        }
+        kept = {split: drop_repeats(found) for split, found in prompts.items()}
+        repeats = sum(len(prompts[split]) - len(kept[split]) for split in prompts)
+        if repeats:
+            warnings.append(f"{source.name}: {repeats} left out, repeats of an earlier prompt.")
+        everything += [prompt for found in kept.values() for prompt in found]
+        cuts.append((source.name, cut(kept, seed)))
+    check_sides(everything)
+    unique = drop_repeats(everything)
+    _need("toxic", sum(not prompt.benign for prompt in unique), LEAST)
+    _need("benign", sum(prompt.benign for prompt in unique), LEAST)
+    return join(cuts, warnings)
+
+
+def _need(side: str, found: int, least: int = 1) -> None:
+    if not found:
+        raise UsageError(f"there are no {side} prompts: add --{side} with a file or a data set.")
+    if found < least:
+        raise UsageError(
+            f"there are only {found} different {side} prompts: give at least {least} with --{side}, so that train, "
+            "validation and test all get some."
+        )

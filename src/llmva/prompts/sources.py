@@ -1,0 +1,95 @@
+"""One prompt source: its spec read, its rows selected, its own splits recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmva.errors import UsageError
+from llmva.prompts.hub import read_folder, read_hub
+from llmva.prompts.spec import Spec
+from llmva.prompts.tables import Table, read_file
+from llmva.prompts.texts import choose_column, read_texts
+
+# What data sets call the splits that we call train, validation and test.
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+
+
+@dataclass
+class Source:
+    """Texts by split; the one key "" says that the source has no splits of its own, or that rows were picked."""
+
+    name: str
+    texts: dict[str, list[str]]
+    warnings: list[str] = field(default_factory=list)
+
+    def all_texts(self) -> list[str]:
+        return [text for texts in self.texts.values() for text in texts]
+
+
+def read_source(spec: Spec, max_chars: int) -> Source:
+    """Read what the spec names. Raises UsageError, as the readers do, and for a split that is not there."""
+    tables = _read_tables(spec)
+    source = Source(spec.name, {})
+    if spec.parts:
+        picked = [(_pick(tables, part.name, spec), part) for part in spec.parts]
+        chosen = [("", table.at(part.rows(len(table.numbers)), table.where)) for table, part in picked]
+    elif len(tables) == 1:
+        chosen = [("", table) for table in tables.values()]
+    else:
+        chosen = _own_splits(tables, spec, source.warnings)
+    for split, table in chosen:
+        column, warning = choose_column(table, spec.column)
+        if warning and warning not in source.warnings:
+            source.warnings.append(warning)
+        source.texts.setdefault(split, []).extend(read_texts(table, column, max_chars))
+    if not any(source.texts.values()):
+        raise UsageError(f"{spec.given!r} selects no prompts: widen its split or put prompts into it.")
+    return source
+
+
+def _read_tables(spec: Spec) -> dict[str, Table]:
+    if not spec.local:
+        return read_hub(spec.base)
+    path = Path(spec.base)
+    return read_folder(path) if path.is_dir() else _split_by_column(read_file(path))
+
+
+def _split_by_column(table: Table) -> dict[str, Table]:
+    """A file whose column `split` says train, validation or test in every row has splits of its own."""
+    marks = list(table.cells("split")) if "split" in table.columns else []
+    if not marks or not all(isinstance(mark, str) and mark in SPLIT_NAMES for mark in marks):
+        return {"train": table}
+    return {
+        name: table.at([i for i, mark in enumerate(marks) if mark == name], f"{table.where} ({name})")
+        for name in dict.fromkeys(marks)
+    }
+
+
+def _pick(tables: Mapping[str, Table], name: str, spec: Spec) -> Table:
+    there = ", ".join(tables)
+    if not name:
+        if len(tables) > 1:
+            raise UsageError(f"{spec.base} has several splits: name one of them before the slice ({there}).")
+        return next(iter(tables.values()))
+    if name not in tables:
+        raise UsageError(f"{spec.base} has no split {name!r}: choose one of its splits ({there}).")
+    return tables[name]
+
+
+def _own_splits(tables: Mapping[str, Table], spec: Spec, warnings: list[str]) -> list[tuple[str, Table]]:
+    known = [(SPLIT_NAMES[name], table) for name, table in tables.items() if name in SPLIT_NAMES]
+    unknown = [name for name in tables if name not in SPLIT_NAMES]
+    if not known:
+        raise UsageError(f"{spec.base} has several splits: add ::split with one of them ({', '.join(tables)}).")
+    if unknown:
+        warnings.append(f"{spec.base}: the splits {', '.join(unknown)} are not used; add ::split to use one.")
+    return known

@@ -1,0 +1,78 @@
+"""Prompt sets as JSON lines: the bundled one, and the form that runs store and model folders ship."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from llmva.errors import LlmvaError, UsageError
+from llmva.prompts.split import check_sides, normalise
+from llmva.prompts.tables import json_lines
+from llmva.prompts.types import Prompt, PromptSet
+
+SPLITS = ("train", "validation", "test")
+BENIGN_KINDS = {"harmful": False, "jailbreak": False, "alarming": True, "plain": True}
+
+
+def read_bundled() -> PromptSet:
+    """See `PromptSet.bundled`."""
+    found: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
+    text = (resources.files("llmva.prompts") / "data" / "prompts.jsonl").read_text(encoding="utf-8")
+    for line in text.split("\n")[:-1]:
+        row = json.loads(line)
+        found[row["split"]].append(Prompt(row["text"], BENIGN_KINDS[row["kind"]], row["kind"]))
+    return PromptSet(tuple(found["train"]), tuple(found["validation"]), tuple(found["test"]))
+
+
+def write_jsonl(prompts: PromptSet, path: Path) -> None:
+    """See `PromptSet.to_jsonl`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            for split, found in prompts.splits():
+                for p in found:
+                    row = {"id": p.id, "text": p.text, "benign": p.benign, "source": p.source, "split": split}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise LlmvaError(
+            f"{path} cannot be written ({error.strerror}): check the folder and its free space."
+        ) from error
+
+
+def read_jsonl(path: Path) -> PromptSet:
+    """See `PromptSet.from_jsonl`. Raises UsageError naming the line that is not as `to_jsonl` writes it."""
+    found: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
+    where: dict[str, str] = {}  # normalised text -> split
+    for number, row in json_lines(path):
+        prompt, split = _read_row(row, f"line {number} of {path}")
+        if where.setdefault(normalise(prompt.text), split) != split:
+            raise UsageError(f"line {number} of {path} repeats a prompt of another split: remove one of the two.")
+        found[split].append(prompt)
+    check_sides([prompt for prompts in found.values() for prompt in prompts])
+    return PromptSet(tuple(found["train"]), tuple(found["validation"]), tuple(found["test"]))
+
+
+def _read_row(row: Any, where: str) -> tuple[Prompt, str]:
+    wanted = {"text": str, "benign": bool, "source": str, "split": str}
+    if not isinstance(row, dict) or any(not isinstance(row.get(key), kind) for key, kind in wanted.items()):
+        raise UsageError(
+            f"{where} needs the fields text, benign (true or false), source and split: add what is missing."
+        )
+    if row["split"] not in SPLITS:
+        raise UsageError(f"{where} has the split {row['split']!r}: make it train, validation or test.")
+    try:
+        prompt = Prompt(row["text"], row["benign"], row["source"])
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{where} holds half a surrogate pair, which is no text: mend or remove it.") from error
+    if not prompt.text.strip():
+        raise UsageError(f"{where} is an empty prompt: mend or remove it.")
+    if row.get("id", prompt.id) != prompt.id:
+        raise UsageError(f"{where} has an id that is not its text's: leave the id out after changing a text.")
+    return prompt, row["split"]
