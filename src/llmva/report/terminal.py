@@ -1,0 +1,57 @@
+"""The table that `llmva align` ends with: the report's figures for 80 columns, readable without colour."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .figures import DASH, Row, comparison, cost, printable, skills, utility
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def before_after_table(run: dict[str, Any]) -> Table:
+    """Test figures before and after the edit, with 95% intervals in brackets; then utility, skills and cost.
+
+    Rows: F1, ASR and ORR (each with its data sets), garbled answers, utility kept, skills. The caption says time, peak
+    memory and tokens. Figures that the run does not have (yet) are dashes or left out.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    spent = ", ".join(f"{value} {_after_value(name)}".strip() for name, value in cost(run))
+    title = Text("Test prompts, before and after the edit [95% intervals]")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_style="bold")
+    table.caption = Text(spent, justify="left")
+    table.add_column("", overflow="fold")
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("before", no_wrap=True)
+    table.add_column("after", no_wrap=True)
+    tests, rest = comparison(run), [*utility(run), *skills(run)]
+    if not tests:
+        table.add_row(Text("no test figures yet"), Text(DASH), Text(DASH), Text(DASH))
+    for block in (tests, rest):
+        for row in block:
+            # Text, not str: rich would read a data set named '[red]' as markup.
+            style = "bold" if row.level == 0 else ""
+            name = Text("  " * row.level + printable(row.name))
+            if row.hint and block is tests:
+                name.append(f", {row.hint}", style="dim")
+            cells = [name, Text(DASH if row.n is None else str(row.n)), *_values(row)]
+            table.add_row(*cells, style=style)
+        if block is tests and rest:
+            table.add_section()
+    return table
+
+
+def _values(row: Row) -> list[Any]:
+    from rich.text import Text
+
+    pairs = ((row.before_text, row.before_bracket), (row.after_text, row.after_bracket))
+    return [Text(f"{value:>6} {bracket}".rstrip()) for value, bracket in pairs]
+
+
+def _after_value(name: str) -> str:
+    """The words that follow a cost in a sentence: '1.2 GB peak memory'."""
+    return {"Time": "", "Peak memory": "peak memory", "Tokens generated": "tokens generated"}[name]
