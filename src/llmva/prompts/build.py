@@ -2,9 +2,9 @@
 
 requests_KIND.txt hold what someone wants ("bribe a judge"), frames.txt and wrappers.txt ways to ask for it,
 own_KIND.txt whole prompts. `# name` starts a topic (in frames and wrappers: a split); a topic with `!` is kept for
-the test split. Requests, frames and wrappers each belong to one split, and so, therefore, does every wording. Frames are shared by
-harmful and benign requests, so that the way of asking gives nothing away; a few benign requests sit in jailbreak
-wrappers, too.
+the test split. Requests, frames and wrappers each belong to one split, and so, therefore, does every wording.
+Frames are shared by harmful and benign requests, so that the way of asking gives nothing away; a few benign requests
+sit in jailbreak wrappers, too.
 """
 
 from __future__ import annotations

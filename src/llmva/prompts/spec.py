@@ -76,7 +76,12 @@ def _split_base(given: str) -> tuple[str, str, bool]:
     after_drive = 2 if _DRIVE.match(given) else 0
     end = given.find(":", after_drive)
     base, rest = (given, "") if end < 0 else (given[:end], given[end + 1 :])
-    looks_like_file = base.lower().endswith(READABLE) or not _HUB_ID.fullmatch(base) or base.startswith(".")
+    looks_like_file = (
+        base.lower().endswith(READABLE)
+        or base.startswith(".")
+        or not _HUB_ID.fullmatch(base)
+        or ("/" in base and _exists(base.split("/")[0]))  # a file misspelt in a folder that is there
+    )
     if looks_like_file:
         raise UsageError(f"there is no file or folder {base!r}: check the path (a prompt source is {FORM}).")
     return base, rest, False

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from llmva.errors import LlmvaError, UsageError
+from llmva.errors import UsageError
 from llmva.prompts.split import check_sides, normalise
 from llmva.prompts.tables import json_lines
 from llmva.prompts.types import Prompt, PromptSet
@@ -29,21 +28,14 @@ def read_bundled() -> PromptSet:
 
 def write_jsonl(prompts: PromptSet, path: Path) -> None:
     """See `PromptSet.to_jsonl`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for split, found in prompts.splits():
-                for p in found:
-                    row = {"id": p.id, "text": p.text, "benign": p.benign, "source": p.source, "split": split}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise LlmvaError(
-            f"{path} cannot be written ({error.strerror}): check the folder and its free space."
-        ) from error
+    from llmva.files import write_lines  # here, since it imports torch
+
+    rows = (
+        {"id": p.id, "text": p.text, "benign": p.benign, "source": p.source, "split": split}
+        for split, found in prompts.splits()
+        for p in found
+    )
+    write_lines(path, rows)
 
 
 def read_jsonl(path: Path) -> PromptSet:
