@@ -43,7 +43,7 @@ def test_topics(rows: list[dict[str, str]]) -> None:
     for row in rows:
         splits[row["topic"]].add(row["split"])
     assert len(splits) >= 50
-    assert sum(found == {"test"} for found in splits.values()) >= 12
+    assert sum(found == {"test"} for found in splits.values()) == 14
     for kind in KINDS:
         assert len({row["topic"] for row in rows if row["kind"] == kind}) >= 12
 
@@ -54,7 +54,11 @@ def test_a_template_is_small_and_in_one_split(rows: list[dict[str, str]]) -> Non
         splits[row["template"]].add(row["split"])
     assert all(len(found) == 1 for found in splits.values())
     assert max(sizes.values()) <= 12
-    assert sum(row["template"].startswith("own-") for row in rows) >= 500
+    own = Counter(row["kind"] for row in rows if row["template"].startswith("own-"))
+    assert own == {"harmful": 119, "jailbreak": 25, "alarming": 189, "plain": 202}
+    wrapped = Counter(row["kind"] for row in rows if row["template"].startswith("wrapper-"))
+    assert wrapped == {"jailbreak": 390, "alarming": 30}
+    assert len({name for name in sizes if name.startswith("wrapper-")}) == 74
 
 
 def test_frames_are_shared_by_harmful_and_benign(rows: list[dict[str, str]]) -> None:
