@@ -1,0 +1,89 @@
+"""LLM-VA: make a chat model answer what is benign and refuse what is harmful, by editing its weights in closed form.
+
+    import llmva
+    model, tokenizer = llmva.load_model("org/model")
+    result = llmva.align(model, tokenizer, llmva.PromptSet.bundled())
+    result.edit.bake(model)
+
+The names below load their modules when first used, so that `import llmva` and `llmva --help` take no time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmva.alignment import Result, align
+    from llmva.edit import Edit
+    from llmva.errors import LlmvaError, UsageError
+    from llmva.judges.base import Judge, Judgement, Label
+    from llmva.models.generate import Capture, capture
+    from llmva.models.load import load_model
+    from llmva.models.sublayers import find_decoder
+    from llmva.observe import observe
+    from llmva.prompts.types import Prompt, PromptSet
+    from llmva.selection import score, select
+    from llmva.steps import align_one, align_sublayers, identify
+    from llmva.vectors import Quiet, fit_sklearn, fit_svms
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Capture": "llmva.models.generate",
+    "Edit": "llmva.edit",
+    "Judge": "llmva.judges.base",
+    "Judgement": "llmva.judges.base",
+    "Label": "llmva.judges.base",
+    "LlmvaError": "llmva.errors",
+    "Prompt": "llmva.prompts.types",
+    "PromptSet": "llmva.prompts.types",
+    "Quiet": "llmva.vectors",
+    "Result": "llmva.alignment",
+    "UsageError": "llmva.errors",
+    "align": "llmva.alignment",
+    "align_one": "llmva.steps",
+    "align_sublayers": "llmva.steps",
+    "capture": "llmva.models.generate",
+    "find_decoder": "llmva.models.sublayers",
+    "fit_sklearn": "llmva.vectors",
+    "fit_svms": "llmva.vectors",
+    "identify": "llmva.steps",
+    "load_model": "llmva.models.load",
+    "observe": "llmva.observe",
+    "score": "llmva.selection",
+    "select": "llmva.selection",
+}
+
+__all__ = [
+    "Capture",
+    "Edit",
+    "Judge",
+    "Judgement",
+    "Label",
+    "LlmvaError",
+    "Prompt",
+    "PromptSet",
+    "Quiet",
+    "Result",
+    "UsageError",
+    "align",
+    "align_one",
+    "align_sublayers",
+    "capture",
+    "find_decoder",
+    "fit_sklearn",
+    "fit_svms",
+    "identify",
+    "load_model",
+    "observe",
+    "score",
+    "select",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llmva' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

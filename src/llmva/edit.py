@@ -1,0 +1,238 @@
+"""The edit: per sublayer a low-rank map on its output, o' = o + V (U^T o), applied by hook or baked into the weights.
+
+One step of the method is o' = (I + v u^T) o, and steps compose exactly (method.md):
+
+    (I + v u^T)(I + V U^T) = I + [V v] [U, u + U V^T u]^T
+
+so a whole run is two d x k matrices a sublayer, and the model after any iteration is their first columns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmva.errors import LlmvaError, UsageError
+from llmva.files import write_tensors
+from llmva.models.fingerprint import module_hash
+
+FORMAT = "llmva-edit"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Factors:
+    """V and U, float32 [d, k], and the iteration (from 1) that each column came from, int32 [k], not decreasing."""
+
+    V: Tensor
+    U: Tensor
+    iteration: Tensor
+
+    @classmethod
+    def empty(cls, width: int) -> Factors:
+        return cls(torch.zeros(width, 0), torch.zeros(width, 0), torch.zeros(0, dtype=torch.int32))
+
+    def then(self, v: Tensor, u: Tensor, iteration: int) -> Factors:
+        """Follow this map by I + v u^T. The product is formed in float64 and kept in float32."""
+        v, u = v.to("cpu", torch.float64), u.to("cpu", torch.float64)
+        pulled_back = u + self.U.double() @ (self.V.double().T @ u)
+        return Factors(
+            torch.cat([self.V, v[:, None].float()], 1),
+            torch.cat([self.U, pulled_back[:, None].float()], 1),
+            torch.cat([self.iteration, torch.tensor([iteration], dtype=torch.int32)]),
+        )
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Factors by the name of the projection they act on, and the fingerprint of the model they were fitted on."""
+
+    factors: Mapping[str, Factors] = field(default_factory=dict)
+    base: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def iterations(self) -> int:
+        """The last iteration that left a column; 0 for an edit that changes nothing."""
+        return max((int(f.iteration[-1]) for f in self.factors.values() if len(f.iteration)), default=0)
+
+    def then(self, name: str, v: Tensor, u: Tensor, iteration: int) -> Edit:
+        """This edit with I + v u^T, both [d], after it at sublayer `name`."""
+        before = self.factors.get(name, Factors.empty(len(v)))
+        return replace(self, factors={**self.factors, name: before.then(v, u, iteration)})
+
+    def at(self, iteration: int) -> Edit:
+        """The edit as it was after `iteration` iterations (0: none)."""
+        if iteration < 0:
+            raise UsageError(f"There is no iteration {iteration}: choose 0 or more.")
+        kept = {}
+        for name, f in self.factors.items():
+            k = int((f.iteration <= iteration).sum())
+            if k:
+                kept[name] = Factors(f.V[:, :k].contiguous(), f.U[:, :k].contiguous(), f.iteration[:k].contiguous())
+        return replace(self, factors=kept)
+
+    def scaled(self, strength: float) -> Edit:
+        """o' = o + strength V (U^T o): 0 is the base model, 1 the edit as fitted."""
+        return replace(self, factors={n: replace(f, V=f.V * strength) for n, f in self.factors.items()})
+
+    # -- use -----------------------------------------------------------------------------------------------------
+
+    def apply(self, model: nn.Module, *, check: bool = True) -> Applied:
+        """Add the edit to `model` by forward hooks, whatever its weights' dtype or packing.
+
+        Works at once and until `.remove()`; or as a context manager, until its end. Raises LlmvaError when the edit
+        is of another model.
+        """
+        projections = self._projections(model, check)
+        return Applied([_hook(projections[name], f) for name, f in self.factors.items() if len(f.iteration)])
+
+    def bake(self, model: nn.Module, *, check: bool = True) -> None:
+        """Write the edit into the weights: W' = W + V (U^T W), b' = b + V (U^T b), in float32, rounded once."""
+        projections = self._projections(model, check)
+        plans = [(projections[name], f, _weight_layout(name, projections[name])) for name, f in self.factors.items()]
+        for projection, f, transposed in plans:
+            weight = projection.weight
+            V, U = f.V.to(weight.device), f.U.to(weight.device)
+            wide = weight.detach().float()
+            delta = (wide @ U) @ V.T if transposed else V @ (U.T @ wide)
+            weight.data.copy_(wide + delta)
+            bias = getattr(projection, "bias", None)
+            if bias is not None:
+                wide = bias.detach().float()
+                bias.data.copy_(wide + V @ (U.T @ wide))
+
+    def _projections(self, model: nn.Module, check: bool) -> dict[str, Any]:
+        modules = dict(model.named_modules())
+        missing = [name for name in self.factors if name not in modules]
+        if missing:
+            raise LlmvaError(f"The edit belongs to {self._title()}: this model has no sublayer {missing[0]}.")
+        if check:
+            hashes = self.base.get("hashes", {})
+            for name in self.factors:
+                here = module_hash(modules[name])
+                if hashes.get(name, here) != here:
+                    raise LlmvaError(
+                        f"The edit belongs to {self._title()}, whose {name} has hash {hashes[name]}, and this model's "
+                        f"has {here}: give the model that the edit was made from."
+                    )
+        return {name: modules[name] for name in self.factors}
+
+    def _title(self) -> str:
+        return f"the {self.base.get('model_type', '')} model '{self.base.get('model', 'unknown')}'".replace("  ", " ")
+
+    # -- disk ----------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write `edit.safetensors` (into `path` if that is a folder), equal bytes for equal edits."""
+        path = edit_file(path)
+        tensors = {}
+        for name, f in sorted(self.factors.items()):
+            tensors[f"{name}.V"], tensors[f"{name}.U"], tensors[f"{name}.iteration"] = f.V, f.U, f.iteration
+        # one entry only: safetensors does not keep the order of several
+        note = json.dumps({"format": FORMAT, "version": VERSION, "base": dict(self.base)}, sort_keys=True)
+        write_tensors(path, tensors, {"llmva": note})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Edit:
+        """Read and check an edit. Raises UsageError if there is none, LlmvaError if it is broken or too new."""
+        from safetensors import SafetensorError, safe_open
+
+        path = edit_file(path)
+        if not path.is_file():
+            raise UsageError(f"There is no edit at '{path}': give the folder that llmva align wrote.")
+        broken = f"'{path}' is not a whole edit"
+        mend = "run llmva align again or copy the file anew"
+        try:
+            with safe_open(path, framework="pt") as file:
+                note = json.loads((file.metadata() or {}).get("llmva", "null"))
+                if not isinstance(note, dict) or note.get("format") != FORMAT:
+                    raise LlmvaError(f"'{path}' is no llmva edit: give the folder that llmva align wrote.")
+                if not isinstance(note.get("version"), int) or note["version"] > VERSION:
+                    raise LlmvaError(
+                        f"'{path}' is of format version {note.get('version')} and this llmva reads {VERSION}: update it."
+                    )
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, ValueError, OSError, RecursionError) as error:
+            raise LlmvaError(f"{broken} ({type(error).__name__}): {mend}.") from error
+        base = note.get("base")
+        if not isinstance(base, dict) or not isinstance(base.get("hashes", {}), dict):
+            raise LlmvaError(f"{broken} (no base model): {mend}.")
+        return cls({name: f for name, f in _factors(tensors, f"{broken} ({{}}): {mend}.")}, base)
+
+
+def edit_file(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path / "edit.safetensors"
+
+
+def _factors(tensors: dict[str, Tensor], message: str) -> list[tuple[str, Factors]]:
+    """Group tensors by sublayer and check shapes, dtypes, finiteness and the order of columns."""
+    names = sorted({key.rsplit(".", 1)[0] for key in tensors})
+    found = []
+    for name in names:
+        parts = [tensors.pop(f"{name}.{part}", None) for part in ("V", "U", "iteration")]
+        if any(part is None for part in parts):
+            raise LlmvaError(message.format(f"{name} lacks a factor"))
+        V, U, iteration = parts  # type: ignore[assignment]
+        V, U, iteration = (t for t in (V, U, iteration))
+        shapes = V.ndim == 2 and V.shape == U.shape and iteration.shape == V.shape[1:]
+        if not shapes or V.dtype != torch.float32 or U.dtype != torch.float32 or iteration.dtype != torch.int32:
+            raise LlmvaError(message.format(f"{name} has wrong shapes or dtypes"))
+        if not (torch.isfinite(V).all() and torch.isfinite(U).all()):
+            raise LlmvaError(message.format(f"{name} holds NaN"))
+        if len(iteration) and (int(iteration[0]) < 1 or bool((iteration[1:] < iteration[:-1]).any())):
+            raise LlmvaError(message.format(f"{name} has columns out of order"))
+        found.append((name, Factors(V, U, iteration)))
+    if tensors:
+        raise LlmvaError(message.format(f"unexpected tensor {next(iter(tensors))}"))
+    return found
+
+
+class Applied:
+    """Hooks that keep an edit applied; use as a context manager or call `remove()`."""
+
+    def __init__(self, handles: list[Any]) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def __enter__(self) -> Applied:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.remove()
+
+
+def _hook(projection: nn.Module, factors: Factors) -> Any:
+    moved: dict[torch.device, tuple[Tensor, Tensor]] = {}  # the output's device is known only at the first call
+
+    def edited(module: nn.Module, args: Any, output: Any) -> Any:
+        o = output[0] if isinstance(output, tuple) else output
+        if o.device not in moved:
+            moved[o.device] = (factors.V.to(o.device).T.contiguous(), factors.U.to(o.device))
+        V_t, U = moved[o.device]
+        wide = o.to(V_t.dtype)
+        result = (wide + (wide @ U) @ V_t).to(o.dtype)
+        return (result, *output[1:]) if isinstance(output, tuple) else result
+
+    return projection.register_forward_hook(edited)
+
+
+def _weight_layout(name: str, projection: Any) -> bool:
+    """False for weights stored (out, in), True for (in, out). Raises for weights that cannot be written."""
+    weight = getattr(projection, "weight", None)
+    if type(projection).__name__ == "Conv1D":
+        return True
+    if not isinstance(projection, nn.Linear) or weight is None or not weight.is_floating_point():
+        raise LlmvaError(f"The weights of {name} cannot be edited in place: apply the edit by hook instead.")
+    return False

@@ -1,0 +1,137 @@
+"""Figures of an iteration and of the finished run, in the form that run.json holds and the report draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmva.judges.base import Judge
+from llmva.metrics import summarise
+from llmva.models.batching import Batching
+from llmva.models.harmless import agreement
+from llmva.models.sublayers import Decoder
+from llmva.observe import Observation, observe
+from llmva.progress import Progress
+from llmva.prompts.types import PromptSet
+from llmva.run import Run, harmless_texts
+from llmva.settings import Settings
+from llmva.skills import Probe, measure_skills
+from llmva.steps import Vectors
+
+TEST_TEXTS = 256
+
+
+def emptied(train: Observation) -> str | None:
+    """Why no answer vector can be fitted, or None."""
+    signs = train.signs[0]
+    if bool((signs == 1).all()):
+        return "every training prompt was answered, so there is no refusal to learn from"
+    if bool((signs == -1).all()):
+        return "no training prompt was answered, so there is no answer to learn from"
+    return None
+
+
+def of_vectors(vectors: Vectors, chosen: list[int]) -> dict[str, Any]:
+    degrees = _plain(vectors.angles)
+    known = [d for d in degrees if d is not None]
+    return {
+        "selected": chosen,
+        "scores": _plain(vectors.scores),
+        "accuracy_answer": _plain(vectors.accuracy[:, 0]),
+        "accuracy_benign": _plain(vectors.accuracy[:, 1]),
+        "angles": degrees,
+        "mean_angle": sum(known) / len(known) if known else None,
+        "ratio": _plain(vectors.ratio),
+    }
+
+
+def projection(vectors: Vectors, seen: Observation, decoder: Decoder) -> dict[str, Any]:
+    """o.v_a and o.v_b of each prompt in the best-scored sublayer (the paper's Figure 2)."""
+    s = int(vectors.scores.argmax())
+    points = (seen.capture.outputs[s].double() @ vectors.directions[s].T).tolist()
+    rows = [
+        [round(a, 5), round(b, 5), prompt.benign, label.value]
+        for (a, b), prompt, label in zip(points, seen.prompts, seen.labels, strict=True)
+    ]
+    return {"sublayer": decoder.sublayers[s].name, "points": rows}
+
+
+def finish(
+    run: Run,
+    decoder: Decoder,
+    tokenizer: Any,
+    prompts: PromptSet,
+    judge: Judge,
+    probes: Sequence[Probe],
+    batching: Batching,
+    progress: Progress,
+    seed: int,
+    settings: Settings,
+) -> None:
+    """Measure the untouched and the chosen model on the test split, which nothing has looked at before."""
+    if run.record.get("test", {}).get("after"):
+        return
+    record, best = run.record, run.record["best_iteration"]
+    edit = run.edit.at(best)
+
+    def summary(iteration: int) -> dict[str, Any]:
+        label = "before" if iteration == 0 else f"after iteration {iteration}"
+        advance = progress.stage(f"test prompts, {label}", len(prompts.test))
+        seen = observe(
+            decoder,
+            tokenizer,
+            prompts.test,
+            judge,
+            max_new_tokens=settings.max_new_tokens,
+            batching=batching,
+            advance=advance,
+        )
+        run.log(iteration, "test", seen)
+        record["cost"]["generated_tokens"] += seen.capture.tokens
+        return summarise(seen.prompts, seen.labels, seed=seed)
+
+    def skills(label: str) -> dict[str, dict[str, float]]:
+        return measure_skills(decoder, tokenizer, probes, batching, progress.stage(f"skills, {label}", len(probes)))
+
+    if "test" not in record:
+        record["test"] = {"before": summary(0)}
+        record["utility"] = {"skills": {k: {"before": v["right"], "n": v["n"]} for k, v in skills("before").items()}}
+        run.commit()
+    with edit.apply(decoder.model, check=False):
+        after = summary(best) if best else record["test"]["before"]
+        right_after = skills("after") if best else {}
+    texts = harmless_texts(run.answers, prompts, "test", TEST_TEXTS)
+    if texts:
+        advance = progress.stage("comparing harmless text", len(texts))
+        found = agreement(decoder, tokenizer, texts, edit, batching, advance)
+        record["utility"] |= {"kept": found.mean_kept, "kept_interval": _mean_interval(found.kept, seed), "kl": found.mean_kl}
+    else:
+        record["limits"].append("The untouched model answered no benign test prompt, so utility kept is not known.")
+    for name, row in record["utility"]["skills"].items():
+        row["after"] = right_after[name]["right"] if best else row["before"]
+    record["test"]["after"] = after
+    if best == 0:
+        record["limits"].append("No iteration was better on validation prompts than the untouched model, which was kept.")
+    record["projections"] = {
+        "before": record["iterations"][0].get("projection"),
+        "after": record["iterations"][best].get("projection"),
+    }
+    for entry in record["iterations"]:
+        entry.pop("projection", None)
+    run.commit()
+
+
+def _mean_interval(values: list[float], seed: int, resamples: int = 2000) -> list[float]:
+    """95% bootstrap interval of the mean over texts."""
+    x = torch.tensor(values, dtype=torch.float64)
+    picks = torch.randint(len(x), (resamples, len(x)), generator=torch.Generator().manual_seed(seed))
+    means = x[picks].mean(1)
+    return [float(means.quantile(0.025)), float(means.quantile(0.975))]
+
+
+def _plain(values: Tensor) -> list[float | None]:
+    return [None if math.isnan(v) else round(v, 6) for v in values.tolist()]

@@ -1,0 +1,45 @@
+"""Write files so that a kill or a full disk leaves the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llmva.errors import LlmvaError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write to a temporary name beside `path`, flush to disk, rename."""
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise LlmvaError(f"'{path}' cannot be written ({error.strerror}): free space or choose another folder.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    from safetensors.torch import save
+
+    write_bytes(path, save({k: t.contiguous() for k, t in tensors.items()}, dict(metadata)))

@@ -1,0 +1,38 @@
+"""Turn a user's message into the text that the model reads, with the generation prompt appended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+def render(tokenizer: Any, text: str) -> str:
+    """The chat template with thinking off where it offers that; a plain dialogue where there is no template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return f"User: {text}\n\nAssistant:"
+    rendered: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    if rendered.rstrip().endswith("<think>"):
+        rendered = rendered.rstrip() + "\n\n</think>\n\n"  # some templates always open the block: close it at once
+    return rendered
+
+
+def encode(tokenizer: Any, rendered: str) -> list[int]:
+    """Token ids. A template writes its own special tokens; the plain dialogue needs the tokenizer's."""
+    special = not getattr(tokenizer, "chat_template", None)
+    ids: list[int] = tokenizer(rendered, add_special_tokens=special)["input_ids"]
+    return ids
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(ids, mask)`, both int64 [rows, longest]; every row ends at the last column, where the next token is decided."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[i, width - len(row) :] = 1
+    return ids.to(device), mask.to(device)

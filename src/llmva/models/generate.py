@@ -1,0 +1,175 @@
+"""Greedy answers, and the sublayers' outputs at the last prompt token, from the same forward pass.
+
+Prefilling the cache for generation computes every `o` already, so capturing them costs nothing. Prompts run sorted by
+length in left-padded batches, and a row ends as soon as nothing more it could say would change the judge's label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmva.errors import UsageError
+from llmva.models.batching import Batching, first_guess
+from llmva.models.chat import encode, pad_left, render
+from llmva.models.sublayers import Decoder, find_decoder, first_tensor, hooked
+
+CHECK_EVERY = 4  # decoding steps between two looks at which rows have settled
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What one pass over n prompts gives, in their order."""
+
+    answers: list[str]
+    outputs: Tensor  # o of every sublayer at the last prompt token, [S, n, d], in the model's dtype, on the CPU
+    final: Tensor  # final residual stream there, [n, d]
+    tokens: int  # generated
+
+
+def capture(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    settled: Callable[[str], bool] = lambda answer: False,
+    batching: Batching | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Capture:
+    """Answer `prompts` greedily and capture the sublayers' outputs (method.md, steps 1 and 2).
+
+    Args:
+        model: a transformers model, or a Decoder already found in one.
+        prompts: user messages; the chat template is applied here.
+        max_new_tokens: at most; 0 captures without answering.
+        settled: a judge's `settled`: generation of a row stops once it is True of the answer so far.
+        batching: keeps the batch size between calls; None guesses one.
+        advance: told the number of prompts done after every batch.
+
+    Raises:
+        UsageError: a prompt that does not fit into the model's context.
+    """
+    decoder = model if isinstance(model, Decoder) else find_decoder(model)
+    rows = [encode(tokenizer, render(tokenizer, text)) for text in prompts]
+    _check_lengths(decoder.model, prompts, rows, max_new_tokens)
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))  # longest first: memory runs out early or never
+    batching = batching or Batching(first_guess(decoder.model, max(map(len, rows)) + max_new_tokens))
+
+    answers = [""] * len(rows)
+    outputs: Tensor | None = None
+    final: Tensor | None = None
+    tokens = 0
+    for batch, (texts, o, x, n) in batching.over(
+        order, lambda batch: _run(decoder, tokenizer, [rows[i] for i in batch], max_new_tokens, settled)
+    ):
+        if outputs is None or final is None:
+            outputs = torch.empty(o.shape[0], len(rows), o.shape[2], dtype=o.dtype)
+            final = torch.empty(len(rows), x.shape[1], dtype=x.dtype)
+        outputs[:, batch], final[batch] = o, x
+        for i, text in zip(batch, texts, strict=True):
+            answers[i] = text
+        tokens += n
+        advance(len(batch))
+    assert outputs is not None and final is not None
+    return Capture(answers, outputs, final, tokens)
+
+
+@torch.inference_mode()
+def _run(
+    decoder: Decoder, tokenizer: Any, rows: list[list[int]], max_new_tokens: int, settled: Callable[[str], bool]
+) -> tuple[list[str], Tensor, Tensor, int]:
+    from transformers import StoppingCriteriaList
+
+    model = decoder.model
+    ids, mask = pad_left(rows, tokenizer.pad_token_id, model.get_input_embeddings().weight.device)
+    width = ids.shape[1]
+    taken: dict[int, Tensor] = {}
+
+    def take(index: int) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            if index not in taken:  # the first call is the prefill
+                taken[index] = first_tensor(output).reshape(len(rows), width, -1)[:, -1].cpu()
+
+        return hook
+
+    modules = [s.output for s in decoder.sublayers] + [decoder.last_block]
+    stop = _Settled(tokenizer, settled, width, len(rows))
+    with hooked([module.register_forward_hook(take(i)) for i, module in enumerate(modules)]):
+        if max_new_tokens == 0:
+            model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+            new = ids[:, width:]
+        else:
+            new = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=_greedy(model, tokenizer, max_new_tokens),
+                stopping_criteria=StoppingCriteriaList([stop]),
+            )[:, width:]
+    ends = _ends(new, _eos(model, tokenizer), stop.ends)
+    texts = [tokenizer.decode(row[:end], skip_special_tokens=True) for row, end in zip(new.tolist(), ends, strict=True)]
+    last = len(decoder.sublayers)
+    return texts, torch.stack([taken[i] for i in range(last)]), taken[last], sum(ends)
+
+
+class _Settled:
+    """A transformers stopping criterion, row by row. Keeps the length at which each row settled."""
+
+    def __init__(self, tokenizer: Any, settled: Callable[[str], bool], width: int, rows: int) -> None:
+        self.tokenizer, self.settled, self.width = tokenizer, settled, width
+        self.ends: list[int | None] = [None] * rows
+
+    def __call__(self, ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        length = ids.shape[1] - self.width
+        if length % CHECK_EVERY == 0:
+            for i, row in enumerate(ids[:, self.width :].tolist()):
+                if self.ends[i] is None and self.settled(self.tokenizer.decode(row, skip_special_tokens=True)):
+                    self.ends[i] = length
+        return torch.tensor([end is not None for end in self.ends], device=ids.device)
+
+
+def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
+    """Plain greedy search, whatever sampling or penalties the model's own generation config asks for."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(_eos(model, tokenizer)) or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _eos(model: Any, tokenizer: Any) -> set[int]:
+    """Every token that ends a turn, by the model's generation config or the tokenizer."""
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    found = set(ids) if isinstance(ids, list | tuple) else {ids}
+    return {i for i in found | {tokenizer.eos_token_id} if i is not None}
+
+
+def _ends(new: Tensor, eos: set[int], settled: list[int | None]) -> list[int]:
+    """How many tokens of each row the model itself wrote, its end token included."""
+    ends = []
+    for row, limit in zip(new.tolist(), settled, strict=True):
+        end = next((i + 1 for i, token in enumerate(row) if token in eos), len(row))
+        ends.append(end if limit is None else min(end, limit))
+    return ends
+
+
+def _check_lengths(model: Any, prompts: Sequence[str], rows: list[list[int]], max_new_tokens: int) -> None:
+    if not rows:
+        raise UsageError("There are no prompts to answer: give at least one.")
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    limit = getattr(config, "max_position_embeddings", None)
+    for text, row in zip(prompts, rows, strict=True):
+        if not row:
+            raise UsageError(f"The prompt {text[:40]!r} has no tokens for this model: remove it.")
+        if limit is not None and len(row) + max_new_tokens > limit:
+            raise UsageError(
+                f"The prompt beginning {text[:40]!r} is {len(row)} tokens long, which with {max_new_tokens} for the answer "
+                f"is more than the {limit} that the model reads: shorten or remove it."
+            )

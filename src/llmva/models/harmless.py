@@ -1,0 +1,133 @@
+"""What an edit does to text that has nothing to do with it: next tokens kept, and how far the distributions moved.
+
+The text is the model's own: prompts that it answered before any edit, with those answers. So it suits any model and
+any language, and nothing has to be downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmva.edit import Edit
+from llmva.models.batching import Batching
+from llmva.models.chat import encode, pad_left, render
+from llmva.models.sublayers import Decoder, first_tensor, hooked
+
+MAX_ANSWER = 48  # tokens of each answer that are compared
+MAX_LOGIT_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Edited against original model, teacher-forced on the original's answers; one entry a text."""
+
+    kept: list[float]  # share of positions whose most likely next token is the same
+    kl: list[float]  # mean KL divergence of the edited from the original distribution, in nats
+
+    @property
+    def mean_kept(self) -> float:
+        return sum(self.kept) / max(1, len(self.kept))
+
+    @property
+    def mean_kl(self) -> float:
+        return sum(self.kl) / max(1, len(self.kl))
+
+
+def agreement(
+    decoder: Decoder,
+    tokenizer: Any,
+    texts: Sequence[tuple[str, str]],
+    edit: Edit,
+    batching: Batching,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Agreement:
+    """Compare next tokens along each `(prompt, answer)` with and without `edit`, which must not be applied already."""
+    pairs = [_tokens(tokenizer, prompt, answer) for prompt, answer in texts]
+    order = sorted(range(len(pairs)), key=lambda i: (-sum(map(len, pairs[i])), i))
+    kept, kl = [0.0] * len(pairs), [0.0] * len(pairs)
+    # logits of all answer positions are held twice: bound them however large the vocabulary
+    most = max(1, MAX_LOGIT_BYTES // (4 * MAX_ANSWER * int(decoder.model.get_output_embeddings().weight.shape[0])))
+    small = Batching(min(batching.size, most))
+
+    def work(batch: list[int]) -> list[tuple[float, float]]:
+        rows = [pairs[i] for i in batch]
+        original = _log_probabilities(decoder, tokenizer, rows)
+        with edit.apply(decoder.model, check=False):
+            edited = _log_probabilities(decoder, tokenizer, rows)
+        return [_compare(a, b) for a, b in zip(original, edited, strict=True)]
+
+    for batch, results in small.over(order, work):
+        for i, (same, divergence) in zip(batch, results, strict=True):
+            kept[i], kl[i] = same, divergence
+        advance(len(batch))
+    return Agreement(kept, kl)
+
+
+@torch.inference_mode()
+def outputs_on_text(
+    decoder: Decoder,
+    tokenizer: Any,
+    texts: Sequence[tuple[str, str]],
+    limit: int,
+    generator: torch.Generator,
+    batching: Batching,
+) -> Tensor:
+    """Sublayers' outputs at up to `limit` random positions of `(prompt, answer)` texts, [S, q, d], in the model's dtype.
+
+    The last prompt token is left out: there the decision is taken, and the edit is meant to act.
+    """
+    pairs = [_tokens(tokenizer, prompt, answer) for prompt, answer in texts]
+    order = sorted(range(len(pairs)), key=lambda i: (-sum(map(len, pairs[i])), i))
+    places = [(i, t) for i, (p, a) in enumerate(pairs) for t in range(len(p) + len(a)) if t != len(p) - 1]
+    chosen = torch.randperm(len(places), generator=generator)[:limit].tolist()
+    wanted: dict[int, list[int]] = {}
+    for k in sorted(chosen):
+        wanted.setdefault(places[k][0], []).append(places[k][1])
+    found: dict[int, Tensor] = {}
+
+    def work(batch: list[int]) -> dict[int, Tensor]:
+        rows = [[*pairs[i][0], *pairs[i][1]] for i in batch]
+        ids, mask = pad_left(rows, tokenizer.pad_token_id, decoder.model.get_input_embeddings().weight.device)
+        taken: list[Tensor] = []
+
+        def hook(module: Any, args: Any, output: Any) -> None:
+            o = first_tensor(output).reshape(*ids.shape, -1)
+            parts = [o[b, [ids.shape[1] - len(rows[b]) + t for t in wanted.get(i, [])]] for b, i in enumerate(batch)]
+            taken.append(torch.cat(parts).cpu())
+
+        with hooked([s.output.register_forward_hook(hook) for s in decoder.sublayers]):
+            decoder.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+        stacked = torch.stack(taken)  # [S, rows of this batch, d]
+        sizes = [len(wanted.get(i, [])) for i in batch]
+        return dict(zip(batch, stacked.split(sizes, 1), strict=True))
+
+    for _, parts in batching.over(order, work):
+        found.update(parts)
+    return torch.cat([found[i] for i in range(len(pairs))], 1)
+
+
+def _tokens(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """The prompt as the model reads it, and the first tokens of its answer."""
+    return encode(tokenizer, render(tokenizer, prompt)), tokenizer(answer, add_special_tokens=False)["input_ids"][:MAX_ANSWER]
+
+
+@torch.inference_mode()
+def _log_probabilities(decoder: Decoder, tokenizer: Any, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
+    """For each row, log-probabilities at the positions that predict its answer and what follows it, [answer + 1, V]."""
+    ids, mask = pad_left(
+        [[*p, *a] for p, a in rows], tokenizer.pad_token_id, decoder.model.get_input_embeddings().weight.device
+    )
+    keep = max(len(a) for _, a in rows) + 1
+    logits = decoder.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits[:, -keep:]
+    return [torch.log_softmax(logits[i, keep - len(a) - 1 :].float(), -1) for i, (_, a) in enumerate(rows)]
+
+
+def _compare(original: Tensor, edited: Tensor) -> tuple[float, float]:
+    same = (original.argmax(-1) == edited.argmax(-1)).double().mean()
+    kl = (original.exp() * (original - edited)).sum(-1).double().mean()
+    return float(same), float(kl)

@@ -1,0 +1,132 @@
+"""Load a chat model and its tokenizer, from the hub, a folder or a .gguf file, and check that it can be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmva.errors import LlmvaError, UsageError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device that a run uses: CUDA, then Apple's MPS, then the CPU, unless `name` says which."""
+    if name != "auto":
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(f"device '{name}' cannot be used here ({_first_line(error)}): leave --device out.") from error
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The checkpoint's own dtype where the device computes in it at full speed, else float32."""
+    if device.type == "cpu" and stored != torch.float32:
+        # bfloat16 products are about three times faster than float32 on CPUs that have them, and much slower elsewhere
+        native = torch.cpu._is_avx512_bf16_supported() if hasattr(torch.cpu, "_is_avx512_bf16_supported") else False
+        return torch.bfloat16 if stored == torch.bfloat16 and native else torch.float32
+    return stored
+
+
+def load_model(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    device_map: str | dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> tuple[Any, Any]:
+    """Load `(model, tokenizer)`, in evaluation mode, in one copy.
+
+    `name` is a hub id, a local folder, or a .gguf file (its weights are unpacked to `dtype`).
+    Raises UsageError when there is no such model and LlmvaError when its weights are unusable.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    source, extra = _locate(str(name))
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **extra}
+    if revision is not None:
+        options["revision"] = revision
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UsageError(f"dtype '{dtype}' is unknown: use auto, {', '.join(DTYPES)}.")
+    where = pick_device(device)
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        stored = torch.float32 if extra else (getattr(config, "dtype", None) or torch.float32)
+        wanted = DTYPES[dtype] if dtype != "auto" else pick_dtype(stored, where)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        placement = {"device_map": device_map} if device_map is not None else {}
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **placement, **options)
+    except torch.OutOfMemoryError as error:
+        raise LlmvaError(f"'{name}' does not fit on {where}: use a smaller model or --device-map auto.") from error
+    except Exception as error:
+        # transformers reports a missing folder, a missing file and an unreadable file by many classes of error
+        raise _explain(str(name), error) from error
+    if device_map is None and where.type != "cpu":
+        model = model.to(where)
+    model.eval()
+    model.requires_grad_(False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    check_weights(model, str(name))
+    return model, tokenizer
+
+
+def check_weights(model: Any, name: str) -> None:
+    """Refuse weights that are not finite: every later figure would be nonsense. Reads each tensor once."""
+    for key, weight in model.named_parameters():
+        if not weight.is_floating_point() or weight.numel() == 0 or weight.device.type == "meta":
+            continue
+        low, high = torch.aminmax(weight)  # NaN propagates, and no copy of the tensor is made
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise LlmvaError(f"'{name}' holds NaN or infinite weights in {key}: download or convert the model again.")
+
+
+def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    path = Path(name).expanduser()
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise UsageError(f"There is no file '{name}': check the path of the .gguf model.")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        config = path / "config.json"
+        if not config.is_file():
+            raise UsageError(f"'{name}' holds no config.json: give the folder of a Hugging Face model.")
+        try:
+            json.loads(config.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise UsageError(f"'{name}/config.json' cannot be read as JSON: download the model again.") from error
+        return str(path), {}
+    if path.is_file():
+        raise UsageError(f"'{name}' is a file that is no .gguf: give a model's folder, hub id or .gguf file.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
+        raise UsageError(f"There is no folder '{name}': check the path of the model.")
+    return name, {}
+
+
+def _explain(name: str, error: Exception) -> LlmvaError:
+    text = str(error)
+    local = Path(name).expanduser().exists()
+    if "trust_remote_code" in text:
+        return UsageError(f"'{name}' brings code of its own: read it, then pass --trust-remote-code if you trust it.")
+    if not local and isinstance(error, OSError):
+        return UsageError(f"'{name}' is neither a local folder nor a model that the hub gives: check its name and the network.")
+    if "Unrecognized configuration class" in text or "model type" in text or "Unrecognized model" in text:
+        return UsageError(f"'{name}' is of a model type that transformers cannot load as a chat model ({_first_line(error)}).")
+    if "no file named" in text:
+        return UsageError(f"'{name}' holds no weights in safetensors: download the model whole or convert it.")
+    return LlmvaError(f"'{name}' cannot be loaded ({type(error).__name__}: {_first_line(error)}): download or convert it again.")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,232 @@
+"""Find the 2N sublayers of a decoder: the modules whose outputs are added to the residual stream.
+
+A block's update of the residual stream is a sum, `x_out - x_in = c (o_attention + o_mlp)`. Names suggest which
+modules give the two terms; one forward pass of a few tokens then proves it. A model whose update the named modules
+do not explain is searched for a pair that does, and refused if there is none, because editing the wrong module would
+look like a run and do harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmva.errors import UsageError
+
+# Ends of names, inside a block, of the projection that writes a sublayer's output.
+ATTENTION = (
+    "self_attn.o_proj",  # llama, mistral, qwen2, qwen3, gemma, phi3, olmo2, granite, cohere
+    "self_attn.dense",  # phi
+    "self_attn.out_proj",  # opt
+    "self_attention.dense",  # falcon, bloom
+    "attention.dense",  # gpt_neox
+    "attention.o_proj",
+    "attention.out_proj",
+    "attn.c_proj",  # gpt2
+    "attn.o_proj",
+    "attn.out_proj",  # gpt_j, mpt
+    "attn.attention.out_proj",  # gpt_neo
+    "linear_attn.out_proj",  # qwen3_next
+    "mixer.out_proj",
+)
+MLP = (
+    "mlp.down_proj",  # llama, mistral, qwen2, qwen3, gemma, phi3, olmo2, granite, cohere
+    "mlp.c_proj",  # gpt2
+    "mlp.fc2",  # phi
+    "mlp.dense_4h_to_h",  # gpt_neox, falcon, bloom
+    "mlp.fc_out",  # gpt_j
+    "ffn.down_proj",  # mpt
+    "feed_forward.w2",
+    "feed_forward.down_proj",
+    "block_sparse_moe",  # mixtral: the block's output is linear in every expert's down projection
+    "fc2",  # opt
+    "mlp",  # mixture of experts: the module that sums them
+)
+PROBE_TOKENS = 5
+TOLERANCE = 0.05  # relative; bfloat16 sums of large residuals lose two digits
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One attention or MLP sublayer. `projection` is edited; `output` gives `o` (its post-norm, where there is one)."""
+
+    name: str  # path of the projection in the model
+    kind: str  # "attention" or "mlp"
+    block: int
+    projection: nn.Module
+    output: nn.Module
+
+    @property
+    def gain(self) -> torch.Tensor | None:
+        """The post-norm's per-channel gain, float32 [d], or None where the projection writes to the residual itself."""
+        if self.output is self.projection:
+            return None
+        weight = self.output.weight.detach().float()  # type: ignore[union-attr, operator]
+        # Gemma's norms multiply by 1 + weight
+        return 1.0 + weight if "gemma" in type(self.output).__name__.lower() else weight
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The parts of a model that the method reads and edits."""
+
+    model: Any
+    sublayers: tuple[Sublayer, ...]
+    last_block: nn.Module  # its output is the final residual stream, before the final norm
+    width: int
+
+    @property
+    def names(self) -> list[str]:
+        return [sublayer.name for sublayer in self.sublayers]
+
+
+def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
+    """Sublayers in order: attention, MLP, attention, MLP, ... Raises UsageError rather than guess."""
+    prefix, blocks = _blocks(model)
+    width = int(_text_config(model).hidden_size)
+    updates = _probe(model, blocks) if verify else None
+    sublayers: list[Sublayer] = []
+    for index, block in enumerate(blocks):
+        pair = _by_name(block)
+        if updates is not None:
+            pair = _proved(block, pair, updates[index], torch.finfo(model.dtype).eps)
+        if pair is None:
+            raise UsageError(
+                f"In block {index} of this {_text_config(model).model_type} model no two modules explain what the block "
+                "adds to the residual stream: the architecture is not supported."
+            )
+        for kind, (projection, output) in zip(("attention", "mlp"), pair, strict=True):
+            modules = dict(block.named_modules())
+            name = f"{prefix}.{index}.{projection}"
+            sublayers.append(Sublayer(name, kind, index, modules[projection], modules[output]))
+    return Decoder(model, tuple(sublayers), blocks[-1], width)
+
+
+def _text_config(model: Any) -> Any:
+    config = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
+    """The decoder's list of blocks: the one ModuleList as long as the config says, outside any vision or audio tower."""
+    count = getattr(_text_config(model), "num_hidden_layers", None)
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == count
+        and not any(word in name for word in ("vision", "visual", "audio", "encoder"))
+        and any(True for _ in module[0].children())
+    ]
+    if len(found) != 1:
+        kind = getattr(model.config, "model_type", type(model).__name__)
+        raise UsageError(f"The decoder blocks of this {kind} model cannot be told apart: the architecture is not supported.")
+    return found[0]
+
+
+Pair = tuple[tuple[str, str], tuple[str, str]]  # (projection, output) of the attention and of the MLP
+
+
+def _by_name(block: nn.Module) -> Pair | None:
+    names = {name for name, _ in block.named_modules()}
+    attention = next((name for name in ATTENTION if name in names), None)
+    mlp = next((name for name in MLP if name in names), None)
+    return None if attention is None or mlp is None else ((attention, attention), (mlp, mlp))
+
+
+@torch.inference_mode()
+def _probe(model: Any, blocks: nn.ModuleList) -> list[dict[str, torch.Tensor]]:
+    """For each block: its `input` and `output` and every inner module's output of the same shape, float64 [1, t, d]."""
+    records: list[dict[str, torch.Tensor]] = [{} for _ in blocks]
+    handles = []
+    for index, block in enumerate(blocks):
+        for name, module in block.named_modules():
+            if name:
+                handles.append(module.register_forward_hook(_recorder(records[index], name)))
+        handles.append(block.register_forward_pre_hook(_input_recorder(records[index]), with_kwargs=True))
+        handles.append(block.register_forward_hook(_recorder(records[index], "output")))
+    size = int(_text_config(model).vocab_size)
+    ids = (torch.arange(1, PROBE_TOKENS + 1) * 7919 % size).unsqueeze(0)
+    try:
+        model(input_ids=ids.to(model.get_input_embeddings().weight.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for record in records:
+        shape = record["output"].shape
+        for name in [n for n, t in record.items() if t.numel() != record["output"].numel() or t.shape[-1] != shape[-1]]:
+            del record[name]
+    return [{name: t.reshape(record["output"].shape) for name, t in record.items()} for record in records]
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """Modules return a tensor or a tuple that begins with it."""
+    tensor: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
+    return tensor
+
+
+def _recorder(record: dict[str, torch.Tensor], name: str) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        tensor = first_tensor(output)
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+            record[name] = tensor.detach().to("cpu", torch.float64)
+
+    return hook
+
+
+def _input_recorder(record: dict[str, torch.Tensor]) -> Any:
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        tensor = args[0] if args else kwargs["hidden_states"]
+        record["input"] = tensor.detach().to("cpu", torch.float64)
+
+    return hook
+
+
+def _explained(record: dict[str, torch.Tensor], attention: str, mlp: str, epsilon: float) -> bool:
+    """Whether `x_out - x_in = c (o_attention + o_mlp)` at every token, at the best scalar c (granite has one).
+
+    Beside TOLERANCE it allows what rounding the residual stream to its dtype can do: a token with massive activations
+    loses its small updates.
+    """
+    update, total = record["output"] - record["input"], record[attention] + record[mlp]
+    scale = (update * total).sum() / total.pow(2).sum().clamp_min(1e-30)
+    error = (update - scale * total).norm(dim=-1)
+    rounding = 2 * epsilon * record["output"].norm(dim=-1)
+    return bool((error <= TOLERANCE * update.norm(dim=-1) + rounding).all())
+
+
+def _proved(block: nn.Module, named: Pair | None, record: dict[str, torch.Tensor], epsilon: float) -> Pair | None:
+    """The named pair if it explains the block's update, perhaps through post-norms, else the one pair that does."""
+    if named is not None:
+        norms = [name for name in record if "norm" in name.lower() and "." not in name]
+        for attention, mlp in product([named[0][0], *norms], [named[1][0], *norms]):
+            if attention in record and mlp in record and attention != mlp:
+                if _explained(record, attention, mlp, epsilon):
+                    return (named[0][0], attention), (named[1][0], mlp)
+    linear = [n for n, m in block.named_modules() if n in record and getattr(m, "weight", None) is not None and _is_linear(m)]
+    pairs = [(a, b) for i, a in enumerate(linear) for b in linear[i + 1 :]]
+    fitting = [p for p in pairs if _explained(record, *p, epsilon)]
+    if len(fitting) != 1:
+        return None
+    (attention, mlp), = fitting
+    return (attention, attention), (mlp, mlp)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+@contextmanager
+def hooked(handles: list[Any]) -> Iterator[None]:
+    """Keep forward hooks for the length of a block, and remove them whatever happens in it."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

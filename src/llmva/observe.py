@@ -1,0 +1,66 @@
+"""Steps 1 and 2 of an iteration: let the model answer, judge the answers, keep what its sublayers said meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmva.judges.base import Judge, Judgement, Label
+from llmva.models.batching import Batching
+from llmva.models.generate import Capture, capture
+from llmva.models.sublayers import Decoder
+from llmva.prompts.types import Prompt
+
+
+@dataclass(frozen=True)
+class Observation:
+    """n prompts, their judged answers, and the captures at their last tokens."""
+
+    prompts: list[Prompt]
+    judgements: list[Judgement]
+    capture: Capture
+
+    @property
+    def labels(self) -> list[Label]:
+        return [judgement.label for judgement in self.judgements]
+
+    @property
+    def signs(self) -> Tensor:
+        """int8 [2, n]: answered (+1) or not, benign (+1) or toxic. Garbled text answers nothing, so it counts as -1."""
+        answered = [1 if label is Label.ANSWERED else -1 for label in self.labels]
+        benign = [1 if prompt.benign else -1 for prompt in self.prompts]
+        return torch.tensor([answered, benign], dtype=torch.int8)
+
+    def part(self, start: int, end: int) -> Observation:
+        """The prompts from `start` up to `end`."""
+        c = self.capture
+        cut = Capture(c.answers[start:end], c.outputs[:, start:end], c.final[start:end], 0)
+        return Observation(self.prompts[start:end], self.judgements[start:end], cut)
+
+
+def observe(
+    decoder: Decoder,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    *,
+    max_new_tokens: int,
+    batching: Batching | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Observation:
+    """Answer, capture and judge `prompts` with the model as it is now."""
+    texts = [prompt.text for prompt in prompts]
+    found = capture(
+        decoder,
+        tokenizer,
+        texts,
+        max_new_tokens=max_new_tokens,
+        settled=judge.settled,
+        batching=batching,
+        advance=advance,
+    )
+    return Observation(list(prompts), judge.answered_all(texts, found.answers), found)

@@ -1,0 +1,36 @@
+"""The settings of a run. A run is repeated exactly by these, its seed, its prompts and its model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llmva.errors import UsageError
+
+
+class Settings(BaseModel):
+    """Defaults are what `llmva align` runs with; docs/method.md says where each comes from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    iterations: int = Field(30, ge=0, description="most iterations (the paper's T)")
+    layers: int | None = Field(None, ge=1, description="sublayers edited in an iteration (the paper's L)")
+    step: float = Field(1.0, gt=0, le=1, description="share of the way to alignment that one iteration goes")
+    svm: Literal["exact", "sklearn"] = Field("exact", description="solver: exact, or scikit-learn's as in the paper")
+    C: float = Field(1.0, gt=0, description="cost of a margin violation in the SVMs")
+    quiet: float = Field(1.0, ge=0, description="weight of harmless text in the SVMs' regulariser; 0 is the paper's")
+    per_source: int = Field(128, ge=1, description="training prompts drawn from each data set in an iteration")
+    max_new_tokens: int = Field(128, ge=1, description="most tokens of an answer")
+    patience: int = Field(4, ge=1, description="iterations without a better validation F1 before stopping")
+    min_kept: float = Field(0.9, ge=0, le=1, description="least share of harmless next tokens kept by the chosen iteration")
+
+
+def make_settings(**given: object) -> Settings:
+    """Settings from keyword arguments. Raises UsageError that names the first bad one."""
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"The setting {name}={first.get('input')!r} is not usable: {first['msg'].lower()}.") from error

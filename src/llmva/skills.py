@@ -1,0 +1,74 @@
+"""Probes with known answers: what else the model can do, measured before and after an edit."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmva.errors import UsageError
+from llmva.models.batching import Batching
+from llmva.models.generate import capture
+from llmva.models.sublayers import Decoder
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A prompt of one skill. Right is an answer that begins with `expected`, or holds every word of `contains`."""
+
+    skill: str
+    prompt: str
+    expected: str | None = None
+    contains: tuple[str, ...] = ()
+
+    def right(self, answer: str) -> bool:
+        words = _words(answer)
+        if self.expected is not None:
+            wanted = _words(self.expected)
+            return words[: len(wanted)] == wanted
+        return set(self.contains) <= set(words)
+
+
+def load_probes(path: Path) -> list[Probe]:
+    """Read a JSONL file with the fields of `Probe`. Raises UsageError that names the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The skills file '{path}' cannot be read: give a UTF-8 JSONL file.") from error
+    probes = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            probe = Probe(row["skill"], row["prompt"], row.get("expected"), tuple(row.get("contains") or ()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"Line {number} of '{path}' is no probe: give skill, prompt and expected or contains.") from error
+        if probe.expected is None and not probe.contains:
+            raise UsageError(f"Line {number} of '{path}' has neither expected nor contains: add one.")
+        probes.append(probe)
+    return probes
+
+
+def measure_skills(
+    decoder: Decoder,
+    tokenizer: Any,
+    probes: Sequence[Probe],
+    batching: Batching,
+    advance: Callable[[int], None] = lambda n: None,
+) -> dict[str, dict[str, float]]:
+    """Share of right answers per skill: `{skill: {"right": share, "n": probes}}`."""
+    if not probes:
+        return {}
+    found = capture(decoder, tokenizer, [p.prompt for p in probes], max_new_tokens=32, batching=batching, advance=advance)
+    results: dict[str, list[bool]] = {}
+    for probe, answer in zip(probes, found.answers, strict=True):
+        results.setdefault(probe.skill, []).append(probe.right(answer))
+    return {skill: {"right": sum(r) / len(r), "n": len(r)} for skill, r in results.items()}
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())

@@ -1,0 +1,88 @@
+"""Steps 3 and 6 of an iteration: the two vectors of every sublayer, and the edit that aligns one with the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmva.edit import Edit
+from llmva.models.sublayers import Sublayer
+from llmva.observe import Observation
+from llmva.selection import accuracy, score
+from llmva.vectors import Quiet, angles, fit_sklearn, fit_svms, spread, unit
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What an iteration reads off the model; index 0 is "answer", 1 is "benign"."""
+
+    directions: Tensor  # v_a and v_b, unit, float64 [S, 2, d]
+    spread: Tensor  # sigma_a and sigma_b, [S, 2]
+    accuracy: Tensor  # on validation prompts, [S, 2]
+    scores: Tensor  # [S]
+    angles: Tensor  # between v_a and v_b, degrees, [S]
+
+    @property
+    def ratio(self) -> Tensor:
+        """r = sigma_a / sigma_b, [S]; 0 where the benign vector is zero."""
+        a, b = self.spread.unbind(-1)
+        return torch.where(b > 0, a / b.clamp_min(1e-30), torch.zeros_like(a))
+
+
+def identify(
+    train: Observation,
+    validation: Observation,
+    *,
+    harmless: Tensor | None = None,
+    quiet: float = 1.0,
+    svm: str = "exact",
+    C: float = 1.0,
+    seed: int = 0,
+) -> Vectors:
+    """Fit both SVMs in every sublayer and in the final residual stream, and score the sublayers.
+
+    Args:
+        train: prompts that the SVMs are fitted on.
+        validation: prompts that the accuracies are measured on.
+        harmless: outputs [S, q, d] at positions of harmless text, for quiet readers; None fits as in the paper.
+        quiet: weight of those positions (see `vectors.Quiet.of`).
+        svm: "exact" or "sklearn" (which knows no quiet readers).
+    """
+    labels = train.signs
+    parts = []
+    for s, features in enumerate(train.capture.outputs):  # one at a time: float64 copies of all would fill the memory
+        metric = None if harmless is None or quiet == 0 else [Quiet.of(harmless[s], quiet)]
+        x = features[None].double()
+        w = fit_svms(x, labels, C, quiet=metric) if svm == "exact" else fit_sklearn(x, labels, C, seed=seed)
+        v = unit(w)
+        parts.append((v, spread(x, v), accuracy(validation.capture.outputs[s : s + 1], v, validation.signs)))
+    directions, sigma, right = (torch.cat(column) for column in zip(*parts, strict=True))
+    x = train.capture.final[None].double()
+    final = unit(fit_svms(x, labels, C) if svm == "exact" else fit_sklearn(x, labels, C, seed=seed))[0]
+    return Vectors(directions, sigma, right, score(directions, final, right), angles(*directions.unbind(1)))
+
+
+def align_sublayers(
+    edit: Edit, sublayers: Iterable[Sublayer], vectors: Vectors, chosen: list[int], iteration: int, step: float = 1.0
+) -> Edit:
+    """Follow `edit` by the minimum-norm map that makes o'.v_a = r o.v_b in every chosen sublayer (method.md, step 6)."""
+    all_sublayers = list(sublayers)
+    for s in chosen:
+        v_a, v_b = vectors.directions[s]
+        writer, reader = align_one(v_a, v_b, float(vectors.ratio[s]), all_sublayers[s].gain)
+        edit = edit.then(all_sublayers[s].name, step * writer, reader, iteration)
+    return edit
+
+
+def align_one(v_a: Tensor, v_b: Tensor, r: float, gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`(v, u)` of the rank-one map o' = (I + v u^T) o with o'.v_a = r o.v_b, both [d].
+
+    Behind a post-norm the residual stream gets c * gain * o, c a scalar per token. The vectors live there, so on the
+    projection's own output the covectors are gain * v (method.md, "What architectures add").
+    """
+    if gain is not None:
+        v_a, v_b = gain.to(v_a) * v_a, gain.to(v_b) * v_b
+    return v_a / v_a.dot(v_a), r * v_b - v_a
