@@ -33,7 +33,6 @@ from llmva.steps import Vectors, align_sublayers, identify
 
 HARMLESS_TEXTS = 64  # per use: for the quiet readers, for the choice of the iteration, for the report
 HARMLESS_POSITIONS = 512
-LONGEST = 512  # tokens of a row, prompt and answer, that the first batch size is guessed for
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def align(
     skills: Sequence[Probe] = (),
     name: str | None = None,
     command: str | None = None,
-    batch_size: int | None = None,
+    batch_tokens: int | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Result:
@@ -87,7 +86,8 @@ def align(
     run, resumed = Run.open(Path(out) if out is not None else None, record, prompts, restart=restart)
     if resumed:
         progress.note(f"going on with the run in {run.directory}, {run.done} iterations done")
-    batching = Batching(batch_size or run.record.get("batch_size") or first_guess(model, LONGEST))
+    known = batch_tokens or run.record.get("batch_tokens")
+    batching = Batching(known) if known else first_guess(model)
 
     while run.record["stopped"] is None:
         t = run.done
@@ -108,7 +108,7 @@ def align(
         run.log(t, "train", train)
         run.log(t, "validation", validation)
         run.record["cost"]["generated_tokens"] += seen.capture.tokens
-        entry = {"iteration": t, **quick(validation.prompts, validation.labels)}
+        entry: dict[str, Any] = {"iteration": t, **quick(validation.prompts, validation.labels)}
         entry |= _measure_harm(run, decoder, tokenizer, prompts, batching, progress)
 
         edit = run.edit
@@ -118,11 +118,13 @@ def align(
             vectors = _fit(run, decoder, tokenizer, prompts, train, validation, chosen_settings, seed, batching)
             chosen = select(vectors.scores, count)
             edit = align_sublayers(edit, decoder.sublayers, vectors, chosen, t + 1, chosen_settings.step)
-            entry |= figures.of_vectors(vectors, chosen) | {"projection": figures.projection(vectors, validation, decoder)}
+            entry |= figures.of_vectors(vectors, chosen) | {
+                "projection": figures.projection(vectors, validation, decoder)
+            }
         run.record["iterations"].append(entry)
         run.record["best_iteration"] = best = choose(run.record["iterations"], chosen_settings.min_kept)
         run.record["stopped"] = empty or stop_reason(run.record["iterations"], chosen_settings)
-        run.record["batch_size"] = batching.size
+        run.record["batch_tokens"] = batching.tokens
         progress.iteration(entry, best, chosen_settings.iterations)
         run.commit(edit)
 
@@ -186,7 +188,9 @@ def _measure_harm(
 def _layer_count(decoder: Decoder, settings: Settings) -> int:
     most = len(decoder.sublayers)
     if settings.layers is not None and settings.layers > most:
-        raise UsageError(f"The model has {most} sublayers, so {settings.layers} cannot be edited: choose --layers 1 to {most}.")
+        raise UsageError(
+            f"The model has {most} sublayers, so {settings.layers} cannot be edited: choose --layers 1 to {most}."
+        )
     return settings.layers or default_count(most)
 
 

@@ -10,7 +10,7 @@ so a whole run is two d x k matrices a sublayer, and the model after any iterati
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +56,7 @@ class Edit:
 
     factors: Mapping[str, Factors] = field(default_factory=dict)
     base: Mapping[str, Any] = field(default_factory=dict)
+    best: int | None = None  # the iteration that applying uses, where later ones were tried and found worse
 
     @property
     def iterations(self) -> int:
@@ -76,7 +77,12 @@ class Edit:
             k = int((f.iteration <= iteration).sum())
             if k:
                 kept[name] = Factors(f.V[:, :k].contiguous(), f.U[:, :k].contiguous(), f.iteration[:k].contiguous())
-        return replace(self, factors=kept)
+        return replace(self, factors=kept, best=None)
+
+    @property
+    def chosen(self) -> Edit:
+        """The edit as its run chose it: what `apply` and `bake` use."""
+        return self if self.best is None else self.at(self.best)
 
     def scaled(self, strength: float) -> Edit:
         """o' = o + strength V (U^T o): 0 is the base model, 1 the edit as fitted."""
@@ -90,13 +96,15 @@ class Edit:
         Works at once and until `.remove()`; or as a context manager, until its end. Raises LlmvaError when the edit
         is of another model.
         """
-        projections = self._projections(model, check)
-        return Applied([_hook(projections[name], f) for name, f in self.factors.items() if len(f.iteration)])
+        factors = self.chosen.factors
+        projections = self._projections(model, factors, check)
+        return Applied([_hook(projections[name], f) for name, f in factors.items()])
 
     def bake(self, model: nn.Module, *, check: bool = True) -> None:
         """Write the edit into the weights: W' = W + V (U^T W), b' = b + V (U^T b), in float32, rounded once."""
-        projections = self._projections(model, check)
-        plans = [(projections[name], f, _weight_layout(name, projections[name])) for name, f in self.factors.items()]
+        factors = self.chosen.factors
+        projections = self._projections(model, factors, check)
+        plans = [(projections[name], f, _weight_layout(name, projections[name])) for name, f in factors.items()]
         for projection, f, transposed in plans:
             weight = projection.weight
             V, U = f.V.to(weight.device), f.U.to(weight.device)
@@ -108,21 +116,21 @@ class Edit:
                 wide = bias.detach().float()
                 bias.data.copy_(wide + V @ (U.T @ wide))
 
-    def _projections(self, model: nn.Module, check: bool) -> dict[str, Any]:
+    def _projections(self, model: nn.Module, names: Iterable[str], check: bool) -> dict[str, Any]:
         modules = dict(model.named_modules())
-        missing = [name for name in self.factors if name not in modules]
+        missing = [name for name in names if name not in modules]
         if missing:
             raise LlmvaError(f"The edit belongs to {self._title()}: this model has no sublayer {missing[0]}.")
         if check:
             hashes = self.base.get("hashes", {})
-            for name in self.factors:
+            for name in names:
                 here = module_hash(modules[name])
                 if hashes.get(name, here) != here:
                     raise LlmvaError(
                         f"The edit belongs to {self._title()}, whose {name} has hash {hashes[name]}, and this model's "
                         f"has {here}: give the model that the edit was made from."
                     )
-        return {name: modules[name] for name in self.factors}
+        return {name: modules[name] for name in names}
 
     def _title(self) -> str:
         return f"the {self.base.get('model_type', '')} model '{self.base.get('model', 'unknown')}'".replace("  ", " ")
@@ -136,7 +144,9 @@ class Edit:
         for name, f in sorted(self.factors.items()):
             tensors[f"{name}.V"], tensors[f"{name}.U"], tensors[f"{name}.iteration"] = f.V, f.U, f.iteration
         # one entry only: safetensors does not keep the order of several
-        note = json.dumps({"format": FORMAT, "version": VERSION, "base": dict(self.base)}, sort_keys=True)
+        note = json.dumps(
+            {"format": FORMAT, "version": VERSION, "best": self.best, "base": dict(self.base)}, sort_keys=True
+        )
         write_tensors(path, tensors, {"llmva": note})
         return path
 
@@ -165,7 +175,10 @@ class Edit:
         base = note.get("base")
         if not isinstance(base, dict) or not isinstance(base.get("hashes", {}), dict):
             raise LlmvaError(f"{broken} (no base model): {mend}.")
-        return cls({name: f for name, f in _factors(tensors, f"{broken} ({{}}): {mend}.")}, base)
+        best = note.get("best")
+        if best is not None and (not isinstance(best, int) or best < 0):
+            raise LlmvaError(f"{broken} (best iteration {best!r}): {mend}.")
+        return cls(_factors(tensors, f"{broken} ({{}}): {mend}."), base, best)
 
 
 def edit_file(path: str | Path) -> Path:
@@ -173,16 +186,14 @@ def edit_file(path: str | Path) -> Path:
     return path if path.suffix == ".safetensors" else path / "edit.safetensors"
 
 
-def _factors(tensors: dict[str, Tensor], message: str) -> list[tuple[str, Factors]]:
+def _factors(tensors: dict[str, Tensor], message: str) -> dict[str, Factors]:
     """Group tensors by sublayer and check shapes, dtypes, finiteness and the order of columns."""
-    names = sorted({key.rsplit(".", 1)[0] for key in tensors})
-    found = []
-    for name in names:
-        parts = [tensors.pop(f"{name}.{part}", None) for part in ("V", "U", "iteration")]
-        if any(part is None for part in parts):
-            raise LlmvaError(message.format(f"{name} lacks a factor"))
-        V, U, iteration = parts  # type: ignore[assignment]
-        V, U, iteration = (t for t in (V, U, iteration))
+    found = {}
+    for name in sorted({key.rsplit(".", 1)[0] for key in tensors}):
+        try:
+            V, U, iteration = (tensors.pop(f"{name}.{part}") for part in ("V", "U", "iteration"))
+        except KeyError as error:
+            raise LlmvaError(message.format(f"{name} lacks a factor")) from error
         shapes = V.ndim == 2 and V.shape == U.shape and iteration.shape == V.shape[1:]
         if not shapes or V.dtype != torch.float32 or U.dtype != torch.float32 or iteration.dtype != torch.int32:
             raise LlmvaError(message.format(f"{name} has wrong shapes or dtypes"))
@@ -190,7 +201,7 @@ def _factors(tensors: dict[str, Tensor], message: str) -> list[tuple[str, Factor
             raise LlmvaError(message.format(f"{name} holds NaN"))
         if len(iteration) and (int(iteration[0]) < 1 or bool((iteration[1:] < iteration[:-1]).any())):
             raise LlmvaError(message.format(f"{name} has columns out of order"))
-        found.append((name, Factors(V, U, iteration)))
+        found[name] = Factors(V, U, iteration)
     if tensors:
         raise LlmvaError(message.format(f"unexpected tensor {next(iter(tensors))}"))
     return found
@@ -209,7 +220,9 @@ class Applied:
     def __enter__(self) -> Applied:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.remove()
 
 

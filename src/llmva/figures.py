@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -108,24 +109,30 @@ def finish(
     if texts:
         advance = progress.stage("comparing harmless text", len(texts))
         found = agreement(decoder, tokenizer, texts, edit, batching, advance)
-        record["utility"] |= {"kept": found.mean_kept, "kept_interval": _mean_interval(found.kept, seed), "kl": found.mean_kl}
+        record["utility"] |= {
+            "kept": found.mean_kept,
+            "kept_interval": mean_interval(found.kept, seed),
+            "kl": found.mean_kl,
+        }
     else:
         record["limits"].append("The untouched model answered no benign test prompt, so utility kept is not known.")
     for name, row in record["utility"]["skills"].items():
         row["after"] = right_after[name]["right"] if best else row["before"]
     record["test"]["after"] = after
     if best == 0:
-        record["limits"].append("No iteration was better on validation prompts than the untouched model, which was kept.")
+        record["limits"].append(
+            "No iteration was better on validation prompts than the untouched model, which was kept."
+        )
     record["projections"] = {
         "before": record["iterations"][0].get("projection"),
         "after": record["iterations"][best].get("projection"),
     }
     for entry in record["iterations"]:
         entry.pop("projection", None)
-    run.commit()
+    run.commit(replace(run.edit, best=best))
 
 
-def _mean_interval(values: list[float], seed: int, resamples: int = 2000) -> list[float]:
+def mean_interval(values: list[float], seed: int, resamples: int = 2000) -> list[float]:
     """95% bootstrap interval of the mean over texts."""
     x = torch.tensor(values, dtype=torch.float64)
     picks = torch.randint(len(x), (resamples, len(x)), generator=torch.Generator().manual_seed(seed))

@@ -24,7 +24,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise LlmvaError(f"'{path}' cannot be written ({error.strerror}): free space or choose another folder.") from error
+        raise LlmvaError(
+            f"'{path}' cannot be written ({error.strerror}): free space or choose another folder."
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

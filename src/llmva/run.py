@@ -94,7 +94,6 @@ class Run:
                     "reason": judged.reason,
                 }
             )
-        self.record["cost"]["generated_tokens"] += seen.capture.tokens
 
     def commit(self, edit: Edit | None = None) -> None:
         """Make everything said so far survive a kill. `edit` is what the next iteration runs with."""
@@ -104,7 +103,9 @@ class Run:
         cost["peak_bytes"] = max(cost["peak_bytes"], peak_bytes())
         if self.directory is None:
             return
-        self.record["answers_bytes"] = _append(self.directory / "answers.jsonl", self.answers, self.record["answers_bytes"])
+        self.record["answers_bytes"] = _append(
+            self.directory / "answers.jsonl", self.answers, self.record["answers_bytes"]
+        )
         self.edit.save(self.directory)
         write_json(self.directory / "run.json", self.record)
 
@@ -167,7 +168,9 @@ def _make(directory: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(f"The folder '{directory}' cannot be written ({error.strerror}): choose another with --out.") from error
+        raise UsageError(
+            f"The folder '{directory}' cannot be written ({error.strerror}): choose another with --out."
+        ) from error
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
@@ -189,7 +192,9 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) ->
     if before["base"]["dtype"] != now["base"]["dtype"]:
         raise refuse("the dtype", before["base"]["dtype"], now["base"]["dtype"])
     if before["prompts"]["hashes"] != now["prompts"]["hashes"]:
-        raise refuse("the prompts", sorted(before["prompts"]["hashes"]), f"{sorted(now['prompts']['hashes'])} with other texts")
+        raise refuse(
+            "the prompts", sorted(before["prompts"]["hashes"]), f"{sorted(now['prompts']['hashes'])} with other texts"
+        )
 
 
 def _append(path: Path, rows: list[dict[str, Any]], known: int) -> int:
@@ -207,7 +212,9 @@ def _append(path: Path, rows: list[dict[str, Any]], known: int) -> int:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise LlmvaError(f"'{path}' cannot be written ({error.strerror}): free space and run the same command again.") from error
+        raise LlmvaError(
+            f"'{path}' cannot be written ({error.strerror}): free space and run the same command again."
+        ) from error
     return known + len(lines)
 
 
@@ -217,7 +224,9 @@ def _truncate(path: Path, length: int) -> None:
     os.truncate(path, length)
 
 
-def harmless_texts(answers: Iterable[Mapping[str, Any]], prompts: PromptSet, split: str, most: int) -> list[tuple[str, str]]:
+def harmless_texts(
+    answers: Iterable[Mapping[str, Any]], prompts: PromptSet, split: str, most: int
+) -> list[tuple[str, str]]:
     """Benign prompts that the untouched model answered, with its answers: text that an edit should leave alone."""
     by_id = {prompt.id: prompt for prompt in getattr(prompts, split) if prompt.benign}
     found = [

@@ -23,7 +23,9 @@ class Settings(BaseModel):
     per_source: int = Field(128, ge=1, description="training prompts drawn from each data set in an iteration")
     max_new_tokens: int = Field(128, ge=1, description="most tokens of an answer")
     patience: int = Field(4, ge=1, description="iterations without a better validation F1 before stopping")
-    min_kept: float = Field(0.9, ge=0, le=1, description="least share of harmless next tokens kept by the chosen iteration")
+    min_kept: float = Field(
+        0.9, ge=0, le=1, description="least share of harmless next tokens kept by the chosen iteration"
+    )
 
 
 def make_settings(**given: object) -> Settings:

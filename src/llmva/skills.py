@@ -46,7 +46,9 @@ def load_probes(path: Path) -> list[Probe]:
             row = json.loads(line)
             probe = Probe(row["skill"], row["prompt"], row.get("expected"), tuple(row.get("contains") or ()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"Line {number} of '{path}' is no probe: give skill, prompt and expected or contains.") from error
+            raise UsageError(
+                f"Line {number} of '{path}' is no probe: give skill, prompt and expected or contains."
+            ) from error
         if probe.expected is None and not probe.contains:
             raise UsageError(f"Line {number} of '{path}' has neither expected nor contains: add one.")
         probes.append(probe)
@@ -63,7 +65,9 @@ def measure_skills(
     """Share of right answers per skill: `{skill: {"right": share, "n": probes}}`."""
     if not probes:
         return {}
-    found = capture(decoder, tokenizer, [p.prompt for p in probes], max_new_tokens=32, batching=batching, advance=advance)
+    found = capture(
+        decoder, tokenizer, [p.prompt for p in probes], max_new_tokens=32, batching=batching, advance=advance
+    )
     results: dict[str, list[bool]] = {}
     for probe, answer in zip(probes, found.answers, strict=True):
         results.setdefault(probe.skill, []).append(probe.right(answer))

@@ -68,7 +68,7 @@ def identify(
 def align_sublayers(
     edit: Edit, sublayers: Iterable[Sublayer], vectors: Vectors, chosen: list[int], iteration: int, step: float = 1.0
 ) -> Edit:
-    """Follow `edit` by the minimum-norm map that makes o'.v_a = r o.v_b in every chosen sublayer (method.md, step 6)."""
+    """Follow `edit` by the least map that makes o'.v_a = r o.v_b in every chosen sublayer (method.md, step 6)."""
     all_sublayers = list(sublayers)
     for s in chosen:
         v_a, v_b = vectors.directions[s]

@@ -25,7 +25,7 @@ MAX_ROUNDS = 100
 
 @dataclass(frozen=True)
 class Quiet:
-    """The metric M = I + H^T H of one sublayer, H = sqrt(lambda / q) times `q` harmless outputs: lambda S is never formed.
+    """The metric M = I + H^T H of one sublayer, H = sqrt(lambda / q) times `q` harmless outputs; S is never formed.
 
     Fitted in M, a vector of given margin prefers directions in which ordinary text does not move (method.md, "quiet
     readers"). lambda is `strength` over the mean eigenvalue of S, so it has no unit and suits every sublayer.
@@ -164,7 +164,8 @@ def angles(first: Tensor, second: Tensor) -> Tensor:
     """Degrees between unit vectors along the last axis; NaN where one is zero."""
     cosine = (first * second).sum(-1)
     known = (first.norm(dim=-1) > 0.5) & (second.norm(dim=-1) > 0.5)
-    return torch.where(known, torch.rad2deg(torch.arccos(cosine.clamp(-1.0, 1.0))), torch.nan)
+    degrees: Tensor = torch.where(known, torch.rad2deg(torch.arccos(cosine.clamp(-1.0, 1.0))), torch.nan)
+    return degrees
 
 
 def _checked(features: Tensor, labels: Tensor, C: float) -> Tensor:

@@ -9,11 +9,17 @@ import torch
 
 
 def render(tokenizer: Any, text: str) -> str:
+    """One user message; see `render_dialogue`."""
+    return render_dialogue(tokenizer, [{"role": "user", "content": text}])
+
+
+def render_dialogue(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     """The chat template with thinking off where it offers that; a plain dialogue where there is no template."""
     if not getattr(tokenizer, "chat_template", None):
-        return f"User: {text}\n\nAssistant:"
+        turns = "".join(f"{m['role'].capitalize()}: {m['content']}\n\n" for m in messages)
+        return f"{turns}Assistant:"
     rendered: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
     if rendered.rstrip().endswith("<think>"):
         rendered = rendered.rstrip() + "\n\n</think>\n\n"  # some templates always open the block: close it at once

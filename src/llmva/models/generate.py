@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmva.errors import UsageError
-from llmva.models.batching import Batching, first_guess
+from llmva.models.batching import Batching, first_guess, longest_first
 from llmva.models.chat import encode, pad_left, render
 from llmva.models.sublayers import Decoder, find_decoder, first_tensor, hooked
 
@@ -48,7 +48,7 @@ def capture(
         prompts: user messages; the chat template is applied here.
         max_new_tokens: at most; 0 captures without answering.
         settled: a judge's `settled`: generation of a row stops once it is True of the answer so far.
-        batching: keeps the batch size between calls; None guesses one.
+        batching: keeps the batches' size between calls; None guesses one.
         advance: told the number of prompts done after every batch.
 
     Raises:
@@ -57,15 +57,17 @@ def capture(
     decoder = model if isinstance(model, Decoder) else find_decoder(model)
     rows = [encode(tokenizer, render(tokenizer, text)) for text in prompts]
     _check_lengths(decoder.model, prompts, rows, max_new_tokens)
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))  # longest first: memory runs out early or never
-    batching = batching or Batching(first_guess(decoder.model, max(map(len, rows)) + max_new_tokens))
+    lengths = [len(row) + max_new_tokens for row in rows]
+    batching = batching or first_guess(decoder.model)
 
     answers = [""] * len(rows)
     outputs: Tensor | None = None
     final: Tensor | None = None
     tokens = 0
     for batch, (texts, o, x, n) in batching.over(
-        order, lambda batch: _run(decoder, tokenizer, [rows[i] for i in batch], max_new_tokens, settled)
+        longest_first(lengths),
+        lengths.__getitem__,
+        lambda batch: _run(decoder, tokenizer, [rows[i] for i in batch], max_new_tokens, settled),
     ):
         if outputs is None or final is None:
             outputs = torch.empty(o.shape[0], len(rows), o.shape[2], dtype=o.dtype)
@@ -75,7 +77,8 @@ def capture(
             answers[i] = text
         tokens += n
         advance(len(batch))
-    assert outputs is not None and final is not None
+    assert outputs is not None
+    assert final is not None
     return Capture(answers, outputs, final, tokens)
 
 
@@ -107,7 +110,7 @@ def _run(
             new = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                generation_config=_greedy(model, tokenizer, max_new_tokens),
+                generation_config=greedy_config(model, tokenizer, max_new_tokens),
                 stopping_criteria=StoppingCriteriaList([stop]),
             )[:, width:]
     ends = _ends(new, _eos(model, tokenizer), stop.ends)
@@ -132,11 +135,11 @@ class _Settled:
         return torch.tensor([end is not None for end in self.ends], device=ids.device)
 
 
-def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
+def greedy_config(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
     """Plain greedy search, whatever sampling or penalties the model's own generation config asks for."""
     from transformers import GenerationConfig
 
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=sorted(_eos(model, tokenizer)) or None,

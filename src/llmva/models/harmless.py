@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmva.edit import Edit
-from llmva.models.batching import Batching
+from llmva.models.batching import Batching, longest_first
 from llmva.models.chat import encode, pad_left, render
 from llmva.models.sublayers import Decoder, first_tensor, hooked
 
@@ -48,11 +48,11 @@ def agreement(
 ) -> Agreement:
     """Compare next tokens along each `(prompt, answer)` with and without `edit`, which must not be applied already."""
     pairs = [_tokens(tokenizer, prompt, answer) for prompt, answer in texts]
-    order = sorted(range(len(pairs)), key=lambda i: (-sum(map(len, pairs[i])), i))
+    lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     kept, kl = [0.0] * len(pairs), [0.0] * len(pairs)
     # logits of all answer positions are held twice: bound them however large the vocabulary
-    most = max(1, MAX_LOGIT_BYTES // (4 * MAX_ANSWER * int(decoder.model.get_output_embeddings().weight.shape[0])))
-    small = Batching(min(batching.size, most))
+    vocabulary = int(decoder.model.get_output_embeddings().weight.shape[0])
+    small = Batching(min(batching.tokens, max(1, MAX_LOGIT_BYTES // (4 * vocabulary))))
 
     def work(batch: list[int]) -> list[tuple[float, float]]:
         rows = [pairs[i] for i in batch]
@@ -61,7 +61,7 @@ def agreement(
             edited = _log_probabilities(decoder, tokenizer, rows)
         return [_compare(a, b) for a, b in zip(original, edited, strict=True)]
 
-    for batch, results in small.over(order, work):
+    for batch, results in small.over(longest_first(lengths), lengths.__getitem__, work):
         for i, (same, divergence) in zip(batch, results, strict=True):
             kept[i], kl[i] = same, divergence
         advance(len(batch))
@@ -82,8 +82,8 @@ def outputs_on_text(
     The last prompt token is left out: there the decision is taken, and the edit is meant to act.
     """
     pairs = [_tokens(tokenizer, prompt, answer) for prompt, answer in texts]
-    order = sorted(range(len(pairs)), key=lambda i: (-sum(map(len, pairs[i])), i))
-    places = [(i, t) for i, (p, a) in enumerate(pairs) for t in range(len(p) + len(a)) if t != len(p) - 1]
+    lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
+    places = [(i, t) for i, (p, _) in enumerate(pairs) for t in range(lengths[i]) if t != len(p) - 1]
     chosen = torch.randperm(len(places), generator=generator)[:limit].tolist()
     wanted: dict[int, list[int]] = {}
     for k in sorted(chosen):
@@ -104,16 +104,18 @@ def outputs_on_text(
             decoder.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
         stacked = torch.stack(taken)  # [S, rows of this batch, d]
         sizes = [len(wanted.get(i, [])) for i in batch]
-        return dict(zip(batch, stacked.split(sizes, 1), strict=True))
+        return dict(zip(batch, torch.split(stacked, sizes, 1), strict=True))
 
-    for _, parts in batching.over(order, work):
+    for _, parts in batching.over(longest_first(lengths), lengths.__getitem__, work):
         found.update(parts)
     return torch.cat([found[i] for i in range(len(pairs))], 1)
 
 
 def _tokens(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
     """The prompt as the model reads it, and the first tokens of its answer."""
-    return encode(tokenizer, render(tokenizer, prompt)), tokenizer(answer, add_special_tokens=False)["input_ids"][:MAX_ANSWER]
+    return encode(tokenizer, render(tokenizer, prompt)), tokenizer(answer, add_special_tokens=False)["input_ids"][
+        :MAX_ANSWER
+    ]
 
 
 @torch.inference_mode()

@@ -20,7 +20,9 @@ def pick_device(name: str = "auto") -> torch.device:
             device = torch.device(name)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise UsageError(f"device '{name}' cannot be used here ({_first_line(error)}): leave --device out.") from error
+            raise UsageError(
+                f"device '{name}' cannot be used here ({_first_line(error)}): leave --device out."
+            ) from error
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -72,8 +74,8 @@ def load_model(
         # transformers reports a missing folder, a missing file and an unreadable file by many classes of error
         raise _explain(str(name), error) from error
     if device_map is None and where.type != "cpu":
-        model = model.to(where)
-    model.eval()
+        model.to(where)  # type: ignore[arg-type]
+    model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -119,12 +121,18 @@ def _explain(name: str, error: Exception) -> LlmvaError:
     if "trust_remote_code" in text:
         return UsageError(f"'{name}' brings code of its own: read it, then pass --trust-remote-code if you trust it.")
     if not local and isinstance(error, OSError):
-        return UsageError(f"'{name}' is neither a local folder nor a model that the hub gives: check its name and the network.")
+        return UsageError(
+            f"'{name}' is neither a local folder nor a model that the hub gives: check its name and the network."
+        )
     if "Unrecognized configuration class" in text or "model type" in text or "Unrecognized model" in text:
-        return UsageError(f"'{name}' is of a model type that transformers cannot load as a chat model ({_first_line(error)}).")
+        return UsageError(
+            f"'{name}' is of a model type that transformers cannot load as a chat model ({_first_line(error)})."
+        )
     if "no file named" in text:
         return UsageError(f"'{name}' holds no weights in safetensors: download the model whole or convert it.")
-    return LlmvaError(f"'{name}' cannot be loaded ({type(error).__name__}: {_first_line(error)}): download or convert it again.")
+    return LlmvaError(
+        f"'{name}' cannot be loaded ({type(error).__name__}: {_first_line(error)}): download or convert it again."
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -67,7 +67,7 @@ class Sublayer:
         """The post-norm's per-channel gain, float32 [d], or None where the projection writes to the residual itself."""
         if self.output is self.projection:
             return None
-        weight = self.output.weight.detach().float()  # type: ignore[union-attr, operator]
+        weight = self.output.weight.detach().float()  # type: ignore[operator]
         # Gemma's norms multiply by 1 + weight
         return 1.0 + weight if "gemma" in type(self.output).__name__.lower() else weight
 
@@ -126,7 +126,9 @@ def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
     ]
     if len(found) != 1:
         kind = getattr(model.config, "model_type", type(model).__name__)
-        raise UsageError(f"The decoder blocks of this {kind} model cannot be told apart: the architecture is not supported.")
+        raise UsageError(
+            f"The decoder blocks of this {kind} model cannot be told apart: the architecture is not supported."
+        )
     return found[0]
 
 
@@ -206,15 +208,17 @@ def _proved(block: nn.Module, named: Pair | None, record: dict[str, torch.Tensor
     if named is not None:
         norms = [name for name in record if "norm" in name.lower() and "." not in name]
         for attention, mlp in product([named[0][0], *norms], [named[1][0], *norms]):
-            if attention in record and mlp in record and attention != mlp:
-                if _explained(record, attention, mlp, epsilon):
-                    return (named[0][0], attention), (named[1][0], mlp)
-    linear = [n for n, m in block.named_modules() if n in record and getattr(m, "weight", None) is not None and _is_linear(m)]
+            known = attention in record and mlp in record and attention != mlp
+            if known and _explained(record, attention, mlp, epsilon):
+                return (named[0][0], attention), (named[1][0], mlp)
+    linear = [
+        n for n, m in block.named_modules() if n in record and getattr(m, "weight", None) is not None and _is_linear(m)
+    ]
     pairs = [(a, b) for i, a in enumerate(linear) for b in linear[i + 1 :]]
     fitting = [p for p in pairs if _explained(record, *p, epsilon)]
     if len(fitting) != 1:
         return None
-    (attention, mlp), = fitting
+    ((attention, mlp),) = fitting
     return (attention, attention), (mlp, mlp)
 
 

@@ -1,0 +1,177 @@
+"""What the commands do, apart from parsing their options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmva.cli import inputs
+from llmva.cli.console import Display, emit
+
+
+def run_align(
+    model: str,
+    *,
+    out: Path | None,
+    seed: int,
+    restart: bool,
+    json: bool,
+    quiet: bool,
+    name: str | None = None,
+    toxic: Sequence[str] = (),
+    benign: Sequence[str] = (),
+    skills: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    judge: str = "phrases",
+    loading: Mapping[str, Any] | None = None,
+    batch_tokens: int | None = None,
+) -> None:
+    """Prompts and judge are read before the model, so that a mistake in them costs no loading."""
+    from llmva.alignment import align
+    from llmva.judges import make_judge
+    from llmva.models.load import load_model
+    from llmva.report import before_after_table, write_report
+    from llmva.report.outcome import outcome
+    from llmva.settings import make_settings
+
+    inputs.quiet_libraries()
+    out = out or inputs.default_out(model)
+    make_settings(**(settings or {}))
+    judge_ = make_judge(judge)
+    prompts = inputs.choose_prompts(model, toxic, benign, seed)
+    probes = inputs.choose_probes(model, skills)
+    with Display(quiet) as display:
+        for warning in prompts.warnings:
+            display.note(warning)
+        display.note(f"loading {name or model}")
+        loaded, tokenizer = load_model(model, **(loading or {}))
+        result = align(
+            loaded,
+            tokenizer,
+            prompts,
+            judge=judge_,
+            seed=seed,
+            out=out,
+            restart=restart,
+            skills=probes,
+            name=name or model,
+            command=inputs.typed_command(),
+            batch_tokens=batch_tokens,
+            progress=display,
+            **(settings or {}),
+        )
+    report = write_report(out)
+    if not quiet:
+        display.console.print(before_after_table(dict(result.record)))
+        display.console.print(outcome(dict(result.record)).sentence, markup=False)
+        for limit in result.record["limits"]:
+            display.console.print(limit, markup=False)
+        display.console.print(f"Wrote {out / 'edit.safetensors'} and {report}.", markup=False)
+    if json:
+        emit(result.record)
+
+
+def run_evaluate(
+    model: str,
+    *,
+    edit: Path | None,
+    toxic: Sequence[str],
+    benign: Sequence[str],
+    iteration: int | None,
+    strength: float,
+    judge: str,
+    max_new_tokens: int,
+    seed: int,
+    loading: Mapping[str, Any],
+    batch_tokens: int | None,
+    json: bool,
+    quiet: bool,
+) -> None:
+    from llmva.evaluate import evaluate
+    from llmva.judges import make_judge
+    from llmva.models.load import load_model
+    from llmva.report import before_after_table
+
+    inputs.quiet_libraries()
+    judge_ = make_judge(judge)
+    loaded_edit = inputs.load_edit(edit, iteration, strength)
+    prompts = inputs.test_prompts(model, edit, toxic, benign, seed)
+    with Display(quiet) as display:
+        display.note(f"loading {model}")
+        loaded, tokenizer = load_model(model, **loading)
+        found = evaluate(
+            loaded,
+            tokenizer,
+            prompts,
+            judge_,
+            edit=loaded_edit,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            batch_tokens=batch_tokens,
+            progress=display,
+        )
+    sources = {prompt.source for prompt in prompts}
+    counts = {source: sum(prompt.source == source for prompt in prompts) for source in sorted(sources)}
+    found = {
+        "model": model,
+        "edit": None if edit is None else str(edit),
+        "prompts": counts,
+        "judge": judge_.name,
+        **found,
+    }
+    if not quiet:
+        display.console.print(before_after_table(found))
+    if json:
+        emit(found)
+
+
+def run_inspect(directory: Path, *, json: bool, quiet: bool) -> None:
+    from llmva.edit import Edit, edit_file
+    from llmva.errors import UsageError
+    from llmva.report import before_after_table
+    from llmva.run import read_run
+
+    if not directory.exists():
+        raise UsageError(f"There is no '{directory}': give the folder that llmva align wrote.")
+    edit = Edit.load(directory)
+    ranks = {name: f.V.shape[1] for name, f in edit.factors.items()}
+    found: dict[str, Any] = {
+        "edit": str(edit_file(directory)),
+        "base": {k: v for k, v in edit.base.items() if k != "hashes"},
+        "best_iteration": edit.best,
+        "iterations": edit.iterations,
+        "sublayers": ranks,
+        "bytes": edit_file(directory).stat().st_size,
+    }
+    record = read_run(directory) if (directory / "run.json").is_file() else None
+    if record is not None:
+        keys = ("settings", "seed", "prompts", "judge", "iterations", "stopped", "test", "utility", "cost", "limits")
+        found["run"] = {key: record.get(key) for key in keys}
+    if not quiet:
+        _show(found, record)
+        if record is not None:
+            Display().console.print(before_after_table(record))
+    if json:
+        emit(found)
+
+
+def _show(found: Mapping[str, Any], record: Mapping[str, Any] | None) -> None:
+    console = Display().console
+    base = found["base"]
+    best = found["best_iteration"]
+    lines = [
+        f"edit of {base.get('model')} ({base.get('model_type')}, {base.get('blocks')} blocks, d {base.get('hidden_size')})",
+        f"base sha256 {base.get('sha256')}",
+        f"{found['iterations']} iterations, {'unfinished' if best is None else f'iteration {best} chosen'}, "
+        f"{len(found['sublayers'])} sublayers edited, {found['bytes'] / 1e6:.1f} MB",
+    ]
+    if record is not None:
+        lines.append(f"stopped: {record['stopped'] or 'not yet'}")
+        for entry in record["iterations"]:
+            kept = "-" if entry.get("kept") is None else f"{entry['kept']:.3f}"
+            angle = "-" if entry.get("mean_angle") is None else f"{entry['mean_angle']:.0f}°"
+            figures = " ".join(f"{k.upper()} {entry[k]:.3f}" for k in ("f1", "asr", "orr") if entry.get(k) is not None)
+            lines.append(f"  iteration {entry['iteration']}: {figures} kept {kept} angle {angle}")
+    for line in lines:
+        console.print(line, markup=False)

@@ -1,0 +1,115 @@
+"""What a person sees while a command works: on a terminal a live display, elsewhere plain lines; all on stderr."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from llmva import progress
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} prompts/s" if task.speed else "", style="dim")
+
+
+class Display(progress.Progress):
+    """Iteration, what it is doing, prompts a second, time left, and validation figures so far."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.quiet = quiet
+        self.live = self.console.is_terminal and not quiet
+        self.bars: Progress | None = None
+        self.task: Any = None
+        self.started = time.monotonic()
+        self.stage_began: tuple[str, float, int] | None = None
+
+    def __enter__(self) -> Display:
+        if self.live:
+            self.bars = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                _Rate(),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+            )
+            self.bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+            self.bars = None
+
+    def stage(self, text: str, total: int = 0) -> Callable[[int], None]:
+        if self.bars is not None:
+            if self.task is not None:
+                self.bars.remove_task(self.task)
+            task = self.task = self.bars.add_task(text, total=total or None)
+            bars = self.bars
+            return lambda n: bars.advance(task, n)
+        if self.quiet or not total:
+            return lambda n: None
+        return self._lines(text, total)
+
+    def _lines(self, text: str, total: int) -> Callable[[int], None]:
+        """A line when the stage begins and every 30 seconds, for logs and notebooks."""
+        began = said = time.monotonic()
+        done = 0
+        self.console.print(f"{text}, {total} prompts", markup=False)
+
+        def advance(n: int) -> None:
+            nonlocal done, said
+            done += n
+            now = time.monotonic()
+            if now - said >= 30 and done < total:
+                said = now
+                rate = done / (now - began)
+                left = duration((total - done) / rate)
+                self.console.print(f"  {done}/{total}, {rate:.1f} prompts/s, {left} left", markup=False)
+
+        return advance
+
+    def iteration(self, record: Mapping[str, Any], best: int, limit: int) -> None:
+        if self.quiet:
+            return
+        t = record["iteration"]
+        spent = time.monotonic() - self.started
+        shown = [f"F1 {_share(record['f1'])}", f"ASR {_share(record['asr'])}", f"ORR {_share(record['orr'])}"]
+        if record.get("kept") is not None:
+            shown.append(f"harmless text kept {_share(record['kept'])}")
+        if record.get("mean_angle") is not None:
+            shown.append(f"angle {record['mean_angle']:.0f}°")
+        left = duration(spent / (t + 1) * max(0, limit - t))
+        mark = " *" if best == t else ""
+        line = f"iteration {t}: validation {', '.join(shown)}{mark}  ({duration(spent)}, at most {left} left)"
+        self.console.print(line, markup=False)
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+
+def emit(result: Mapping[str, Any]) -> None:
+    """The result of a command as one JSON object, alone on stdout."""
+    print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

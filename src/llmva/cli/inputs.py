@@ -1,0 +1,91 @@
+"""From what the user typed to what the API takes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmva.edit import Edit
+from llmva.errors import UsageError
+from llmva.prompts.types import Prompt, PromptSet
+from llmva.skills import Probe, load_probes
+
+BESIDE = "llmva"  # a model's folder may bring prompts and probes of its own in this folder
+
+
+def demo_model() -> Path:
+    """The model that ships with the package."""
+    return Path(__file__).parent.parent / "organism" / "weights"
+
+
+def choose_prompts(model: str, toxic: Sequence[str], benign: Sequence[str], seed: int) -> PromptSet:
+    """What the user named, else what lies in the model's folder, else the bundled set."""
+    if toxic or benign:
+        return PromptSet.load(toxic, benign, seed=seed)
+    own = Path(model) / BESIDE / "prompts.jsonl"
+    return PromptSet.from_jsonl(own) if own.is_file() else PromptSet.bundled()
+
+
+def choose_probes(model: str, skills: Path | None) -> list[Probe]:
+    """The probes that the user named, else those in the model's folder, else none."""
+    own = Path(model) / BESIDE / "skills.jsonl"
+    if skills is None and own.is_file():
+        skills = own
+    return [] if skills is None else load_probes(skills)
+
+
+def test_prompts(model: str, edit: Path | None, toxic: Sequence[str], benign: Sequence[str], seed: int) -> list[Prompt]:
+    """Exactly the prompts that the user named, else the test split of the edit's run, else of the model's prompts."""
+    from llmva.prompts.load import load_prompts
+
+    if toxic or benign:
+        return list(load_prompts(toxic, benign))
+    of_run = edit / "prompts.jsonl" if edit is not None else None
+    if of_run is not None and of_run.is_file():
+        return list(PromptSet.from_jsonl(of_run).test)
+    return list(choose_prompts(model, (), (), seed).test)
+
+
+def load_edit(path: Path | None, iteration: int | None, strength: float) -> Edit | None:
+    """The edit of a run, at the iteration that the run chose unless told."""
+    if path is None:
+        if iteration is not None or strength != 1.0:
+            raise UsageError("--iteration and --strength need an edit: add --edit DIR.")
+        return None
+    edit = Edit.load(path)
+    if iteration is not None:
+        last = edit.iterations
+        if not 0 <= iteration <= last:
+            raise UsageError(f"'{path}' holds iterations 0 to {last}: choose --iteration among them.")
+        edit = edit.at(iteration)
+    return edit.chosen.scaled(strength) if strength != 1.0 else edit
+
+
+def default_out(model: str) -> Path:
+    """`llmva-NAME` in the current folder."""
+    name = Path(model).name.removesuffix(".gguf")
+    return Path(f"llmva-{name or 'model'}")
+
+
+def typed_command() -> str:
+    """The command as typed, to be repeated by a reader of the report; the program by its name alone."""
+    return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])  # noqa: PTH119 (a name, not a path)
+
+
+def quiet_libraries() -> None:
+    """Keep transformers, datasets and the hub client from writing between our lines."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    for name in ("huggingface_hub", "datasets", "httpx", "transformers"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,259 @@
+"""`llmva align | demo | evaluate | chat | inspect`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from llmva.errors import LlmvaError, UsageError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Make a chat model answer what is benign and refuse what is harmful, by editing its weights in closed form.",
+    epilog="Start with: llmva demo",
+)
+
+ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="hub id, local folder, or .gguf file")]
+Toxic = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads it at run time)
+    typer.Option("--toxic", metavar="PATH_OR_ID[:COLUMN[:SPLIT]]", help="prompts to refuse; repeatable"),
+]
+Benign = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--benign", metavar="PATH_OR_ID[:COLUMN[:SPLIT]]", help="prompts to answer; repeatable"),
+]
+Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object on stdout")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no table")]
+Seed = Annotated[int, typer.Option("--seed", help="seed of every random draw")]
+EditDir = Annotated[Optional[Path], typer.Option("--edit", metavar="DIR", help="folder that llmva align wrote")]  # noqa: UP045
+Iteration = Annotated[Optional[int], typer.Option("--iteration", help="use this iteration of the edit")]  # noqa: UP045
+Strength = Annotated[float, typer.Option("--strength", help="0 is the original model, 1 the edit as fitted")]
+JudgeName = Annotated[str, typer.Option("--judge", help="who decides whether an answer refuses")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32")]
+DeviceMap = Annotated[Optional[str], typer.Option("--device-map", help="spread the model over devices: auto")]  # noqa: UP045
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="run code that the model brings along")]
+BatchTokens = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--batch-tokens", min=1, help="tokens in a batch; chosen by memory unless given"),
+]
+
+
+@app.command()
+def align(
+    model: ModelArg,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="folder of the run [default: llmva-MODEL]")
+    ] = None,
+    toxic: Toxic = None,
+    benign: Benign = None,
+    skills: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--skills", metavar="FILE", help="JSONL of probes with known answers, measured before and after"),
+    ] = None,
+    judge: JudgeName = "phrases",
+    iterations: Annotated[int, typer.Option("--iterations", help="most iterations")] = 30,
+    layers: Annotated[Optional[int], typer.Option("--layers", help="sublayers edited in an iteration")] = None,  # noqa: UP045
+    step: Annotated[float, typer.Option("--step", help="share of the way that one iteration goes")] = 1.0,
+    svm: Annotated[str, typer.Option("--svm", help="exact, or sklearn as in the paper")] = "exact",
+    quiet_readers: Annotated[
+        float, typer.Option("--quiet-readers", help="weight of harmless text in the fit; 0 is the paper's")
+    ] = 1.0,
+    per_source: Annotated[int, typer.Option("--per-source", help="training prompts drawn from each data set")] = 128,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="most tokens of an answer")] = 128,
+    patience: Annotated[int, typer.Option("--patience", help="iterations without improvement before stopping")] = 4,
+    min_kept: Annotated[
+        float, typer.Option("--min-kept", help="least share of harmless next tokens that the edit must keep")
+    ] = 0.9,
+    restart: Annotated[bool, typer.Option("--restart", help="discard an earlier run in DIR")] = False,
+    seed: Seed = 42,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    batch_tokens: BatchTokens = None,
+    trust_remote_code: Trust = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Align MODEL and write the edit, its figures and a report to DIR.
+
+    Needs no options. Killed, it goes on where it was when the same command is run again.
+    """
+    from llmva.cli.commands import run_align
+
+    run_align(
+        model,
+        out=out,
+        toxic=toxic or [],
+        benign=benign or [],
+        skills=skills,
+        settings={
+            "iterations": iterations,
+            "layers": layers,
+            "step": step,
+            "svm": svm,
+            "quiet": quiet_readers,
+            "per_source": per_source,
+            "max_new_tokens": max_new_tokens,
+            "patience": patience,
+            "min_kept": min_kept,
+        },
+        judge=judge,
+        seed=seed,
+        restart=restart,
+        loading={"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code},
+        batch_tokens=batch_tokens,
+        json=json_,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="folder of the run")] = Path("llmva-demo"),
+    restart: Annotated[bool, typer.Option("--restart", help="discard an earlier run in DIR")] = False,
+    seed: Seed = 42,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Align the small model that ships with llmva: no downloads, no options, about a minute."""
+    from llmva.cli.commands import run_align
+    from llmva.cli.inputs import demo_model
+
+    run_align(str(demo_model()), name="llmva's organism", out=out, seed=seed, restart=restart, json=json_, quiet=quiet)
+
+
+@app.command()
+def evaluate(
+    model: ModelArg,
+    edit: EditDir = None,
+    toxic: Toxic = None,
+    benign: Benign = None,
+    iteration: Iteration = None,
+    strength: Strength = 1.0,
+    judge: JudgeName = "phrases",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="most tokens of an answer")] = 128,
+    seed: Seed = 42,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    batch_tokens: BatchTokens = None,
+    trust_remote_code: Trust = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """ASR, ORR and F1 of MODEL on test prompts, with and without an edit.
+
+    With --toxic and --benign on exactly those prompts; else on the test prompts of the edit's run.
+    """
+    from llmva.cli.commands import run_evaluate
+
+    run_evaluate(
+        model,
+        edit=edit,
+        toxic=toxic or [],
+        benign=benign or [],
+        iteration=iteration,
+        strength=strength,
+        judge=judge,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        loading={"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code},
+        batch_tokens=batch_tokens,
+        json=json_,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def chat(
+    model: ModelArg,
+    edit: EditDir = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="show the original's answer beside the edited one's")
+    ] = False,
+    prompt: Annotated[Optional[str], typer.Option("--prompt", "-p", help="ask this one thing and end")] = None,  # noqa: UP045
+    iteration: Iteration = None,
+    strength: Strength = 1.0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="most tokens of an answer")] = 256,
+    seed: Seed = 42,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    trust_remote_code: Trust = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Talk to MODEL, with or without an edit; end with Ctrl-D or an empty line. Answers are greedy."""
+    from llmva.cli.talk import run_chat
+
+    run_chat(
+        model,
+        edit=edit,
+        compare=compare,
+        prompt=prompt,
+        iteration=iteration,
+        strength=strength,
+        max_new_tokens=max_new_tokens,
+        loading={"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code},
+        json=json_,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def inspect(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a run, or an edit.safetensors")],
+    seed: Seed = 42,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What a run or an edit holds: base model, sublayers, iterations, figures."""
+    from llmva.cli.commands import run_inspect
+
+    run_inspect(directory, json=json_, quiet=quiet)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from llmva import __version__
+
+        typer.echo(f"llmva {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every foreseen failure is one sentence on stderr and exit code 2 (usage) or 1 (run)."""
+    try:
+        code: Any = app(args=arguments, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except LlmvaError as error:
+        _fail(str(error), error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("Interrupted: run the same command again to go on.", 130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's errors of usage: their class has moved between its versions
+            raise
+        _fail(f"{error.format_message().rstrip('.')}: see llmva --help.", UsageError.exit_code)
+
+
+def _fail(sentence: str, code: int) -> None:
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,90 @@
+"""`llmva chat`: the model as a user would meet it, original and edited side by side if wanted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmva.cli import inputs
+from llmva.cli.console import Display, emit
+from llmva.edit import Edit
+from llmva.errors import UsageError
+from llmva.models.chat import encode, render_dialogue
+from llmva.models.generate import greedy_config
+
+
+def run_chat(
+    model: str,
+    *,
+    edit: Path | None,
+    compare: bool,
+    prompt: str | None,
+    iteration: int | None,
+    strength: float,
+    max_new_tokens: int,
+    loading: Mapping[str, Any],
+    json: bool,
+    quiet: bool,
+) -> None:
+    """One turn after another; original and edited each keep a dialogue of their own."""
+    from llmva.models.load import load_model
+
+    inputs.quiet_libraries()
+    loaded_edit = inputs.load_edit(edit, iteration, strength)
+    if compare and loaded_edit is None:
+        raise UsageError("--compare needs an edit to compare with: add --edit DIR.")
+    console = Display(quiet).console
+    loaded, tokenizer = load_model(model, **loading)
+    names = ["original", "edited"] if compare else ["edited" if loaded_edit else "original"]
+    dialogues: dict[str, list[dict[str, str]]] = {name: [] for name in names}
+    turns: list[dict[str, str]] = []
+    while True:
+        text = prompt if prompt is not None else _ask(quiet)
+        if not text:
+            break
+        turn = {"prompt": text}
+        for name in names:
+            dialogue = dialogues[name]
+            dialogue.append({"role": "user", "content": text})
+            answer = _reply(loaded, tokenizer, dialogue, loaded_edit if name == "edited" else None, max_new_tokens)
+            dialogue.append({"role": "assistant", "content": answer})
+            turn[name] = answer
+            if not json:
+                title = f"{name}: " if compare else ""
+                print(f"{title}{answer}", flush=True)
+        turns.append(turn)
+        if prompt is not None:
+            break
+    if json:
+        emit({"model": model, "edit": None if edit is None else str(edit), "turns": turns})
+    elif not turns and not quiet:
+        console.print("nothing was asked", markup=False)
+
+
+def _ask(quiet: bool) -> str:
+    """The next message: typed at a terminal, or a line of standard input."""
+    if sys.stdin.isatty() and not quiet:
+        print("> ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip()
+
+
+@torch.inference_mode()
+def _reply(model: Any, tokenizer: Any, dialogue: list[dict[str, str]], edit: Edit | None, max_new_tokens: int) -> str:
+    ids = torch.tensor([encode(tokenizer, render_dialogue(tokenizer, dialogue))])
+    ids = ids.to(model.get_input_embeddings().weight.device)
+    applied = edit.apply(model) if edit is not None else None
+    try:
+        new = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=greedy_config(model, tokenizer, max_new_tokens),
+        )
+    finally:
+        if applied is not None:
+            applied.remove()
+    text: str = tokenizer.decode(new[0, ids.shape[1] :], skip_special_tokens=True)
+    return text.strip()

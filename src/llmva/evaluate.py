@@ -1,0 +1,75 @@
+"""Measure a model on given prompts, untouched and with an edit, in the form that a run's test figures have."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from llmva.edit import Edit
+from llmva.figures import mean_interval
+from llmva.judges.base import Judge
+from llmva.metrics import summarise
+from llmva.models.batching import Batching, first_guess
+from llmva.models.harmless import agreement
+from llmva.models.sublayers import find_decoder
+from llmva.observe import Observation, observe
+from llmva.progress import Progress
+from llmva.prompts.types import Prompt
+from llmva.run import peak_bytes
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    *,
+    edit: Edit | None = None,
+    seed: int = 42,
+    max_new_tokens: int = 128,
+    batch_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """ASR, ORR and F1 on exactly `prompts`: `{"test": {"before": ..., "after": ...}, "utility": ..., "cost": ...}`.
+
+    "after" and "utility" are there only with an edit.
+    """
+    started = time.monotonic()
+    progress = progress or Progress()
+    decoder = find_decoder(model)
+    batching = Batching(batch_tokens) if batch_tokens else first_guess(model)
+
+    def run(label: str) -> Observation:
+        advance = progress.stage(f"answering, {label}", len(prompts))
+        return observe(
+            decoder, tokenizer, prompts, judge, max_new_tokens=max_new_tokens, batching=batching, advance=advance
+        )
+
+    before = run("original")
+    found: dict[str, Any] = {"test": {"before": summarise(before.prompts, before.labels, seed=seed)}}
+    tokens = before.capture.tokens
+    if edit is not None:
+        with edit.apply(model):
+            after = run("edited")
+        tokens += after.capture.tokens
+        found["test"]["after"] = summarise(after.prompts, after.labels, seed=seed)
+        texts = [
+            (prompt.text, answer)
+            for prompt, answer, label in zip(before.prompts, before.capture.answers, before.labels, strict=True)
+            if prompt.benign and label.value == "answered"
+        ]
+        if texts:
+            advance = progress.stage("comparing harmless text", len(texts))
+            same = agreement(decoder, tokenizer, texts, edit, batching, advance)
+            found["utility"] = {
+                "kept": same.mean_kept,
+                "kept_interval": mean_interval(same.kept, seed),
+                "kl": same.mean_kl,
+            }
+    found["cost"] = {
+        "seconds": round(time.monotonic() - started, 2),
+        "peak_bytes": peak_bytes(),
+        "generated_tokens": tokens,
+    }
+    return found
