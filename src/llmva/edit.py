@@ -167,7 +167,8 @@ class Edit:
                     raise LlmvaError(f"'{path}' is no llmva edit: give the folder that llmva align wrote.")
                 if not isinstance(note.get("version"), int) or note["version"] > VERSION:
                     raise LlmvaError(
-                        f"'{path}' is of format version {note.get('version')} and this llmva reads {VERSION}: update it."
+                        f"'{path}' is of format version {note.get('version')} and this llmva reads {VERSION}: "
+                        "update llmva."
                     )
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, ValueError, OSError, RecursionError) as error:

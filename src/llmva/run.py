@@ -178,7 +178,8 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) ->
 
     def refuse(what: str, old: object, new: object) -> UsageError:
         return UsageError(
-            f"'{directory}' holds a run with {what} {old}, and this one has {new}: pass --restart to discard it, or another --out."
+            f"'{directory}' holds a run with {what} {old}, and this one has {new}: "
+            "pass --restart to discard it, or another --out."
         )
 
     for name, new in now["settings"].items():

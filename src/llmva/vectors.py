@@ -152,7 +152,8 @@ def fit_sklearn(features: Tensor, labels: Tensor, C: float = 1.0, *, max_iter: i
 
 def unit(weights: Tensor) -> Tensor:
     """v = w / |w| along the last axis; the zero vector stays zero."""
-    return weights / weights.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    length: Tensor = weights.norm(dim=-1, keepdim=True)
+    return weights / length.clamp_min(1e-30)
 
 
 def spread(features: Tensor, vectors: Tensor) -> Tensor:

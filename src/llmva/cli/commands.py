@@ -161,7 +161,8 @@ def _show(found: Mapping[str, Any], record: Mapping[str, Any] | None) -> None:
     base = found["base"]
     best = found["best_iteration"]
     lines = [
-        f"edit of {base.get('model')} ({base.get('model_type')}, {base.get('blocks')} blocks, d {base.get('hidden_size')})",
+        f"edit of {base.get('model')} "
+        f"({base.get('model_type')}, {base.get('blocks')} blocks, d {base.get('hidden_size')})",
         f"base sha256 {base.get('sha256')}",
         f"{found['iterations']} iterations, {'unfinished' if best is None else f'iteration {best} chosen'}, "
         f"{len(found['sublayers'])} sublayers edited, {found['bytes'] / 1e6:.1f} MB",

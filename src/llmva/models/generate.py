@@ -173,6 +173,6 @@ def _check_lengths(model: Any, prompts: Sequence[str], rows: list[list[int]], ma
             raise UsageError(f"The prompt {text[:40]!r} has no tokens for this model: remove it.")
         if limit is not None and len(row) + max_new_tokens > limit:
             raise UsageError(
-                f"The prompt beginning {text[:40]!r} is {len(row)} tokens long, which with {max_new_tokens} for the answer "
-                f"is more than the {limit} that the model reads: shorten or remove it."
+                f"The prompt beginning {text[:40]!r} is {len(row)} tokens long, which with {max_new_tokens} for the "
+                f"answer is more than the {limit} that the model reads: shorten or remove it."
             )

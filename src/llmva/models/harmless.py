@@ -77,7 +77,7 @@ def outputs_on_text(
     generator: torch.Generator,
     batching: Batching,
 ) -> Tensor:
-    """Sublayers' outputs at up to `limit` random positions of `(prompt, answer)` texts, [S, q, d], in the model's dtype.
+    """Sublayers' outputs [S, q, d] at up to `limit` random positions of `(prompt, answer)` texts, in the model's dtype.
 
     The last prompt token is left out: there the decision is taken, and the edit is meant to act.
     """

@@ -98,8 +98,8 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
             pair = _proved(block, pair, updates[index], torch.finfo(model.dtype).eps)
         if pair is None:
             raise UsageError(
-                f"In block {index} of this {_text_config(model).model_type} model no two modules explain what the block "
-                "adds to the residual stream: the architecture is not supported."
+                f"In block {index} of this {_text_config(model).model_type} model no two modules explain what the "
+                "block adds to the residual stream: the architecture is not supported."
             )
         for kind, (projection, output) in zip(("attention", "mlp"), pair, strict=True):
             modules = dict(block.named_modules())
@@ -114,7 +114,7 @@ def _text_config(model: Any) -> Any:
 
 
 def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
-    """The decoder's list of blocks: the one ModuleList as long as the config says, outside any vision or audio tower."""
+    """The decoder's list of blocks: the one ModuleList as long as the config says, outside vision and audio towers."""
     count = getattr(_text_config(model), "num_hidden_layers", None)
     found = [
         (name, module)
