@@ -20,7 +20,8 @@ from llmva.judges.base import Judge
 from llmva.metrics import quick
 from llmva.models.batching import Batching, first_guess
 from llmva.models.fingerprint import fingerprint
-from llmva.models.harmless import agreement, outputs_on_text
+from llmva.models.generate import capture
+from llmva.models.harmless import agreement, outputs_on_text, random_messages
 from llmva.models.sublayers import Decoder, find_decoder
 from llmva.observe import Observation, observe
 from llmva.progress import Progress
@@ -32,7 +33,8 @@ from llmva.skills import Probe
 from llmva.steps import Vectors, align_sublayers, identify
 
 HARMLESS_TEXTS = 64  # per use: for the quiet readers, for the choice of the iteration, for the report
-HARMLESS_POSITIONS = 512
+HARMLESS_POSITIONS = 512  # of those texts, for the quiet readers
+RANDOM_MESSAGES = 256  # likewise
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,15 @@ def _fit(
 ) -> Vectors:
     """Both vectors of every sublayer, with readers that are quiet on harmless text."""
     harmless: Tensor | None = None
-    texts = harmless_texts(run.answers, prompts, "train", HARMLESS_TEXTS)
-    if settings.quiet > 0 and settings.svm == "exact" and texts:
+    if settings.quiet > 0 and settings.svm == "exact":
+        generator = _generator(seed, run.done)
+        messages = random_messages(tokenizer, RANDOM_MESSAGES, generator)
+        texts = harmless_texts(run.answers, prompts, "train", HARMLESS_TEXTS)
         with run.edit.apply(decoder.model, check=False):
-            generator = _generator(seed, run.done)
-            harmless = outputs_on_text(decoder, tokenizer, texts, HARMLESS_POSITIONS, generator, batching)
+            harmless = capture(decoder, tokenizer, messages, max_new_tokens=0, batching=batching).outputs
+            if texts:
+                said = outputs_on_text(decoder, tokenizer, texts, HARMLESS_POSITIONS, generator, batching)
+                harmless = torch.cat([harmless, said], 1)
     return identify(
         train, validation, harmless=harmless, quiet=settings.quiet, svm=settings.svm, C=settings.C, seed=seed
     )

@@ -111,6 +111,22 @@ def outputs_on_text(
     return torch.cat([found[i] for i in range(len(pairs))], 1)
 
 
+def random_messages(tokenizer: Any, count: int, generator: torch.Generator) -> list[str]:
+    """User messages of 3 to 14 tokens drawn evenly from the vocabulary: text that asks for nothing at all.
+
+    Whatever a covector reads there is no decision about harm, in any language and for any skill, so such messages tell
+    the quiet readers what to ignore without naming a single skill.
+    """
+    special = set(tokenizer.all_special_ids)
+    ids = torch.tensor([i for i in range(len(tokenizer)) if i not in special])
+    messages = []
+    for _ in range(count):
+        length = int(torch.randint(3, 15, (), generator=generator))
+        picks = ids[torch.randint(len(ids), (length,), generator=generator)]
+        messages.append(tokenizer.decode(picks, skip_special_tokens=True).strip() or "?")
+    return messages
+
+
 def _tokens(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
     """The prompt as the model reads it, and the first tokens of its answer."""
     return encode(tokenizer, render(tokenizer, prompt)), tokenizer(answer, add_special_tokens=False)["input_ids"][
