@@ -3,11 +3,11 @@
     python benchmarks/iteration.py MODEL [--toxic SPEC ...] [--benign SPEC ...] [--per-source 16]
 
 Reference steps: answers of 128 tokens or to their end; a second forward pass over the same prompts for the captures;
-scikit-learn's LinearSVC(max_iter=2000), two a sublayer; a utility benchmark in the loop. Of the last only a small part is
-run here, 256 prompts answered with 8 tokens, and totals are given with and without it. Ours: answers that end when the
-judge's label is settled, captures from the same pass, exact SVMs with quiet readers (whose harmless passes are counted),
-agreement on harmless text. Both use the same batches. The vectors step is also timed alone on the captures of 512
-prompts.
+scikit-learn's LinearSVC(max_iter=2000), two a sublayer; a utility benchmark in the loop. Of the last only a small part
+is run here, 256 prompts answered with 8 tokens, and totals are given with and without it. Ours: answers that end when
+the judge's label is settled, captures from the same pass, exact SVMs with quiet readers (whose harmless passes are
+counted), agreement on harmless text. Both use the same batches. The vectors step is also timed alone on the captures of
+512 prompts.
 """
 
 from __future__ import annotations
@@ -103,19 +103,15 @@ def main() -> None:
 
     reference: dict[str, float] = {}
     print("reference")
-    whole = timed(
-        reference,
-        "answers of 128 tokens",
-        lambda: capture(decoder, tokenizer, texts, max_new_tokens=128, batching=batching),
-    )
-    timed(reference, "capture pass", lambda: capture(decoder, tokenizer, texts, max_new_tokens=0, batching=batching))
+
+    def answered(prompts: list[str], tokens: int) -> Capture:
+        return capture(decoder, tokenizer, prompts, max_new_tokens=tokens, batching=batching)
+
+    whole = timed(reference, "answers of 128 tokens", lambda: answered(texts, 128))
+    timed(reference, "capture pass", lambda: answered(texts, 0))
     timed(reference, "LinearSVC", lambda: identify(train, held, svm="sklearn"))
     some = (texts * (256 // len(texts) + 1))[:256]
-    timed(
-        reference,
-        "utility (256 prompts)",
-        lambda: capture(decoder, tokenizer, some, max_new_tokens=8, batching=batching),
-    )
+    timed(reference, "utility (256 prompts)", lambda: answered(some, 8))
 
     total, other = sum(ours.values()), sum(reference.values())
     lean = other - reference["utility (256 prompts)"]
@@ -136,14 +132,9 @@ def main() -> None:
     sklearn = timed(alone, "LinearSVC", lambda: llmva.fit_sklearn(features, labels))
     ratio = objective(features, labels, sklearn) / objective(features, labels, exact)
     print(f"  exact is {alone['LinearSVC'] / alone['exact']:.1f} times faster on {ratio.numel()} problems")
-    print(
-        f"  objective of LinearSVC over ours: least {ratio.min():.9f}, median {ratio.median():.3f}, most {ratio.max():.2f}"
-    )
-    print(
-        json.dumps(
-            {"ours": ours, "reference": reference, "vectors": alone, "least_objective_ratio": float(ratio.min())}
-        )
-    )
+    least, most = float(ratio.min()), float(ratio.max())
+    print(f"  objective of LinearSVC over ours: least {least:.9f}, median {ratio.median():.3f}, most {most:.2f}")
+    print(json.dumps({"ours": ours, "reference": reference, "vectors": alone, "least_objective_ratio": least}))
 
 
 if __name__ == "__main__":
