@@ -8,7 +8,7 @@ labels of a sublayer share. For a guess A of the samples inside the margin the o
     beta_A = (K_AA + I / 2C)^-1 y_A,   w = M^-1 X^T beta,
 
 and A is corrected until it stops changing: Newton's method on a piecewise quadratic (Chapelle, "Training a support
-vector machine in the primal", 2007). A step that would raise the objective is halved, so A cannot cycle.
+vector machine in the primal", 2007). A step goes as far as the objective falls, so A cannot cycle.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llmva.errors import LlmvaError, UsageError
 
-MAX_ROUNDS = 100
+MAX_ROUNDS = 1000  # about 10 are usual; this ends what rounding keeps from ending
 
 
 @dataclass(frozen=True)
@@ -90,24 +90,48 @@ def solve_dual(gram: Tensor, y: Tensor, C: float = 1.0) -> Tensor:
 
 
 def _newton(gram: Tensor, y: Tensor, beta: Tensor, C: float, slack: int) -> Tensor:
-    """Newton's method from `beta` [n] until at most `slack` samples still cross the margin in a round."""
+    """Newton's method from `beta` [n] until at most `slack` samples would still cross the margin in a full step."""
     decision = gram @ beta
     value = _objective(beta, decision, y, C)
     for _ in range(MAX_ROUNDS):
         active = y * decision < 1.0
-        step = _solve_active(gram, y, active, C) - beta
-        if not torch.isfinite(step).all():  # float32 only: K is too ill-conditioned, leave the rest to float64
+        target = _solve_active(gram, y, active, C)
+        reached = gram @ target
+        if not torch.isfinite(reached).all():  # float32 only: K is too ill-conditioned, leave the rest to float64
             return beta
-        moved = gram @ step
-        length = 1.0
-        while (trial := _objective(beta + length * step, decision + length * moved, y, C)) > value and length > 1e-9:
-            length *= 0.5  # a full step may overshoot while A is still wrong
-        if trial > value:
+        if int(((y * reached < 1.0) != active).sum()) <= slack:
+            return target  # with no sample across, it is the optimum: there A is what it was guessed to be
+        length = _line_search(target - beta, decision, reached - decision, y, C)
+        nearer, there = beta + length * (target - beta), decision + length * (reached - decision)
+        lower = _objective(nearer, there, y, C)
+        if not lower < value:
             return beta  # no step lowers the objective: the optimum, to rounding
-        beta, decision, value = beta + length * step, decision + length * moved, trial
-        if length == 1.0 and int(((y * decision < 1.0) != active).sum()) <= slack:
-            return beta
+        beta, decision, value = nearer, there, lower
     return beta
+
+
+def _line_search(step: Tensor, decision: Tensor, moved: Tensor, y: Tensor, C: float) -> float:
+    """The length t at which the objective along beta + t step is least; `moved` is K step.
+
+    Its slope in t rises and is linear between the points where a sample crosses the margin: take these in order, and
+    find the first stretch at whose end the slope is no longer negative (Keerthi and DeCoste, "A modified finite Newton
+    method for fast solution of large scale linear SVMs", 2005). Halving the step instead can take hundreds of rounds.
+    """
+    room, speed = 1.0 - y * decision, y * moved  # a sample's slack at t is max(0, room - t speed)
+    crossing = torch.where(room * speed > 0, room / speed, torch.inf)
+    first = (room > 0) | ((room == 0) & (speed < 0))
+    order = crossing.argsort()
+    enters = torch.where(room > 0, -1.0, 1.0)[order]  # a sample leaves the margin, or enters it
+    constant = 2.0 * C * torch.where(first, room * speed, 0.0).sum() - step.dot(decision)
+    rise = 2.0 * C * torch.where(first, speed * speed, 0.0).sum() + step.dot(moved)
+    at, r, v = crossing[order], room[order], speed[order]
+    constants = torch.cat([constant[None], constant + 2.0 * C * (enters * r * v).cumsum(0)])
+    rises = torch.cat([rise[None], rise + 2.0 * C * (enters * v * v).cumsum(0)])
+    # the slope is rise t - constant; what rounding leaves of a flat stretch must not lead out of it
+    stretch = int(((rises[:-1] * at < constants[:-1]) & at.isfinite()).sum())
+    start, end = float(at[stretch - 1]) if stretch else 0.0, float(at[stretch]) if stretch < len(at) else torch.inf
+    flat = not rises[stretch] > 0
+    return start if flat else min(max(float(constants[stretch] / rises[stretch]), start), end)
 
 
 def _solve_active(gram: Tensor, y: Tensor, active: Tensor, C: float) -> Tensor:
@@ -176,8 +200,8 @@ def _checked(features: Tensor, labels: Tensor, C: float) -> Tensor:
         labels = labels.expand(features.shape[0], *labels.shape)
     if labels.ndim != 3 or labels.shape[0] != features.shape[0] or labels.shape[2] != features.shape[1]:
         raise UsageError(f"labels {list(labels.shape)} do not fit features {list(features.shape)}.")
-    if not C > 0:
-        raise UsageError(f"C must be positive, not {C}.")
+    if not 0 < C < float("inf"):
+        raise UsageError(f"C must be positive and finite, not {C}.")
     labels = labels.to(features.device)
     if not ((labels == 1) | (labels == -1)).all():
         raise UsageError("labels must be +1 or -1.")
