@@ -190,32 +190,38 @@ def _input_recorder(record: dict[str, torch.Tensor]) -> Any:
     return hook
 
 
-def _explained(record: dict[str, torch.Tensor], attention: str, mlp: str, epsilon: float) -> bool:
-    """Whether `x_out - x_in = c (o_attention + o_mlp)` at every token, at the best scalar c (granite has one).
+def _misfit(record: dict[str, torch.Tensor], attention: str, mlp: str, epsilon: float) -> float:
+    """How far `x_out - x_in = c (o_attention + o_mlp)` fails at the worst token, at the best scalar c (granite has one).
 
-    Beside TOLERANCE it allows what rounding the residual stream to its dtype can do: a token with massive activations
-    loses its small updates.
+    At most 1 where the two explain the update. Beside TOLERANCE that allows what rounding the residual stream to its
+    dtype can do: a token with massive activations loses its small updates.
     """
     update, total = record["output"] - record["input"], record[attention] + record[mlp]
     scale = (update * total).sum() / total.pow(2).sum().clamp_min(1e-30)
     error = (update - scale * total).norm(dim=-1)
-    rounding = 2 * epsilon * record["output"].norm(dim=-1)
-    return bool((error <= TOLERANCE * update.norm(dim=-1) + rounding).all())
+    allowed = TOLERANCE * update.norm(dim=-1) + 2 * epsilon * record["output"].norm(dim=-1)
+    return float((error / allowed.clamp_min(1e-30)).max())
 
 
 def _proved(block: nn.Module, named: Pair | None, record: dict[str, torch.Tensor], epsilon: float) -> Pair | None:
     """The named pair if it explains the block's update, perhaps through post-norms, else the one pair that does."""
     if named is not None:
         norms = [name for name in record if "norm" in name.lower() and "." not in name]
-        for attention, mlp in product([named[0][0], *norms], [named[1][0], *norms]):
-            known = attention in record and mlp in record and attention != mlp
-            if known and _explained(record, attention, mlp, epsilon):
-                return (named[0][0], attention), (named[1][0], mlp)
+        outputs = [
+            (attention, mlp)
+            for attention, mlp in product([named[0][0], *norms], [named[1][0], *norms])
+            if attention in record and mlp in record and attention != mlp
+        ]
+        # the best, not the first: where a post-norm's input is tiny beside its epsilon, it is itself nearly a scalar
+        misfits = {pair: _misfit(record, *pair, epsilon) for pair in outputs}
+        best = min(misfits, key=misfits.__getitem__, default=None)
+        if best is not None and misfits[best] <= 1:
+            return (named[0][0], best[0]), (named[1][0], best[1])
     linear = [
         n for n, m in block.named_modules() if n in record and getattr(m, "weight", None) is not None and _is_linear(m)
     ]
     pairs = [(a, b) for i, a in enumerate(linear) for b in linear[i + 1 :]]
-    fitting = [p for p in pairs if _explained(record, *p, epsilon)]
+    fitting = [pair for pair in pairs if _misfit(record, *pair, epsilon) <= 1]
     if len(fitting) != 1:
         return None
     ((attention, mlp),) = fitting

@@ -1,0 +1,193 @@
+"""Sublayers are found in every decoder family, by name or by structure, and never guessed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import tiny_model
+from llmva.errors import UsageError
+from llmva.models.sublayers import Decoder, find_decoder
+
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+# config class, its changes, ends of the two names in a block, whether the residual stream reads post-norms
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any], tuple[str, str], bool]] = {
+    "llama": ("LlamaConfig", {}, ("self_attn.o_proj", "mlp.down_proj"), False),
+    "mistral": ("MistralConfig", {}, ("self_attn.o_proj", "mlp.down_proj"), False),
+    "phi3": ("Phi3Config", {}, ("self_attn.o_proj", "mlp.down_proj"), False),
+    "qwen2": ("Qwen2Config", {}, ("self_attn.o_proj", "mlp.down_proj"), False),
+    "qwen3": ("Qwen3Config", {}, ("self_attn.o_proj", "mlp.down_proj"), False),
+    "gemma2": ("Gemma2Config", {}, ("self_attn.o_proj", "mlp.down_proj"), True),
+    "gemma3_text": ("Gemma3TextConfig", {}, ("self_attn.o_proj", "mlp.down_proj"), True),
+    "phi": ("PhiConfig", {}, ("self_attn.dense", "mlp.fc2"), False),
+    "gpt2": ("GPT2Config", {}, ("attn.c_proj", "mlp.c_proj"), False),
+    "opt": ("OPTConfig", {"word_embed_proj_dim": 32}, ("self_attn.out_proj", "fc2"), False),
+    "gpt_neox": ("GPTNeoXConfig", {}, ("attention.dense", "mlp.dense_4h_to_h"), False),
+    "olmo2": ("Olmo2Config", {}, ("self_attn.o_proj", "mlp.down_proj"), True),
+    "granite": ("GraniteConfig", {"residual_multiplier": 0.3}, ("self_attn.o_proj", "mlp.down_proj"), False),
+    "cohere2": ("Cohere2Config", {}, ("self_attn.o_proj", "mlp.down_proj"), False),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4}, ("self_attn.o_proj", "mlp"), False),
+    "qwen3_moe": ("Qwen3MoeConfig", MOE, ("self_attn.o_proj", "mlp"), False),
+    "gpt_oss": ("GptOssConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}, ("self_attn.o_proj", "mlp"), False),
+    "qwen3_next": ("Qwen3NextConfig", {**MOE, "num_hidden_layers": 4}, ("self_attn.o_proj", "mlp"), False),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures(name: str, dtype: torch.dtype) -> None:
+    config, changes, ends, post_norm = ARCHITECTURES[name]
+    model = tiny_model(config, **changes).to(dtype)
+    decoder = find_decoder(model)
+    blocks = changes.get("num_hidden_layers", 3)
+    assert [s.kind for s in decoder.sublayers] == ["attention", "mlp"] * blocks
+    assert [s.block for s in decoder.sublayers] == [b for b in range(blocks) for _ in range(2)]
+    assert decoder.width == 32
+    modules = dict(model.named_modules())
+    for sublayer in decoder.sublayers:
+        assert sublayer.projection is modules[sublayer.name]
+        own = ends[sublayer.kind == "mlp"]
+        if name == "qwen3_next" and sublayer.kind == "attention" and sublayer.block < 3:
+            own = "linear_attn.out_proj"
+        assert sublayer.name.endswith(f".{sublayer.block}.{own}")
+        assert (sublayer.output is not sublayer.projection) == post_norm
+        assert (sublayer.gain is not None) == post_norm
+    assert no_hooks(model)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_outputs_add_up_to_the_final_residual_stream(name: str) -> None:
+    """The meaning of `o`: embeddings plus c times the sum of all outputs is what leaves the last block."""
+    config, changes, _, _ = ARCHITECTURES[name]
+    model = tiny_model(config, **changes)
+    decoder = find_decoder(model)
+    seen: list[torch.Tensor] = []
+    ends: list[torch.Tensor] = []
+    first_block = model.get_submodule(decoder.names[0].split(".0.")[0] + ".0")
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        o = output[0] if isinstance(output, tuple) else output
+        seen.append(o.reshape(1, 6, 32))
+
+    def keep_input(module: Any, args: Any, kwargs: Any) -> None:
+        ends.append(args[0] if args else kwargs["hidden_states"])
+
+    handles = [s.output.register_forward_hook(keep) for s in decoder.sublayers]
+    handles.append(first_block.register_forward_pre_hook(keep_input, with_kwargs=True))
+    handles.append(
+        decoder.last_block.register_forward_hook(lambda m, a, o: ends.append(o[0] if isinstance(o, tuple) else o))
+    )
+    model(input_ids=torch.tensor([[5, 9, 11, 6, 20, 13]]))
+    for handle in handles:
+        handle.remove()
+    c = changes.get("residual_multiplier", 1.0)
+    torch.testing.assert_close(ends[1] - ends[0], c * sum(seen), rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "olmo2"])
+def test_gain_is_the_post_norms_own(name: str) -> None:
+    config, changes, _, _ = ARCHITECTURES[name]
+    model = tiny_model(config, **changes)
+    for sublayer in find_decoder(model).sublayers:
+        nn.init.normal_(sublayer.output.weight)  # type: ignore[arg-type]
+        x = torch.randn(32, generator=torch.Generator().manual_seed(0))
+        assert sublayer.gain is not None
+        torch.testing.assert_close(sublayer.output(x), sublayer.gain * x / x.pow(2).mean().sqrt(), rtol=1e-4, atol=1e-4)
+
+
+def no_hooks(model: nn.Module) -> bool:
+    return not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+# -- structure -------------------------------------------------------------------------------------------------------
+
+
+class Renamed(nn.Module):
+    """A block of ordinary computation under names that no table holds."""
+
+    def __init__(self, width: int, scale: float = 1.0, extra: bool = False) -> None:
+        super().__init__()
+        self.reader = nn.Linear(width, width)
+        self.mixer_writer = nn.Linear(width, width)
+        self.expander = nn.Linear(width, width)
+        self.second_writer = nn.Linear(width, width)
+        self.extra = nn.Linear(width, width) if extra else None
+        self.scale = scale
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        x = hidden_states
+        mixed = torch.tanh(self.reader(x)).cumsum(1)
+        x = x + self.scale * self.mixer_writer(mixed)
+        x = x + self.scale * self.second_writer(torch.tanh(self.expander(x)))
+        return x if self.extra is None else x + self.extra(torch.tanh(x))
+
+
+def with_blocks(make: Any) -> Any:
+    model = tiny_model()
+    torch.manual_seed(0)
+    model.model.layers = nn.ModuleList(make() for _ in range(3))
+    return model
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.2])
+def test_unknown_names_are_found_by_structure(scale: float) -> None:
+    decoder: Decoder = find_decoder(with_blocks(lambda: Renamed(32, scale)))
+    assert decoder.names == [f"model.layers.{b}.{n}" for b in range(3) for n in ("mixer_writer", "second_writer")]
+
+
+def test_a_third_writer_is_refused() -> None:
+    model = with_blocks(lambda: Renamed(32, extra=True))
+    with pytest.raises(UsageError, match=r"block 0 of this llama model no two modules explain"):
+        find_decoder(model)
+    assert no_hooks(model)
+
+
+def test_known_names_that_do_not_explain_the_update_are_refused() -> None:
+    """Names alone would take this model: its projection is followed by something the residual stream sees."""
+    model = tiny_model()
+    for block in model.model.layers:
+        down = block.mlp.down_proj
+        block.mlp.register_forward_hook(lambda m, a, o: torch.tanh(50.0 * o))
+        assert isinstance(down, nn.Linear)
+    with pytest.raises(UsageError, match="no two modules explain"):
+        find_decoder(model)
+    assert len(find_decoder(model, verify=False).sublayers) == 6
+
+
+def test_known_names_in_the_wrong_place_give_way_to_structure() -> None:
+    """`self_attn.o_proj` and `mlp.down_proj` exist here, but write nothing: two others do."""
+
+    class Misleading(Renamed):
+        def __init__(self) -> None:
+            super().__init__(32)
+            self.self_attn, self.mlp = nn.Module(), nn.Module()
+            self.self_attn.o_proj, self.mlp.down_proj = nn.Linear(32, 32), nn.Linear(32, 32)
+
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            self.self_attn.o_proj(hidden_states)
+            self.mlp.down_proj(hidden_states)
+            return super().forward(hidden_states)
+
+    names = find_decoder(with_blocks(Misleading)).names
+    assert names[:2] == ["model.layers.0.mixer_writer", "model.layers.0.second_writer"]
+
+
+def test_no_list_of_blocks_is_refused() -> None:
+    model = tiny_model()
+    model.config.num_hidden_layers = 5
+    with pytest.raises(UsageError, match="blocks of this llama model cannot be told apart"):
+        find_decoder(model)
+
+
+def test_hooks_go_when_the_probe_fails() -> None:
+    class Broken(Renamed):
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            raise RuntimeError("broken block")
+
+    model = with_blocks(lambda: Broken(32))
+    with pytest.raises(RuntimeError, match="broken block"):
+        find_decoder(model)
+    assert no_hooks(model)
