@@ -191,7 +191,7 @@ def _input_recorder(record: dict[str, torch.Tensor]) -> Any:
 
 
 def _misfit(record: dict[str, torch.Tensor], attention: str, mlp: str, epsilon: float) -> float:
-    """How far `x_out - x_in = c (o_attention + o_mlp)` fails at the worst token, at the best scalar c (granite has one).
+    """How far `x_out - x_in = c (o_attention + o_mlp)` fails at the worst token, with the best c (granite has one).
 
     At most 1 where the two explain the update. Beside TOLERANCE that allows what rounding the residual stream to its
     dtype can do: a token with massive activations loses its small updates.
