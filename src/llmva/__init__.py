@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmva.models.generate import Capture, capture
     from llmva.models.load import load_model
     from llmva.models.sublayers import find_decoder
-    from llmva.observe import observe
+    from llmva.observation import observe
     from llmva.prompts.types import Prompt, PromptSet
     from llmva.selection import score, select
     from llmva.steps import align_one, align_sublayers, identify
@@ -49,7 +49,7 @@ _HOMES = {
     "fit_svms": "llmva.vectors",
     "identify": "llmva.steps",
     "load_model": "llmva.models.load",
-    "observe": "llmva.observe",
+    "observe": "llmva.observation",
     "score": "llmva.selection",
     "select": "llmva.selection",
 }

@@ -23,12 +23,12 @@ from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import capture
 from llmva.models.harmless import agreement, outputs_on_text, random_messages
 from llmva.models.sublayers import Decoder, find_decoder
-from llmva.observe import Observation, observe
+from llmva.observation import Observation, observe
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
 from llmva.run import Run, harmless_texts, versions
 from llmva.selection import default_count, select
-from llmva.settings import Settings, make_settings
+from llmva.settings import Settings, check_seed, make_settings
 from llmva.skills import Probe
 from llmva.steps import Vectors, align_sublayers, identify
 
@@ -81,6 +81,7 @@ def align(
     judge = make_judge(judge) if isinstance(judge, str) else judge
     prompts = prompts or PromptSet.bundled()
     progress = progress or Progress()
+    check_seed(seed)
     chosen_settings = make_settings(**settings)
     decoder = find_decoder(model)
     count = _layer_count(decoder, chosen_settings)

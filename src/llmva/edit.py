@@ -85,7 +85,9 @@ class Edit:
         return self if self.best is None else self.at(self.best)
 
     def scaled(self, strength: float) -> Edit:
-        """o' = o + strength V (U^T o): 0 is the base model, 1 the edit as fitted."""
+        """o' = o + strength V (U^T o): 0 is the base model, 1 the edit as fitted. Less than 0 would undo refusals."""
+        if not 0 <= strength < float("inf"):
+            raise UsageError(f"An edit cannot have the strength {strength}: choose 0 or more, 1 being as fitted.")
         return replace(self, factors={n: replace(f, V=f.V * strength) for n, f in self.factors.items()})
 
     # -- use -----------------------------------------------------------------------------------------------------

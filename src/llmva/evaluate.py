@@ -13,10 +13,11 @@ from llmva.metrics import summarise
 from llmva.models.batching import Batching, first_guess
 from llmva.models.harmless import agreement
 from llmva.models.sublayers import find_decoder
-from llmva.observe import Observation, observe
+from llmva.observation import Observation, observe
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt
 from llmva.run import peak_bytes
+from llmva.settings import check_seed
 
 
 def evaluate(
@@ -36,8 +37,11 @@ def evaluate(
     "after" and "utility" are there only with an edit.
     """
     started = time.monotonic()
+    check_seed(seed)
     progress = progress or Progress()
     decoder = find_decoder(model)
+    if edit is not None:
+        edit.apply(model).remove()  # an edit of another model is told before the original's answers are waited for
     batching = Batching(batch_tokens) if batch_tokens else first_guess(model)
 
     def run(label: str) -> Observation:
@@ -50,7 +54,7 @@ def evaluate(
     found: dict[str, Any] = {"test": {"before": summarise(before.prompts, before.labels, seed=seed)}}
     tokens = before.capture.tokens
     if edit is not None:
-        with edit.apply(model):
+        with edit.apply(model, check=False):
             after = run("edited")
         tokens += after.capture.tokens
         found["test"]["after"] = summarise(after.prompts, after.labels, seed=seed)

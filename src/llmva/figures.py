@@ -15,7 +15,7 @@ from llmva.metrics import summarise
 from llmva.models.batching import Batching
 from llmva.models.harmless import agreement
 from llmva.models.sublayers import Decoder
-from llmva.observe import Observation, observe
+from llmva.observation import Observation, observe
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
 from llmva.run import Run, harmless_texts

@@ -1,26 +1,30 @@
 """A run on disk: what it needs to go on after a kill, and what it reports.
 
-DIR/run.json is the truth and is replaced in one rename after each iteration; the other files are written before it:
+DIR/run.json is the truth. It is there before any other file, so that a folder with such files and no run.json is never
+taken for a run of ours. From then on it is replaced in one rename after each iteration, the other files before it:
 
     edit.safetensors   columns of all iterations so far; more than run.json knows of are cut off on resume
     answers.jsonl      appended; cut back to the length that run.json knows of on resume
     prompts.jsonl      the prompts, written once
+    .lock              locked by the process that works here, empty
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import IO, Any
 
-from llmva.edit import Edit
+from llmva.edit import Edit, edit_file
 from llmva.errors import LlmvaError, UsageError
-from llmva.files import write_json
-from llmva.observe import Observation
+from llmva.files import write_bytes, write_json
+from llmva.observation import Observation
 from llmva.prompts.types import PromptSet
 
 FORMAT = "llmva-run"
@@ -31,9 +35,10 @@ IDENTITY = ("seed", "judge")  # with settings, base.sha256 and prompts.hashes: w
 class Run:
     """State of one alignment; `record` is what run.json holds. Without a directory it lives in memory only."""
 
-    def __init__(self, directory: Path | None, record: dict[str, Any], edit: Edit) -> None:
+    def __init__(self, directory: Path | None, record: dict[str, Any], edit: Edit, lock: IO[bytes] | None) -> None:
         self.directory, self.record, self.edit = directory, record, edit
         self._started = time.monotonic() - record["cost"]["seconds"]
+        self._lock = lock  # held as long as it is open
         self.answers: list[dict[str, Any]] = []
 
     @classmethod
@@ -42,7 +47,8 @@ class Run:
     ) -> tuple[Run, bool]:
         """Start the run that `record` describes, or go on with the one in `directory`; the flag says which.
 
-        Raises UsageError when the directory holds a run of something else.
+        Raises UsageError when the directory holds something else, or another process works there, and LlmvaError when
+        its files are broken.
         """
         record = {
             "format": FORMAT,
@@ -55,25 +61,32 @@ class Run:
             "cost": {"seconds": 0.0, "peak_bytes": 0, "generated_tokens": 0},
             "limits": list(prompts.warnings),
         }
-        run = cls(directory, record, Edit({}, record["base"]))
         if directory is None:
-            return run, False
-        _make(directory)
+            return cls(None, record, Edit({}, record["base"]), None), False
+        lock = _lock(directory)
         if not restart and (directory / "run.json").exists():
             before = read_run(directory)
             _same(before, record, directory)
-            run = cls(directory, before, Edit.load(directory).at(len(before["iterations"])))
-            _truncate(directory / "answers.jsonl", before["answers_bytes"])
-            run.answers = read_lines(directory / "answers.jsonl")
-            return run, True
-        # run.json goes first: what is left of an older run must never be taken for part of the new one
-        for name in ("run.json", "edit.safetensors", "answers.jsonl", "report.html"):
-            (directory / name).unlink(missing_ok=True)
+            if before["iterations"]:
+                return cls._resume(directory, before, lock), True
+            record = before  # killed before the first iteration was done: the other files may not be there yet
+        elif not restart:
+            _empty(directory)
+        run = cls(directory, record, Edit({}, record["base"]), lock)
+        write_json(directory / "run.json", record)
+        _remove(directory / "report.html")
         prompts.to_jsonl(directory / "prompts.jsonl")
         run.edit.save(directory)
-        (directory / "answers.jsonl").touch()
-        write_json(directory / "run.json", record)
+        write_bytes(directory / "answers.jsonl", b"")
         return run, False
+
+    @classmethod
+    def _resume(cls, directory: Path, record: dict[str, Any], lock: IO[bytes] | None) -> Run:
+        edit = _edit_of(directory, record)
+        answers = _answers_of(directory, record)
+        run = cls(directory, record, edit, lock)
+        run.answers = answers
+        return run
 
     @property
     def done(self) -> int:
@@ -113,25 +126,52 @@ class Run:
 def read_run(directory: Path) -> dict[str, Any]:
     """The run.json of `directory`, checked. Raises UsageError where there is none or it is not ours."""
     path = directory / "run.json"
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"'{directory}' holds no run: give the folder that llmva align wrote.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
+        if record["format"] != FORMAT or type(record["version"]) is not int:
             raise ValueError("another format")
-        version = int(record["version"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if record["version"] > VERSION:
+            raise UsageError(
+                f"'{path}' is of format version {record['version']} and this llmva reads {VERSION}: update llmva."
+            )
+        _check_fields(record)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"'{path}' is no run of llmva: choose another folder or pass --restart.") from error
-    if version > VERSION:
-        raise UsageError(f"'{path}' is of format version {version} and this llmva reads {VERSION}: update llmva.")
     return dict(record)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except (OSError, ValueError) as error:
-        raise LlmvaError(f"'{path}' is broken: run again with --restart.") from error
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "base": dict,
+    "settings": dict,
+    "seed": int,
+    "judge": str,
+    "prompts": dict,
+    "iterations": list,
+    "best_iteration": int,
+    "stopped": (str, NoneType),
+    "answers_bytes": int,
+    "cost": dict,
+    "limits": list,
+}
+
+
+def _check_fields(record: Mapping[str, Any]) -> None:
+    """Raises KeyError or TypeError if a field that reading relies on is not there or of another type."""
+    wrong = [name for name, kind in FIELDS.items() if not isinstance(record[name], kind)]
+    base, cost = record["base"], record["cost"]
+    texts = [base["sha256"], base["model"], base["dtype"], *record["prompts"]["hashes"].values()]
+    numbers = [cost["seconds"], cost["peak_bytes"], cost["generated_tokens"]]
+    numbers += [entry["iteration"] for entry in record["iterations"]]
+    shares = [entry[name] for entry in record["iterations"] for name in ("f1", "asr", "orr")]
+    if (
+        wrong
+        or not all(isinstance(text, str) for text in texts)
+        or not all(isinstance(number, int | float) for number in numbers)
+        or not all(isinstance(share, int | float | None) for share in shares)
+    ):
+        raise TypeError(f"fields of other types: {wrong}")
 
 
 def versions() -> dict[str, str]:
@@ -161,16 +201,82 @@ def peak_bytes() -> int:
     return resident + sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
 
 
-def _make(directory: Path) -> None:
+def _lock(directory: Path) -> IO[bytes] | None:
+    """Make the folder and take its lock, which ends with the process however it dies; None where there are no locks.
+
+    A record lock, unlike flock, does not shut out a later run of this same process, such as a notebook's next try.
+    """
+    path = directory / ".lock"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".writable"
-        probe.touch()
-        probe.unlink()
+        file = path.open("ab")
     except OSError as error:
         raise UsageError(
             f"The folder '{directory}' cannot be written ({error.strerror}): choose another with --out."
         ) from error
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return file
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise UsageError(
+                f"Another llmva is at work in '{directory}': wait for its end, or choose another folder with --out."
+            ) from error
+    return file  # a file system without locks is no reason not to work there
+
+
+def _empty(directory: Path) -> None:
+    """Refuse a folder whose files a new run would overwrite."""
+    for name in ("edit.safetensors", "answers.jsonl", "prompts.jsonl", "report.html"):
+        if (directory / name).exists():
+            raise UsageError(
+                f"'{directory}' holds no run, but a file {name} that would be lost: choose another --out, "
+                "or pass --restart to replace it."
+            )
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise LlmvaError(f"'{path}' cannot be removed ({error.strerror}): remove it and run again.") from error
+
+
+def _edit_of(directory: Path, record: Mapping[str, Any]) -> Edit:
+    """The columns that run.json knows of."""
+    path, done = edit_file(directory), len(record["iterations"])
+    if not path.exists():
+        raise LlmvaError(f"'{path}' is missing: put it back, or run again with --restart.")
+    edit = Edit.load(path).at(done)
+    needed = record["best_iteration"] if record["stopped"] else done
+    if edit.base.get("sha256") != record["base"]["sha256"] or edit.iterations < needed:
+        raise LlmvaError(f"'{path}' is of another run than run.json beside it: run again with --restart.")
+    return edit
+
+
+def _answers_of(directory: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The answers that run.json knows of; more are what an unfinished commit left, and are cut off."""
+    path, length = directory / "answers.jsonl", record["answers_bytes"]
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LlmvaError(f"'{path}' cannot be read ({error.strerror}): run again with --restart.") from error
+    if len(data) < length:
+        raise LlmvaError(f"'{path}' is shorter than run.json says: run again with --restart.")
+    try:
+        # not splitlines(), which would cut at U+2028 and its like inside an answer
+        rows = [json.loads(line) for line in data[:length].decode("utf-8").split("\n") if line]
+        if not all({"iteration", "split", "id", "answer", "label"} <= row.keys() for row in rows):
+            raise ValueError("a field is missing")
+    except (ValueError, AttributeError) as error:
+        raise LlmvaError(f"'{path}' is broken: run again with --restart.") from error
+    if len(data) > length:
+        os.truncate(path, length)
+    return rows
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
@@ -217,12 +323,6 @@ def _append(path: Path, rows: list[dict[str, Any]], known: int) -> int:
             f"'{path}' cannot be written ({error.strerror}): free space and run the same command again."
         ) from error
     return known + len(lines)
-
-
-def _truncate(path: Path, length: int) -> None:
-    if not path.is_file() or path.stat().st_size < length:
-        raise LlmvaError(f"'{path}' is shorter than run.json says: run again with --restart.")
-    os.truncate(path, length)
 
 
 def harmless_texts(

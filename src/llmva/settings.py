@@ -8,11 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmva.errors import UsageError
 
+SEEDS = 2**32  # scikit-learn takes no larger ones
+
 
 class Settings(BaseModel):
     """Defaults are what `llmva align` runs with; docs/method.md says where each comes from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     iterations: int = Field(30, ge=0, description="most iterations (the paper's T)")
     layers: int | None = Field(None, ge=1, description="sublayers edited in an iteration (the paper's L)")
@@ -26,6 +28,13 @@ class Settings(BaseModel):
     min_kept: float = Field(
         0.9, ge=0, le=1, description="least share of harmless next tokens kept by the chosen iteration"
     )
+
+
+def check_seed(seed: int) -> int:
+    """The seed, if every generator that a run uses takes it. Raises UsageError otherwise."""
+    if not 0 <= seed < SEEDS:
+        raise UsageError(f"The seed {seed} is not usable: choose one from 0 to {SEEDS - 1}.")
+    return seed
 
 
 def make_settings(**given: object) -> Settings:

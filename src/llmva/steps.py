@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmva.edit import Edit
 from llmva.models.sublayers import Sublayer
-from llmva.observe import Observation
+from llmva.observation import Observation
 from llmva.selection import accuracy, score
 from llmva.vectors import Quiet, angles, fit_sklearn, fit_svms, spread, unit
 
@@ -72,6 +72,8 @@ def align_sublayers(
     all_sublayers = list(sublayers)
     for s in chosen:
         v_a, v_b = vectors.directions[s]
+        if not v_a.any():
+            continue  # a sublayer that puts out nothing decides nothing
         writer, reader = align_one(v_a, v_b, float(vectors.ratio[s]), all_sublayers[s].gain)
         edit = edit.then(all_sublayers[s].name, step * writer, reader, iteration)
     return edit
