@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from llmva.errors import LlmvaError, UsageError
+from llmva.models.chat import render
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -18,6 +22,8 @@ def pick_device(name: str = "auto") -> torch.device:
     if name != "auto":
         try:
             device = torch.device(name)
+            if device.type == "meta":
+                raise RuntimeError("it holds no numbers")
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise UsageError(
@@ -61,26 +67,42 @@ def load_model(
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"dtype '{dtype}' is unknown: use auto, {', '.join(DTYPES)}.")
     where = pick_device(device)
-    try:
+    placement = {} if device_map is None else {"device_map": _check_map(device_map)}
+    with _explained(str(name), "configuration"):
         config = AutoConfig.from_pretrained(source, **options)
-        stored = torch.float32 if extra else (getattr(config, "dtype", None) or torch.float32)
-        wanted = DTYPES[dtype] if dtype != "auto" else pick_dtype(stored, where)
+    stored = torch.float32 if extra else (getattr(config, "dtype", None) or torch.float32)
+    wanted = DTYPES[dtype] if dtype != "auto" else pick_dtype(stored, where)
+    with _explained(str(name), "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        placement = {"device_map": device_map} if device_map is not None else {}
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **placement, **options)
-    except torch.OutOfMemoryError as error:
-        raise LlmvaError(f"'{name}' does not fit on {where}: use a smaller model or --device-map auto.") from error
-    except Exception as error:
-        # transformers reports a missing folder, a missing file and an unreadable file by many classes of error
-        raise _explain(str(name), error) from error
-    if device_map is None and where.type != "cpu":
-        model.to(where)  # type: ignore[arg-type]
-    model.eval()  # type: ignore[no-untyped-call]
+        check_template(tokenizer, str(name))
+    with _explained(str(name), "model"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=wanted, output_loading_info=True, **placement, **options
+        )
+        model, report = loaded
+        if device_map is None and where.type != "cpu":
+            model.to(where)
+    missing = sorted(report["missing_keys"])  # transformers fills them with random numbers and goes on
+    if missing:
+        rest = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise LlmvaError(f"'{name}' lacks the weights {missing[0]}{rest}: download or convert the model whole.")
+    model.eval()
     model.requires_grad_(False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     check_weights(model, str(name))
     return model, tokenizer
+
+
+def check_template(tokenizer: Any, name: str) -> None:
+    """Refuse a chat template that cannot be rendered; to have none is fine."""
+    try:
+        render(tokenizer, "hello")
+    except Exception as error:  # a template is a program of the model's: it may fail in any way
+        raise LlmvaError(
+            f"The chat template of '{name}' cannot be rendered ({_first_line(error)}): mend it, or remove it for a "
+            "plain dialogue."
+        ) from error
 
 
 def check_weights(model: Any, name: str) -> None:
@@ -104,9 +126,11 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
         if not config.is_file():
             raise UsageError(f"'{name}' holds no config.json: give the folder of a Hugging Face model.")
         try:
-            json.loads(config.read_text(encoding="utf-8"))
+            fields = json.loads(config.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             raise UsageError(f"'{name}/config.json' cannot be read as JSON: download the model again.") from error
+        if not isinstance(fields, dict):
+            raise UsageError(f"'{name}/config.json' is no JSON object: download the model again.")
         return str(path), {}
     if path.is_file():
         raise UsageError(f"'{name}' is a file that is no .gguf: give a model's folder, hub id or .gguf file.")
@@ -115,7 +139,36 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     return name, {}
 
 
-def _explain(name: str, error: Exception) -> LlmvaError:
+def _check_map(device_map: str | dict[str, Any]) -> str | dict[str, Any]:
+    """A string names a strategy or one device."""
+    known = ("auto", "balanced", "balanced_low_0", "sequential")
+    if isinstance(device_map, str) and device_map not in known:
+        try:
+            pick_device(device_map)
+        except UsageError as error:
+            raise UsageError(
+                f"'{device_map}' is no device map and no device: use --device-map {', '.join(known)}, or leave it out."
+            ) from error
+    return device_map
+
+
+@contextmanager
+def _explained(name: str, part: str) -> Iterator[None]:
+    """Turn whatever transformers raises while it reads `part` into one sentence.
+
+    It reports a missing folder, a missing file and an unreadable file by many classes of error.
+    """
+    try:
+        yield
+    except LlmvaError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise LlmvaError(f"'{name}' does not fit into memory: use a smaller model or --device-map auto.") from error
+    except Exception as error:
+        raise _explain(name, part, error) from error
+
+
+def _explain(name: str, part: str, error: Exception) -> LlmvaError:
     text = str(error)
     local = Path(name).expanduser().exists()
     if "trust_remote_code" in text:
@@ -124,17 +177,26 @@ def _explain(name: str, error: Exception) -> LlmvaError:
         return UsageError(
             f"'{name}' is neither a local folder nor a model that the hub gives: check its name and the network."
         )
-    if "Unrecognized configuration class" in text or "model type" in text or "Unrecognized model" in text:
+    if "Unrecognized model" in text:
+        return UsageError(f"The config.json of '{name}' names no model_type: download the model again.")
+    if found := re.search(r"model type `?([\w.-]+)`? but", text):
         return UsageError(
-            f"'{name}' is of a model type that transformers cannot load as a chat model ({_first_line(error)})."
+            f"This transformers does not know the model type {found[1]} of '{name}': update transformers, or choose "
+            "another model."
         )
+    if "Unrecognized configuration class" in text:
+        return UsageError(f"'{name}' is of a model type that is no decoder: choose a chat model that generates text.")
     if "no file named" in text:
         return UsageError(f"'{name}' holds no weights in safetensors: download the model whole or convert it.")
+    if "ignore_mismatched_sizes" in text:
+        return LlmvaError(f"The weights of '{name}' have other sizes than its config.json says: download it again.")
     return LlmvaError(
-        f"'{name}' cannot be loaded ({type(error).__name__}: {_first_line(error)}): download or convert it again."
+        f"The {part} of '{name}' cannot be loaded ({type(error).__name__}: {_first_line(error)}): "
+        "download or convert the model again."
     )
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200].rstrip(".") if lines else type(error).__name__
+    """The first sentence of a message, in 200 characters at most."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.split(r"(?<=\w)\. (?=[A-Z])", lines[0])[0][:200].rstrip(". ")
