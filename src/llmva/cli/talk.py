@@ -14,7 +14,7 @@ from llmva.cli.console import Display, emit
 from llmva.edit import Edit
 from llmva.errors import UsageError
 from llmva.models.chat import encode, render_dialogue
-from llmva.models.generate import greedy_config
+from llmva.models.generate import check_rows, context_length, greedy_config
 
 
 def run_chat(
@@ -31,14 +31,16 @@ def run_chat(
     quiet: bool,
 ) -> None:
     """One turn after another; original and edited each keep a dialogue of their own."""
+    inputs.quiet_libraries(model)
     from llmva.models.load import load_model
 
-    inputs.quiet_libraries()
     loaded_edit = inputs.load_edit(edit, iteration, strength)
     if compare and loaded_edit is None:
         raise UsageError("--compare needs an edit to compare with: add --edit DIR.")
     console = Display(quiet).console
     loaded, tokenizer = load_model(model, **loading)
+    if loaded_edit is not None:
+        loaded_edit.apply(loaded).remove()  # is it of this model? asked once, since hashing the weights takes time
     names = ["original", "edited"] if compare else ["edited" if loaded_edit else "original"]
     dialogues: dict[str, list[dict[str, str]]] = {name: [] for name in names}
     turns: list[dict[str, str]] = []
@@ -69,14 +71,24 @@ def _ask(quiet: bool) -> str:
     """The next message: typed at a terminal, or a line of standard input."""
     if sys.stdin.isatty() and not quiet:
         print("> ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip()
+    try:
+        return sys.stdin.readline().strip()
+    except UnicodeDecodeError as error:
+        raise UsageError("Standard input is not UTF-8: type or pipe UTF-8 text.") from error
 
 
 @torch.inference_mode()
 def _reply(model: Any, tokenizer: Any, dialogue: list[dict[str, str]], edit: Edit | None, max_new_tokens: int) -> str:
-    ids = torch.tensor([encode(tokenizer, render_dialogue(tokenizer, dialogue))])
+    row = encode(tokenizer, render_dialogue(tokenizer, dialogue))
+    limit = context_length(model)
+    if limit is not None and len(row) >= limit and len(dialogue) > 1:
+        raise UsageError(f"The dialogue has grown beyond the {limit} tokens that the model reads: start a new one.")
+    check_rows(model, [dialogue[-1]["content"]], [row], 1)
+    if limit is not None:
+        max_new_tokens = min(max_new_tokens, limit - len(row))
+    ids = torch.tensor([row])
     ids = ids.to(model.get_input_embeddings().weight.device)
-    applied = edit.apply(model) if edit is not None else None
+    applied = edit.apply(model, check=False) if edit is not None else None
     try:
         new = model.generate(
             input_ids=ids,

@@ -56,7 +56,7 @@ def capture(
     """
     decoder = model if isinstance(model, Decoder) else find_decoder(model)
     rows = [encode(tokenizer, render(tokenizer, text)) for text in prompts]
-    _check_lengths(decoder.model, prompts, rows, max_new_tokens)
+    check_rows(decoder.model, prompts, rows, max_new_tokens)
     lengths = [len(row) + max_new_tokens for row in rows]
     batching = batching or first_guess(decoder.model)
 
@@ -163,14 +163,27 @@ def _ends(new: Tensor, eos: set[int], settled: list[int | None]) -> list[int]:
     return ends
 
 
-def _check_lengths(model: Any, prompts: Sequence[str], rows: list[list[int]], max_new_tokens: int) -> None:
+def context_length(model: Any) -> int | None:
+    """The most tokens that the model reads, prompt and answer together, where its config says so."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    return limit
+
+
+def check_rows(model: Any, prompts: Sequence[str], rows: list[list[int]], max_new_tokens: int) -> None:
+    """Raises UsageError that names the first prompt whose token ids (`rows`) the model cannot read, if there is one."""
     if not rows:
         raise UsageError("There are no prompts to answer: give at least one.")
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = context_length(model)
+    known = int(model.get_input_embeddings().weight.shape[0])
     for text, row in zip(prompts, rows, strict=True):
         if not row:
             raise UsageError(f"The prompt {text[:40]!r} has no tokens for this model: remove it.")
+        if max(row) >= known:
+            raise UsageError(
+                f"The tokenizer gives the prompt beginning {text[:40]!r} the token {max(row)}, and the model knows "
+                f"{known}: put the tokenizer that belongs to the model into its folder."
+            )
         if limit is not None and len(row) + max_new_tokens > limit:
             raise UsageError(
                 f"The prompt beginning {text[:40]!r} is {len(row)} tokens long, which with {max_new_tokens} for the "
