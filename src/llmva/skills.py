@@ -35,7 +35,7 @@ class Probe:
 def load_probes(path: Path) -> list[Probe]:
     """Read a JSONL file with the fields of `Probe`. Raises UsageError that names the line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut at U+2028, which JSON may hold
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The skills file '{path}' cannot be read: give a UTF-8 JSONL file.") from error
     probes = []
@@ -45,6 +45,9 @@ def load_probes(path: Path) -> list[Probe]:
         try:
             row = json.loads(line)
             probe = Probe(row["skill"], row["prompt"], row.get("expected"), tuple(row.get("contains") or ()))
+            texts = [probe.skill, probe.prompt, probe.expected or "", *probe.contains]
+            if isinstance(row.get("contains"), str) or not all(isinstance(text, str) for text in texts):
+                raise ValueError("not text")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"Line {number} of '{path}' is no probe: give skill, prompt and expected or contains."
