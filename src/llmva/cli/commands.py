@@ -28,6 +28,7 @@ def run_align(
     batch_tokens: int | None = None,
 ) -> None:
     """Prompts and judge are read before the model, so that a mistake in them costs no loading."""
+    inputs.quiet_libraries(model, *toxic, *benign)
     from llmva.alignment import align
     from llmva.judges import make_judge
     from llmva.models.load import load_model
@@ -35,7 +36,6 @@ def run_align(
     from llmva.report.outcome import outcome
     from llmva.settings import make_settings
 
-    inputs.quiet_libraries()
     out = out or inputs.default_out(model)
     make_settings(**(settings or {}))
     judge_ = make_judge(judge)
@@ -88,12 +88,12 @@ def run_evaluate(
     json: bool,
     quiet: bool,
 ) -> None:
+    inputs.quiet_libraries(model, *toxic, *benign)
     from llmva.evaluate import evaluate
     from llmva.judges import make_judge
     from llmva.models.load import load_model
     from llmva.report import before_after_table
 
-    inputs.quiet_libraries()
     judge_ = make_judge(judge)
     loaded_edit = inputs.load_edit(edit, iteration, strength)
     prompts = inputs.test_prompts(model, edit, toxic, benign, seed)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-from llmva.edit import Edit
+from llmva.edit import Edit, edit_file
 from llmva.errors import UsageError
 from llmva.prompts.types import Prompt, PromptSet
 from llmva.skills import Probe, load_probes
@@ -43,7 +47,7 @@ def test_prompts(model: str, edit: Path | None, toxic: Sequence[str], benign: Se
 
     if toxic or benign:
         return list(load_prompts(toxic, benign))
-    of_run = edit / "prompts.jsonl" if edit is not None else None
+    of_run = edit_file(edit).parent / "prompts.jsonl" if edit is not None else None
     if of_run is not None and of_run.is_file():
         return list(PromptSet.from_jsonl(of_run).test)
     return list(choose_prompts(model, (), (), seed).test)
@@ -51,6 +55,8 @@ def test_prompts(model: str, edit: Path | None, toxic: Sequence[str], benign: Se
 
 def load_edit(path: Path | None, iteration: int | None, strength: float) -> Edit | None:
     """The edit of a run, at the iteration that the run chose unless told."""
+    if not math.isfinite(strength):
+        raise UsageError(f"--strength {strength} is no amount of an edit: give a number such as 0.5.")
     if path is None:
         if iteration is not None or strength != 1.0:
             raise UsageError("--iteration and --strength need an edit: add --edit DIR.")
@@ -75,17 +81,35 @@ def typed_command() -> str:
     return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])  # noqa: PTH119 (a name, not a path)
 
 
-def quiet_libraries() -> None:
-    """Keep transformers, datasets and the hub client from writing between our lines."""
+def quiet_libraries(*names: str) -> None:
+    """Keep transformers, datasets and the hub client from writing between our lines.
+
+    `names` are what the user gave: models, data sets, files. Comes before the first import of those libraries.
+    """
     import logging
     import warnings
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore")
+    if not all(Path(name.split(":")[0]).expanduser().exists() for name in names):
+        _stay_offline_without_network()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     for name in ("huggingface_hub", "datasets", "httpx", "transformers"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _stay_offline_without_network() -> None:
+    """Use what lies in the hub's cache if the hub's name is unknown here; its client would try for half a minute."""
+    from huggingface_hub import constants
+
+    if getproxies():  # then the proxy knows the name
+        return
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        constants.HF_HUB_OFFLINE = True  # for the module that has been imported already

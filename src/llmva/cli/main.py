@@ -30,7 +30,7 @@ Benign = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object on stdout")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no table")]
-Seed = Annotated[int, typer.Option("--seed", help="seed of every random draw")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="seed of every random draw")]
 EditDir = Annotated[Optional[Path], typer.Option("--edit", metavar="DIR", help="folder that llmva align wrote")]  # noqa: UP045
 Iteration = Annotated[Optional[int], typer.Option("--iteration", help="use this iteration of the edit")]  # noqa: UP045
 Strength = Annotated[float, typer.Option("--strength", help="0 is the original model, 1 the edit as fitted")]
@@ -138,7 +138,7 @@ def evaluate(
     iteration: Iteration = None,
     strength: Strength = 1.0,
     judge: JudgeName = "phrases",
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="most tokens of an answer")] = 128,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="most tokens of an answer")] = 128,
     seed: Seed = 42,
     device: Device = "auto",
     dtype: Dtype = "auto",
