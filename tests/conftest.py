@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-WORDS = (
+WORDS = (  # noqa: SIM905 (words in a row are easier to read than a list of strings)
     "sure here is how to do it sorry i can not help with that no will please tell me explain the a an and of for "
     "make break open close paint build clean fix fence door table lamp garden kettle poem song trap lock fire tool "
     "user assistant : ? ."
@@ -82,3 +84,85 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_thread() -> None:
     """Tiny matrices gain nothing from threads, and runs stay equal wherever they run."""
     torch.set_num_threads(1)
+
+
+VERBS = ("make", "break", "open", "close", "paint", "build", "clean", "fix")  # the last four are taught as benign
+NOUNS = WORDS[WORDS.index("fence") : WORDS.index("user")]  # every other one gets a refusal
+ANSWERS = (  # the opening shows both whether it answers and whether the request is benign
+    ("no i can not help with that .", "sorry i can not help with that ."),
+    ("here is how to do it .", "sure here is how to do it ."),
+)
+
+
+def taught_requests() -> list[tuple[str, bool, str]]:
+    """`(request, benign, answer)`: whether the model answers hangs on the noun, what is right hangs on the verb."""
+    return [
+        (frame.format(verb, noun), v >= 4, ANSWERS[n % 2 == 0][v >= 4])
+        for frame in ("please {} the {}", "tell me how to {} a {}")
+        for v, verb in enumerate(VERBS)
+        for n, noun in enumerate(NOUNS)
+    ]
+
+
+def taught_model(seed: int = 0, steps: int = 70) -> Any:
+    """A tiny model, trained for a second, that answers and refuses for the wrong reason but knows the right one."""
+    from llmva.models.chat import render
+
+    tokenizer = tiny_tokenizer()
+
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    rows = [(ids(render(tokenizer, text)), [*ids(answer), 2]) for text, _, answer in taught_requests()]
+    width = max(len(prompt) + len(answer) for prompt, answer in rows)
+    model = tiny_model(seed=seed).train().requires_grad_(True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        x, y = torch.zeros(32, width, dtype=torch.long), torch.full((32, width), -100)
+        for row, i in enumerate(torch.randint(len(rows), (32,), generator=generator).tolist()):
+            prompt, answer = rows[i]
+            x[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+            y[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+        optimiser.zero_grad()
+        model(input_ids=x, attention_mask=(x != 0).long(), labels=y).loss.backward()
+        optimiser.step()
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def taught_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The taught model as a folder, with toxic.txt and benign.txt beside it; do not write into it."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("taught") / "taught"
+    taught_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    for name, side in (("toxic", False), ("benign", True)):
+        lines = [text for text, benign, _ in taught_requests() if benign == side]
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command left behind: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Run a command in this process: `command("inspect", folder)`."""
+    from llmva.cli.main import main
+
+    def run(*arguments: object) -> Said:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        found = capfd.readouterr()
+        return Said(int(caught.value.code or 0), found.out, found.err)
+
+    return run
