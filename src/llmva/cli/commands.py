@@ -64,10 +64,10 @@ def run_align(
     report = write_report(out)
     if not quiet:
         display.console.print(before_after_table(dict(result.record)))
-        display.console.print(outcome(dict(result.record)).sentence, markup=False)
+        display.line(outcome(dict(result.record)).sentence)
         for limit in result.record["limits"]:
-            display.console.print(limit, markup=False)
-        display.console.print(f"Wrote {out / 'edit.safetensors'} and {report}.", markup=False)
+            display.line(limit)
+        display.line(f"Wrote {out / 'edit.safetensors'} and {report}.")
     if json:
         emit(result.record)
 
@@ -157,7 +157,7 @@ def run_inspect(directory: Path, *, json: bool, quiet: bool) -> None:
 
 
 def _show(found: Mapping[str, Any], record: Mapping[str, Any] | None) -> None:
-    console = Display().console
+    display = Display()
     base = found["base"]
     best = found["best_iteration"]
     lines = [
@@ -175,4 +175,4 @@ def _show(found: Mapping[str, Any], record: Mapping[str, Any] | None) -> None:
             figures = " ".join(f"{k.upper()} {entry[k]:.3f}" for k in ("f1", "asr", "orr") if entry.get(k) is not None)
             lines.append(f"  iteration {entry['iteration']}: {figures} kept {kept} angle {angle}")
     for line in lines:
-        console.print(line, markup=False)
+        display.line(line)

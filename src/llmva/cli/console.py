@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from llmva import progress
+from llmva.errors import LlmvaError
 
 
 class _Rate(ProgressColumn):
@@ -66,7 +69,7 @@ class Display(progress.Progress):
         """A line when the stage begins and every 30 seconds, for logs and notebooks."""
         began = said = time.monotonic()
         done = 0
-        self.console.print(f"{text}, {total} prompts", markup=False)
+        self.line(f"{text}, {total} prompts")
 
         def advance(n: int) -> None:
             nonlocal done, said
@@ -76,7 +79,7 @@ class Display(progress.Progress):
                 said = now
                 rate = done / (now - began)
                 left = duration((total - done) / rate)
-                self.console.print(f"  {done}/{total}, {rate:.1f} prompts/s, {left} left", markup=False)
+                self.line(f"  {done}/{total}, {rate:.1f} prompts/s, {left} left")
 
         return advance
 
@@ -93,16 +96,33 @@ class Display(progress.Progress):
         left = duration(spent / (t + 1) * max(0, limit - t))
         mark = " *" if best == t else ""
         line = f"iteration {t}: validation {', '.join(shown)}{mark}  ({duration(spent)}, at most {left} left)"
-        self.console.print(line, markup=False)
+        self.line(line)
+
+    def line(self, text: str) -> None:
+        """As it is: no markup, and in a log no line breaks that are not in the text."""
+        self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.line(text)
 
 
 def emit(result: Mapping[str, Any]) -> None:
     """The result of a command as one JSON object, alone on stdout."""
-    print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    say(json.dumps(result, ensure_ascii=False, allow_nan=False))
+
+
+def say(text: str) -> None:
+    """Write to stdout at once. Raises LlmvaError if nothing more can be written there."""
+    try:
+        sys.stdout.buffer.write(f"{text}\n".encode("utf-8", "replace"))  # whatever the locale's encoding
+        sys.stdout.flush()
+    except OSError as error:
+        # the interpreter flushes once more at its end, which would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader wants no more, as `head` does
+            sys.exit(1)
+        raise LlmvaError(f"Standard output cannot be written ({error.strerror}): send it elsewhere.") from error
 
 
 def duration(seconds: float) -> str:

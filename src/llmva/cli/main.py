@@ -12,7 +12,7 @@ from llmva.errors import LlmvaError, UsageError
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Make a chat model answer what is benign and refuse what is harmful, by editing its weights in closed form.",
@@ -230,28 +230,40 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _common(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every foreseen failure is one sentence on stderr and exit code 2 (usage) or 1 (run)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        for argument in arguments:
+            check_text(argument)
         code: Any = app(args=arguments, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except LlmvaError as error:
         _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         _fail("Interrupted: run the same command again to go on.", 130)
-    except BrokenPipeError:
-        sys.exit(1)
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's errors of usage: their class has moved between its versions
             raise
         _fail(f"{error.format_message().rstrip('.')}: see llmva --help.", UsageError.exit_code)
+
+
+def check_text(text: str) -> str:
+    """The text, if it is one; bytes that are no UTF-8 reach a program as halves of surrogate pairs."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{ascii(text[:60])} is not UTF-8: write it in UTF-8, or rename the file.") from error
+    return text
 
 
 def _fail(sentence: str, code: int) -> None:

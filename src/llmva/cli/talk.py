@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from llmva.cli import inputs
-from llmva.cli.console import Display, emit
+from llmva.cli.console import Display, emit, say
 from llmva.edit import Edit
 from llmva.errors import UsageError
 from llmva.models.chat import encode, render_dialogue
@@ -37,7 +37,6 @@ def run_chat(
     loaded_edit = inputs.load_edit(edit, iteration, strength)
     if compare and loaded_edit is None:
         raise UsageError("--compare needs an edit to compare with: add --edit DIR.")
-    console = Display(quiet).console
     loaded, tokenizer = load_model(model, **loading)
     if loaded_edit is not None:
         loaded_edit.apply(loaded).remove()  # is it of this model? asked once, since hashing the weights takes time
@@ -57,22 +56,22 @@ def run_chat(
             turn[name] = answer
             if not json:
                 title = f"{name}: " if compare else ""
-                print(f"{title}{answer}", flush=True)
+                say(f"{title}{answer}")
         turns.append(turn)
         if prompt is not None:
             break
     if json:
         emit({"model": model, "edit": None if edit is None else str(edit), "turns": turns})
     elif not turns and not quiet:
-        console.print("nothing was asked", markup=False)
+        Display().line("nothing was asked")
 
 
 def _ask(quiet: bool) -> str:
-    """The next message: typed at a terminal, or a line of standard input."""
+    """The next message: typed at a terminal, or a line of standard input, which is UTF-8 whatever the locale says."""
     if sys.stdin.isatty() and not quiet:
         print("> ", end="", file=sys.stderr, flush=True)
     try:
-        return sys.stdin.readline().strip()
+        return sys.stdin.buffer.readline().decode("utf-8").strip()
     except UnicodeDecodeError as error:
         raise UsageError("Standard input is not UTF-8: type or pipe UTF-8 text.") from error
 
