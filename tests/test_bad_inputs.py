@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -15,8 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Said, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
+
+from conftest import Said, tiny_model, tiny_tokenizer
 
 FAST = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 4)
 Command = Callable[..., Said]
@@ -454,3 +456,136 @@ def test_bad_input(name: str, place: Path, command: Command) -> None:
 
 def test_there_are_enough_of_them() -> None:
     assert len(CASES) >= 40
+
+
+def test_a_tokenizer_without_template_works(place: Path, command: Command) -> None:
+    tiny_tokenizer(template=False).save_pretrained(place / "model")
+    (place / "model/chat_template.jinja").unlink(missing_ok=True)
+    said = command(*ALIGN, "--iterations", 1, "--out", "plain", "--quiet")
+    assert (said.code, said.err) == (0, "")
+    assert (place / "plain/report.html").is_file()
+
+
+def test_a_full_disk_loses_nothing(place: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(place / "run")
+    assert command(*RESUME, "--quiet").code == 0
+    wanted = contents(place / "run")["edit.safetensors"]
+    shutil.rmtree(place / "run")
+    left = 20  # syncs before the disk is full
+
+    def sync(descriptor: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", sync)
+    for _ in range(40):
+        said = command(*RESUME, "--quiet")
+        if said.code == 0:
+            break
+        refused(said, 1, "cannot be written .No space left on device.")
+        assert not [path for path in contents(place / "run") if path.endswith(".part")]
+        left = 4  # enough for one step more
+    assert said.code == 0
+    assert contents(place / "run")["edit.safetensors"] == wanted
+
+
+def test_a_file_that_may_not_grow_is_a_sentence_too(place: Path, command: Command) -> None:
+    """A real refusal by the system, not a made-up one."""
+    import resource
+    import signal
+
+    before = contents(place)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
+    try:
+        said = command(*ALIGN, "--out", "new", "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, ignored)
+    refused(said, 1, "cannot be written .File too large.*free space")
+    assert {path: data for path, data in contents(place).items() if not path.startswith("new/")} == before
+
+
+def test_a_run_that_was_cut_at_its_start_starts_again(place: Path, command: Command) -> None:
+    """run.json comes first, so whatever else is missing is written anew."""
+    record = json.loads((place / "run/run.json").read_text())
+    for name in ("test", "utility", "projections"):
+        del record[name]
+    record |= {"iterations": [], "best_iteration": 0, "stopped": None, "answers_bytes": 0}
+    record["cost"] = {"seconds": 0.0, "peak_bytes": 0, "generated_tokens": 0}
+    wanted = contents(place / "run")
+    for path in (place / "run").iterdir():
+        path.unlink()
+    (place / "run/run.json").write_text(json.dumps(record))
+    assert command(*RESUME, "--quiet").code == 0
+    assert {name: contents(place / "run")[name] for name in ("edit.safetensors", "answers.jsonl", "prompts.jsonl")} == {
+        name: wanted[name] for name in ("edit.safetensors", "answers.jsonl", "prompts.jsonl")
+    }
+
+
+def test_restart_replaces_what_cannot_be_read(place: Path, command: Command) -> None:
+    cut("run/run.json")(place)
+    cut("run/edit.safetensors")(place)
+    said = command(*RESUME, "--restart", "--quiet")
+    assert (said.code, said.err) == (0, "")
+    assert command("inspect", "run", "--quiet").code == 0
+
+
+def test_bytes_that_are_no_text(place: Path, command: Command) -> None:
+    refused(command("chat", "model", "--prompt", os.fsdecode(b"caf\xe9")), 2, "'caf.*' is not UTF-8")
+
+
+def test_standard_input_that_is_no_text(place: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8"))
+    refused(command("chat", "model", "--quiet"), 2, "Standard input is not UTF-8")
+
+
+# -- as a program of its own, where nothing has been imported or caught yet
+
+
+def program(*arguments: object, **environment: str) -> Said:
+    run = subprocess.run(
+        [sys.executable, "-c", "from llmva.cli import main; main()", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        check=False,
+        timeout=120,
+    )
+    return Said(run.returncode, run.stdout.decode(), run.stderr.decode())
+
+
+@pytest.mark.parametrize("name", ["unknown option", "missing weights"])
+def test_the_program_says_the_same(name: str, place: Path) -> None:
+    spoil, arguments, code, says = CASES[name]
+    spoil(place)
+    said = program(*arguments)
+    lines = said.err.splitlines()
+    assert re.search(says, lines[-1]), said.err
+    assert is_one_sentence(lines[-1] + "\n")
+    assert (said.code, said.out) == (code, "")
+    assert lines[:-1] in ([], [f"loading {arguments[1]}"])
+
+
+def test_no_network_is_told_at_once(place: Path) -> None:
+    """The client of the hub alone would repeat its question for half a minute; there is no host of this name."""
+    said = program(
+        "align", "nobody/nothing", *sides(), "--quiet", HF_ENDPOINT="https://hub.invalid", HF_HOME=str(place)
+    )
+    refused(said, 2, "neither a local folder nor a model that the hub gives")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_standard_output(place: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        run = subprocess.run(
+            [sys.executable, "-c", "from llmva.cli import main; main()", "inspect", "run", "--json", "--quiet"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert run.returncode == 1
+    assert re.fullmatch(r"error: Standard output cannot be written .*: .*\.\n", run.stderr.decode())
