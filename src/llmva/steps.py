@@ -58,11 +58,23 @@ def identify(
         x = features[None].double()
         w = fit_svms(x, labels, C, quiet=metric) if svm == "exact" else fit_sklearn(x, labels, C, seed=seed)
         v = unit(w)
+        if _constant(features, spread(x, v)):
+            v = torch.zeros_like(v)
         parts.append((v, spread(x, v), accuracy(validation.capture.outputs[s : s + 1], v, validation.signs)))
     directions, sigma, right = (torch.cat(column) for column in zip(*parts, strict=True))
     x = train.capture.final[None].double()
     final = unit(fit_svms(x, labels, C) if svm == "exact" else fit_sklearn(x, labels, C, seed=seed))[0]
     return Vectors(directions, sigma, right, score(directions, final, right), angles(*directions.unbind(1)))
+
+
+def _constant(features: Tensor, sigma: Tensor) -> bool:
+    """Whether a sublayer's projections vary by no more than rounding in the dtype of `features` [n, d].
+
+    With parallel residuals the first MLP reads the last token alone, which the chat template makes the same for every
+    prompt. sigma_a / sigma_b would be noise there, and an edit by it harm.
+    """
+    typical = features.double().pow(2).mean().sqrt()
+    return bool((sigma <= 4.0 * torch.finfo(features.dtype).eps * typical).any())
 
 
 def align_sublayers(
@@ -73,7 +85,7 @@ def align_sublayers(
     for s in chosen:
         v_a, v_b = vectors.directions[s]
         if not v_a.any():
-            continue  # a sublayer that puts out nothing decides nothing
+            continue  # a sublayer that puts out nothing, or always the same, decides nothing
         writer, reader = align_one(v_a, v_b, float(vectors.ratio[s]), all_sublayers[s].gain)
         edit = edit.then(all_sublayers[s].name, step * writer, reader, iteration)
     return edit
