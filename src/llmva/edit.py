@@ -25,6 +25,7 @@ from llmva.models.fingerprint import module_hash
 
 FORMAT = "llmva-edit"
 VERSION = 1
+PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # weights that are what they say
 
 
 @dataclass(frozen=True)
@@ -247,8 +248,8 @@ def _hook(projection: nn.Module, factors: Factors) -> Any:
 def _weight_layout(name: str, projection: Any) -> bool:
     """False for weights stored (out, in), True for (in, out). Raises for weights that cannot be written."""
     weight = getattr(projection, "weight", None)
-    if type(projection).__name__ == "Conv1D":
-        return True
-    if not isinstance(projection, nn.Linear) or weight is None or not weight.is_floating_point():
+    conv1d = type(projection).__name__ == "Conv1D"
+    # a float8 weight means nothing without its scales, which each library keeps in its own way
+    if not (conv1d or isinstance(projection, nn.Linear)) or weight is None or weight.dtype not in PLAIN:
         raise LlmvaError(f"The weights of {name} cannot be edited in place: apply the edit by hook instead.")
-    return False
+    return conv1d

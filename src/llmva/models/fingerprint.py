@@ -15,7 +15,10 @@ HASHED_VALUES = 2**22  # a larger tensor is hashed at this many evenly spread va
 
 
 def tensor_hash(weight: Tensor) -> str:
-    """sha256 of the values rounded to bfloat16, so that loading in another dtype does not change it (16 hex digits)."""
+    """sha256 of the values rounded to bfloat16, so that loading in float32 or bfloat16 is the same (16 hex digits).
+
+    float16 rounds and clips before that: what is loaded so agrees with itself, and with a float16 checkpoint.
+    """
     flat = weight.detach().reshape(-1)
     if flat.numel() > HASHED_VALUES:
         flat = flat[:: -(-flat.numel() // HASHED_VALUES)]
