@@ -14,7 +14,7 @@ from llmva.cli.console import Display, emit, say
 from llmva.edit import Edit
 from llmva.errors import UsageError
 from llmva.models.chat import encode, render_dialogue
-from llmva.models.generate import check_rows, context_length, greedy_config
+from llmva.models.generate import check_rows, context_length, generate_greedily
 
 
 def run_chat(
@@ -89,13 +89,9 @@ def _reply(model: Any, tokenizer: Any, dialogue: list[dict[str, str]], edit: Edi
     ids = ids.to(model.get_input_embeddings().weight.device)
     applied = edit.apply(model, check=False) if edit is not None else None
     try:
-        new = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=greedy_config(model, tokenizer, max_new_tokens),
-        )
+        new = generate_greedily(model, tokenizer, ids, torch.ones_like(ids), max_new_tokens)
     finally:
         if applied is not None:
             applied.remove()
-    text: str = tokenizer.decode(new[0, ids.shape[1] :], skip_special_tokens=True)
+    text: str = tokenizer.decode(new[0], skip_special_tokens=True)
     return text.strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,3 +43,14 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> t
         ids[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
         mask[i, width - len(row) :] = 1
     return ids.to(device), mask.to(device)
+
+
+def forward_inputs(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a forward pass over left-padded rows takes.
+
+    Models with learned positions count the padding unless told where each row begins; `generate` tells them itself.
+    """
+    found = {"input_ids": ids, "attention_mask": mask}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        found["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+    return found

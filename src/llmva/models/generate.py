@@ -15,8 +15,8 @@ from torch import Tensor
 
 from llmva.errors import UsageError
 from llmva.models.batching import Batching, first_guess, longest_first
-from llmva.models.chat import encode, pad_left, render
-from llmva.models.sublayers import Decoder, find_decoder, first_tensor, hooked
+from llmva.models.chat import encode, forward_inputs, pad_left, render
+from llmva.models.sublayers import Decoder, contiguous_head, find_decoder, first_tensor, hooked
 
 CHECK_EVERY = 4  # decoding steps between two looks at which rows have settled
 
@@ -96,23 +96,20 @@ def _run(
     def take(index: int) -> Any:
         def hook(module: Any, args: Any, output: Any) -> None:
             if index not in taken:  # the first call is the prefill
-                taken[index] = first_tensor(output).reshape(len(rows), width, -1)[:, -1].cpu()
+                taken[index] = first_tensor(output).reshape(len(rows), width, -1)[:, -1].clone().cpu()
 
         return hook
 
     modules = [s.output for s in decoder.sublayers] + [decoder.last_block]
     stop = _Settled(tokenizer, settled, width, len(rows))
-    with hooked([module.register_forward_hook(take(i)) for i, module in enumerate(modules)]):
+    handles = [module.register_forward_hook(take(i)) for i, module in enumerate(modules)]
+    with hooked([*handles, contiguous_head(model)]):
         if max_new_tokens == 0:
-            model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+            model(**forward_inputs(model, ids, mask), use_cache=False, logits_to_keep=1)
             new = ids[:, width:]
         else:
-            new = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=greedy_config(model, tokenizer, max_new_tokens),
-                stopping_criteria=StoppingCriteriaList([stop]),
-            )[:, width:]
+            criteria = StoppingCriteriaList([stop])
+            new = generate_greedily(model, tokenizer, ids, mask, max_new_tokens, stopping_criteria=criteria)
     ends = _ends(new, _eos(model, tokenizer), stop.ends)
     texts = [tokenizer.decode(row[:end], skip_special_tokens=True) for row, end in zip(new.tolist(), ends, strict=True)]
     last = len(decoder.sublayers)
@@ -135,16 +132,29 @@ class _Settled:
         return torch.tensor([end is not None for end in self.ends], device=ids.device)
 
 
-def greedy_config(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
-    """Plain greedy search, whatever sampling or penalties the model's own generation config asks for."""
+def generate_greedily(
+    model: Any, tokenizer: Any, ids: Tensor, mask: Tensor, max_new_tokens: int, **options: Any
+) -> Tensor:
+    """New tokens after the left-padded `ids` [rows, width] by plain greedy search: [rows, at most max_new_tokens].
+
+    What a given config leaves open, transformers takes from the model's own: repetition penalties, beams, forced or
+    suppressed tokens. So that one is put aside meanwhile. `options` go to `generate`.
+    """
     from transformers import GenerationConfig
 
-    return GenerationConfig(  # type: ignore[no-untyped-call]
+    own = model.generation_config
+    plain = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=sorted(_eos(model, tokenizer)) or None,
         pad_token_id=tokenizer.pad_token_id,
     )
+    model.generation_config = plain
+    try:
+        found: Tensor = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain, **options)
+    finally:
+        model.generation_config = own
+    return found[:, ids.shape[1] :]
 
 
 def _eos(model: Any, tokenizer: Any) -> set[int]:

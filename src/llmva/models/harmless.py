@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llmva.edit import Edit
 from llmva.models.batching import Batching, longest_first
-from llmva.models.chat import encode, pad_left, render
+from llmva.models.chat import encode, forward_inputs, pad_left, render
 from llmva.models.sublayers import Decoder, first_tensor, hooked
 
 MAX_ANSWER = 48  # tokens of each answer that are compared
@@ -93,18 +93,21 @@ def outputs_on_text(
     def work(batch: list[int]) -> dict[int, Tensor]:
         rows = [[*pairs[i][0], *pairs[i][1]] for i in batch]
         ids, mask = pad_left(rows, tokenizer.pad_token_id, decoder.model.get_input_embeddings().weight.device)
-        taken: list[Tensor] = []
+        shifts = [ids.shape[1] - len(row) for row in rows]
+        columns = [[shift + t for t in wanted.get(i, [])] for i, shift in zip(batch, shifts, strict=True)]
+        taken: dict[int, Tensor] = {}
 
-        def hook(module: Any, args: Any, output: Any) -> None:
-            o = first_tensor(output).reshape(*ids.shape, -1)
-            parts = [o[b, [ids.shape[1] - len(rows[b]) + t for t in wanted.get(i, [])]] for b, i in enumerate(batch)]
-            taken.append(torch.cat(parts).cpu())
+        def take(index: int) -> Any:
+            def hook(module: Any, args: Any, output: Any) -> None:
+                o = first_tensor(output).reshape(*ids.shape, -1)
+                taken[index] = torch.cat([o[b, c] for b, c in enumerate(columns)]).cpu()
 
-        with hooked([s.output.register_forward_hook(hook) for s in decoder.sublayers]):
-            decoder.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
-        stacked = torch.stack(taken)  # [S, rows of this batch, d]
-        sizes = [len(wanted.get(i, [])) for i in batch]
-        return dict(zip(batch, torch.split(stacked, sizes, 1), strict=True))
+            return hook
+
+        with hooked([s.output.register_forward_hook(take(i)) for i, s in enumerate(decoder.sublayers)]):
+            decoder.model(**forward_inputs(decoder.model, ids, mask), use_cache=False, logits_to_keep=1)
+        stacked = torch.stack([taken[i] for i in range(len(taken))])  # [S, positions of this batch, d]
+        return dict(zip(batch, torch.split(stacked, [len(c) for c in columns], 1), strict=True))
 
     for _, parts in batching.over(longest_first(lengths), lengths.__getitem__, work):
         found.update(parts)
@@ -141,7 +144,8 @@ def _log_probabilities(decoder: Decoder, tokenizer: Any, rows: list[tuple[list[i
         [[*p, *a] for p, a in rows], tokenizer.pad_token_id, decoder.model.get_input_embeddings().weight.device
     )
     keep = max(len(a) for _, a in rows) + 1
-    logits = decoder.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits[:, -keep:]
+    inputs = forward_inputs(decoder.model, ids, mask)
+    logits = decoder.model(**inputs, use_cache=False, logits_to_keep=keep).logits[:, -keep:]
     return [torch.log_softmax(logits[i, keep - len(a) - 1 :].float(), -1) for i, (_, a) in enumerate(rows)]
 
 
