@@ -17,7 +17,10 @@ from llmva.models.sublayers import Decoder
 
 @dataclass(frozen=True)
 class Probe:
-    """A prompt of one skill. Right is an answer that begins with `expected`, or holds every word of `contains`."""
+    """A prompt of one skill. Right is an answer that begins with `expected`, or holds every word of `contains`.
+
+    Case and punctuation do not count.
+    """
 
     skill: str
     prompt: str
@@ -29,7 +32,7 @@ class Probe:
         if self.expected is not None:
             wanted = _words(self.expected)
             return words[: len(wanted)] == wanted
-        return set(self.contains) <= set(words)
+        return set(_words(" ".join(self.contains))) <= set(words)
 
 
 def load_probes(path: Path) -> list[Probe]:
@@ -52,9 +55,11 @@ def load_probes(path: Path) -> list[Probe]:
             raise UsageError(
                 f"Line {number} of '{path}' is no probe: give skill, prompt and expected or contains."
             ) from error
-        if probe.expected is None and not probe.contains:
-            raise UsageError(f"Line {number} of '{path}' has neither expected nor contains: add one.")
+        if probe.right(""):  # so would be any answer
+            raise UsageError(f"Line {number} of '{path}' has words in neither expected nor contains: add some.")
         probes.append(probe)
+    if not probes:
+        raise UsageError(f"The skills file '{path}' holds no probes: give one JSON object a line.")
     return probes
 
 
