@@ -110,12 +110,15 @@ def check_weights(model: Any, name: str) -> None:
     for key, weight in model.named_parameters():
         if not weight.is_floating_point() or weight.numel() == 0 or weight.device.type == "meta":
             continue
-        low, high = torch.aminmax(weight)  # NaN propagates, and no copy of the tensor is made
+        plain = weight.float() if weight.element_size() == 1 else weight  # torch compares no float8
+        low, high = torch.aminmax(plain)  # NaN propagates, and no copy of the tensor is made
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise LlmvaError(f"'{name}' holds NaN or infinite weights in {key}: download or convert the model again.")
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    if not name.strip():
+        raise UsageError("The model's name is empty: give a model's folder, hub id or .gguf file.")
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():
@@ -134,7 +137,7 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
         return str(path), {}
     if path.is_file():
         raise UsageError(f"'{name}' is a file that is no .gguf: give a model's folder, hub id or .gguf file.")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"There is no folder '{name}': check the path of the model.")
     return name, {}
 
