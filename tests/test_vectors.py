@@ -14,6 +14,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from llmva.errors import LlmvaError, UsageError
+from llmva.settings import make_settings
 from llmva.vectors import Quiet, angles, fit_sklearn, fit_svms, spread, unit
 
 
@@ -189,6 +190,15 @@ def test_unusable_problems_are_refused(name: str, fit: Any) -> None:
     x, y, C, words = BAD[name]
     with pytest.raises(UsageError, match=words):
         fit(x, y, C)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+def test_settings_refuse_the_same_costs(value: float) -> None:
+    with pytest.raises(UsageError, match="C="):
+        make_settings(C=value)
+    if value != 0.0:
+        with pytest.raises(UsageError, match="quiet="):
+            make_settings(quiet=value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -262,7 +262,7 @@ def check_text(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UsageError(f"{ascii(text[:60])} is not UTF-8: write it in UTF-8, or rename the file.") from error
+        raise UsageError(f"{text[:60]!a} is not UTF-8: write it in UTF-8, or rename the file.") from error
     return text
 
 
