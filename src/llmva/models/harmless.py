@@ -16,7 +16,7 @@ from torch import Tensor
 from llmva.edit import Edit
 from llmva.models.batching import Batching, longest_first
 from llmva.models.chat import encode, forward_inputs, pad_left, render
-from llmva.models.sublayers import Decoder, first_tensor, hooked
+from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
 
 MAX_ANSWER = 48  # tokens of each answer that are compared
 MAX_LOGIT_BYTES = 64 * 2**20
@@ -104,7 +104,8 @@ def outputs_on_text(
 
             return hook
 
-        with hooked([s.output.register_forward_hook(take(i)) for i, s in enumerate(decoder.sublayers)]):
+        handles = [s.output.register_forward_hook(take(i)) for i, s in enumerate(decoder.sublayers)]
+        with hooked([*handles, contiguous_head(decoder.model)]):
             decoder.model(**forward_inputs(decoder.model, ids, mask), use_cache=False, logits_to_keep=1)
         stacked = torch.stack([taken[i] for i in range(len(taken))])  # [S, positions of this batch, d]
         return dict(zip(batch, torch.split(stacked, [len(c) for c in columns], 1), strict=True))
@@ -145,7 +146,8 @@ def _log_probabilities(decoder: Decoder, tokenizer: Any, rows: list[tuple[list[i
     )
     keep = max(len(a) for _, a in rows) + 1
     inputs = forward_inputs(decoder.model, ids, mask)
-    logits = decoder.model(**inputs, use_cache=False, logits_to_keep=keep).logits[:, -keep:]
+    with hooked([contiguous_head(decoder.model)]):
+        logits = decoder.model(**inputs, use_cache=False, logits_to_keep=keep).logits[:, -keep:]
     return [torch.log_softmax(logits[i, keep - len(a) - 1 :].float(), -1) for i, (_, a) in enumerate(rows)]
 
 
