@@ -236,7 +236,9 @@ def _hook(projection: nn.Module, factors: Factors) -> Any:
     def edited(module: nn.Module, args: Any, output: Any) -> Any:
         o = output[0] if isinstance(output, tuple) else output
         if o.device not in moved:
-            moved[o.device] = (factors.V.to(o.device).T.contiguous(), factors.U.to(o.device))
+            # copies, since products round differently in memory of other alignment, as that of a file's tensors is
+            V, U = factors.V.to(o.device, copy=True), factors.U.to(o.device, copy=True)
+            moved[o.device] = (V.T.contiguous(), U)
         V_t, U = moved[o.device]
         wide = o.to(V_t.dtype)
         result = (wide + (wide @ U) @ V_t).to(o.dtype)
