@@ -47,8 +47,8 @@ class Run:
     ) -> tuple[Run, bool]:
         """Start the run that `record` describes, or go on with the one in `directory`; the flag says which.
 
-        Raises UsageError when the directory holds something else, or another process works there, and LlmvaError when
-        its files are broken.
+        Raises UsageError when the directory holds something else, and LlmvaError when its files are broken or another
+        process works there.
         """
         record = {
             "format": FORMAT,
@@ -223,7 +223,7 @@ def _lock(directory: Path) -> IO[bytes] | None:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             file.close()
-            raise UsageError(
+            raise LlmvaError(
                 f"Another llmva is at work in '{directory}': wait for its end, or choose another folder with --out."
             ) from error
     return file  # a file system without locks is no reason not to work there

@@ -1,0 +1,321 @@
+"""A run that is killed, at any moment, ends like one that was not when the same command is run again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from conftest import Said
+
+OPTIONS = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 2, "--seed", 3)
+Command = Callable[..., Said]
+
+
+def align(folder: Path, out: Path) -> tuple[str, ...]:
+    prompts = ("--toxic", folder / "toxic.txt", "--benign", folder / "benign.txt")
+    return tuple(str(part) for part in ("align", folder, *prompts, "--out", out, *OPTIONS, "--quiet"))
+
+
+@pytest.fixture(scope="module")
+def whole(taught_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted; do not write into it."""
+    from llmva.cli.main import main
+
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.raises(SystemExit) as ended:
+        main(list(align(taught_folder, out)))
+    assert ended.value.code == 0
+    return out
+
+
+def test_the_run_has_something_to_lose(whole: Path) -> None:
+    record = json.loads((whole / "run.json").read_text())
+    assert len(record["iterations"]) == 3
+    assert all(entry["selected"] for entry in record["iterations"])
+    assert record["best_iteration"] > 0  # so the finish measures, and writes, the edited model too
+
+
+def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    """Where two JSON values differ, one line each."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in {**one, **other}:
+            yield from differences(one.get(key), other.get(key), f"{where}/{key}")
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for i, pair in enumerate(zip(one, other, strict=True)):
+            yield from differences(*pair, f"{where}/{i}")
+    elif one != other:
+        yield f"{where}: {str(one)[:60]} and {str(other)[:60]}"
+
+
+def same_end(whole: Path, resumed: Path) -> None:
+    """Equal in all but what the clock and the machine say."""
+    for name in ("edit.safetensors", "answers.jsonl", "prompts.jsonl"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
+    records = []
+    for folder in (whole, resumed):
+        record = json.loads((folder / "run.json").read_text())
+        for name in ("seconds", "peak_bytes"):
+            assert record["cost"].pop(name) > 0
+        del record["command"]  # it names the folder
+        for entry in record["iterations"]:
+            entry.pop("seconds", None)
+        records.append(record)
+    assert list(differences(*records)) == []
+    assert sorted(path.name for path in resumed.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+# -- at every write, in this process: a BaseException passes by everything that handles errors, as a kill does
+
+
+class KilledError(BaseException):
+    pass
+
+
+class Moments:
+    """Counts the moments at which the files change, and calls `die` before the chosen one."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, chosen: int, die: Callable[[], None]) -> None:
+        self.count, self.chosen, self.die = 0, chosen, die
+        self.names: dict[int, str] = {}  # of open files
+        self.safe: dict[str, int] = {}  # bytes of a file that are on disk for good
+        for owner, name in ((os, "truncate"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir")):
+            patch.setattr(owner, name, self.counted(getattr(owner, name)))
+        self.fsync, self.open = os.fsync, Path.open
+        patch.setattr(os, "fsync", self.sync)
+        patch.setattr(Path, "open", lambda path, *rest, **options: self.named(self.open(path, *rest, **options)))
+
+    def moment(self) -> None:
+        self.count += 1
+        if self.count == self.chosen:
+            self.die()
+
+    def counted(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.moment()
+            return original(*arguments, **options)
+
+        return call
+
+    def named(self, file: IO[Any]) -> IO[Any]:
+        self.names[file.fileno()] = file.name
+        return file
+
+    def sync(self, descriptor: int) -> None:
+        """Until it is called, half of what was written may be lost."""
+        name, size = self.names[descriptor], os.fstat(descriptor).st_size
+        old = 0 if name.endswith(".part") else self.safe.get(name, 0)
+        if self.count + 1 == self.chosen:
+            os.ftruncate(descriptor, (old + size) // 2)
+        self.moment()
+        self.fsync(descriptor)
+        self.safe[name] = size
+
+
+def killed() -> None:
+    raise KilledError
+
+
+def test_killed_before_every_write(taught_folder: Path, tmp_path: Path) -> None:
+    import llmva
+
+    model, tokenizer = llmva.load_model(taught_folder)
+    prompts = llmva.PromptSet.load(
+        [str(taught_folder / "toxic.txt::[:40]")], [str(taught_folder / "benign.txt::[:40]")]
+    )
+
+    def run(name: str) -> Path:
+        out = tmp_path / name
+        llmva.align(model, tokenizer, prompts, out=out, iterations=1, per_source=24, max_new_tokens=4)
+        return out
+
+    reference = run("whole")
+    moment, running = 0, True
+    while running:
+        moment += 1
+        with pytest.MonkeyPatch.context() as patch:
+            Moments(patch, moment, killed)
+            try:
+                run(f"{moment}")
+                running = False
+            except KilledError:
+                pass
+        if running:
+            run(f"{moment}")
+        same_end(reference, tmp_path / f"{moment}")
+    assert moment > 25
+
+
+# -- at random moments, by SIGKILL
+
+
+def die_at(moment: int, arguments: tuple[str, ...], count: Any) -> None:
+    """Run the command in a process of its own that kills itself before a write or a pass through the model."""
+    import torch
+
+    from llmva.cli.main import main
+    from llmva.models import load
+
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        moments = Moments(patch, moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        original = load.load_model
+
+        def load_model(*names: Any, **options: Any) -> tuple[Any, Any]:
+            model, tokenizer = original(*names, **options)
+            model.register_forward_pre_hook(lambda module, inputs: moments.moment())
+            return model, tokenizer
+
+        patch.setattr(load, "load_model", load_model)
+        try:
+            main(list(arguments))
+        finally:
+            count.value = moments.count
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Callable[[int, tuple[str, ...]], tuple[int | None, int]]]:
+    """Run `die_at` in a fork of a process that has imported everything; gives exit code and moments counted."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["llmva.alignment", "llmva.cli.commands", "transformers.models.llama.modeling_llama"]
+    )
+
+    def run(moment: int, arguments: tuple[str, ...]) -> tuple[int | None, int]:
+        count = context.Value("i", 0)
+        process = context.Process(target=die_at, args=(moment, arguments, count))
+        process.start()
+        process.join()
+        return process.exitcode, count.value
+
+    return run
+
+
+def test_killed_at_ten_random_moments(taught_folder: Path, whole: Path, tmp_path: Path, start: Any) -> None:
+    code, moments = start(0, align(taught_folder, tmp_path / "never" / "run"))
+    assert code == 0
+    same_end(whole, tmp_path / "never" / "run")
+    for moment in random.Random(7).sample(range(1, moments + 1), 10):
+        out = tmp_path / f"{moment}" / "run"
+        assert start(moment, align(taught_folder, out))[0] == -signal.SIGKILL
+        assert start(0, align(taught_folder, out))[0] == 0
+        same_end(whole, out)
+
+
+def test_killed_again_and_again(taught_folder: Path, whole: Path, tmp_path: Path, start: Any) -> None:
+    """Each process lives a little longer than it takes to do one step; together they finish."""
+    out, lives, code = tmp_path / "run", 0, None
+    moments = random.Random(8)
+    while code != 0:
+        lives += 1
+        assert lives < 60
+        code, _ = start(moments.randint(30, 60), align(taught_folder, out))
+        assert code in (0, -signal.SIGKILL)
+    assert lives > 2
+    same_end(whole, out)
+
+
+# -- running the same command again
+
+
+def test_a_finished_run_is_not_run_again(
+    taught_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    first = command(*align(taught_folder, out), "--json")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr("transformers.GenerationMixin.generate", None)
+    second = command(*align(taught_folder, out), "--json")
+    assert (first.code, second.code, second.err) == (0, 0, "")
+    assert json.loads(second.out) == json.loads(first.out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_restart_starts_over(taught_folder: Path, whole: Path, tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "run"
+    assert command(*align(taught_folder, out), "--layers", 1).code == 0
+    assert (out / "edit.safetensors").read_bytes() != (whole / "edit.safetensors").read_bytes()
+    assert command(*align(taught_folder, out), "--restart").code == 0
+    same_end(whole, out)
+
+
+def test_a_restart_that_is_killed_never_mixes_two_runs(
+    taught_folder: Path, whole: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "run"
+    assert command(*align(taught_folder, out), "--layers", 1).code == 0
+    old = {path.name: path.read_bytes() for path in out.iterdir()}
+    for moment in range(1, 12):
+        for name, data in old.items():
+            (out / name).write_bytes(data)
+        with pytest.MonkeyPatch.context() as patch:
+            moments = Moments(patch, moment, killed)
+            with pytest.raises(KilledError):
+                command(*align(taught_folder, out), "--restart")
+            assert moments.count == moment
+        replaced = (out / "run.json").read_bytes() != old["run.json"]
+        said = command(*align(taught_folder, out))
+        if replaced:  # the new run goes on
+            assert (said.code, said.err) == (0, "")
+            same_end(whole, out)
+        else:  # the old one is still whole
+            assert "holds a run with the setting layers 1" in said.err
+            assert (out / "edit.safetensors").read_bytes() == old["edit.safetensors"]
+
+
+def test_answers_with_odd_line_ends_are_read_again(whole: Path, tmp_path: Path) -> None:
+    """JSON may hold U+2028 and its like as they are; Python's splitlines would cut there."""
+    from llmva.edit import Edit
+    from llmva.prompts import PromptSet
+    from llmva.run import Run
+
+    prompts = PromptSet.from_jsonl(whole / "prompts.jsonl")
+    known = json.loads((whole / "run.json").read_text())
+    fields = ("base", "settings", "seed", "judge", "prompts")
+    run, _ = Run.open(tmp_path / "run", {name: known[name] for name in fields}, prompts)
+    row = {"iteration": 0, "split": "train", "id": "0", "answer": "a\u2028b\u0085c\x0bd\ne", "label": "answered"}
+    run.answers.append(row)
+    run.record["iterations"].append({"iteration": 0, "f1": 0.5, "asr": 0.5, "orr": None})
+    run.record["stopped"] = "enough"
+    run.commit(Edit({}, known["base"]))
+    again, resumed = Run.open(tmp_path / "run", {name: known[name] for name in fields}, prompts)
+    assert resumed
+    assert again.answers == [row]
+
+
+# -- two at once
+
+
+def test_two_processes_do_not_share_a_folder(taught_folder: Path, tmp_path: Path, command: Command) -> None:
+    pytest.importorskip("fcntl")
+    out = tmp_path / "run"
+    assert command(*align(taught_folder, out)).code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    code = "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(out / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        for more in ((), ("--restart",)):
+            said = command(*align(taught_folder, out), *more)
+            assert (said.code, said.out) == (1, "")
+            assert said.err.startswith(f"error: Another llmva is at work in '{out}': ")
+            assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    finally:
+        holder.kill()
+        holder.wait()
+        for stream in (holder.stdin, holder.stdout):
+            if stream is not None:
+                stream.close()
+    assert command(*align(taught_folder, out)).code == 0  # a lock dies with its process
