@@ -25,7 +25,7 @@ def prepare(out: Path) -> None:
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / PROMPTS).exists())):
         raise UsageError(f"{out} exists and is not an organism: name another folder with --out.")
     try:
-        (out / PROMPTS).parent.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise UsageError(f"{out} cannot be written ({error.strerror}): name another folder with --out.") from error
@@ -49,6 +49,7 @@ def save(out: Path, model: Any, tokenizer: Any, prompts: PromptSet, probes: Iter
                 for p in part
             ),
         )
+        (out / "llmva").mkdir(exist_ok=True)
         files = [path for path in work.rglob("*") if path.is_file()]
         for path in sorted(files, key=lambda path: (path.suffix == ".safetensors", path)):
             path.chmod(0o644)
