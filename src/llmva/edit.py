@@ -173,7 +173,8 @@ class Edit:
                         f"'{path}' is of format version {note.get('version')} and this llmva reads {VERSION}: "
                         "update llmva."
                     )
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                # clones, since the tensors lie in the file, which may be replaced while they are in use
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, ValueError, OSError, RecursionError) as error:
             raise LlmvaError(f"{broken} ({type(error).__name__}): {mend}.") from error
         base = note.get("base")
