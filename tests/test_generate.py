@@ -382,8 +382,17 @@ def test_over_takes_items_in_order_and_bounds_their_tokens() -> None:
 
 
 def test_first_guess_is_positive_and_falls_with_the_caches_size() -> None:
-    small, deep = first_guess(tiny_model()), first_guess(tiny_model(num_hidden_layers=12))
+    small, deep = first_guess(tiny_model()), first_guess(tiny_model(num_hidden_layers=40))
     assert small.tokens > deep.tokens > 1000
+
+
+def test_attention_of_long_rows_counts_by_their_square() -> None:
+    batching = Batching(1000, square=0.01)
+    assert batching.cost(100) == 200
+    batches = [batch for batch, _ in batching.over(list(range(12)), lambda i: 100, lambda batch: None)]
+    assert [len(batch) for batch in batches] == [5, 5, 2]
+    assert first_guess(tiny_model()).square > 0
+    assert first_guess(tiny_model(), 77).tokens == 77
 
 
 # -- observe ---------------------------------------------------------------------------------------------------------

@@ -89,8 +89,7 @@ def align(
     run, resumed = Run.open(Path(out) if out is not None else None, record, prompts, restart=restart)
     if resumed:
         progress.note(f"going on with the run in {run.directory}, {run.done} iterations done")
-    known = batch_tokens or run.record.get("batch_tokens")
-    batching = Batching(known) if known else first_guess(model)
+    batching = first_guess(model, batch_tokens or run.record.get("batch_tokens"))
 
     while run.record["stopped"] is None:
         t = run.done

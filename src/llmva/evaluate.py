@@ -10,7 +10,7 @@ from llmva.edit import Edit
 from llmva.figures import mean_interval
 from llmva.judges.base import Judge
 from llmva.metrics import summarise
-from llmva.models.batching import Batching, first_guess
+from llmva.models.batching import first_guess
 from llmva.models.harmless import agreement
 from llmva.models.sublayers import find_decoder
 from llmva.observation import Observation, observe
@@ -42,7 +42,7 @@ def evaluate(
     decoder = find_decoder(model)
     if edit is not None:
         edit.apply(model).remove()  # an edit of another model is told before the original's answers are waited for
-    batching = Batching(batch_tokens) if batch_tokens else first_guess(model)
+    batching = first_guess(model, batch_tokens)
 
     def run(label: str) -> Observation:
         advance = progress.stage(f"answering, {label}", len(prompts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,6 +25,11 @@ class Batching:
     """
 
     tokens: int
+    square: float = 0.0  # tokens' worth of memory that attention takes a squared token of a row's length
+
+    def cost(self, length: int) -> float:
+        """What a row of `length` tokens takes of the budget."""
+        return max(1.0, length + self.square * length**2)
 
     def over(
         self, order: list[int], length: Callable[[int], int], work: Callable[[list[int]], T]
@@ -34,7 +40,7 @@ class Batching:
         """
         start = 0
         while start < len(order):
-            rows = max(1, min(MOST_ROWS, self.tokens // max(1, length(order[start]))))
+            rows = max(1, min(MOST_ROWS, int(self.tokens / self.cost(length(order[start])))))
             batch = order[start : start + rows]
             done: list[T] = []
             try:
@@ -50,7 +56,7 @@ class Batching:
                 yield batch, done[0]
                 start += len(batch)
             else:  # outside the except block, whose traceback holds the failed batch's tensors
-                self.tokens = length(order[start]) * max(1, len(batch) // 2)
+                self.tokens = math.ceil(self.cost(length(order[start])) * max(1, len(batch) // 2))
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
 
@@ -60,8 +66,11 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
 
 
-def first_guess(model: Any) -> Batching:
-    """As many tokens as have room for their caches beside the weights."""
+def first_guess(model: Any, tokens: int | None = None) -> Batching:
+    """As many tokens as have room for their caches beside the weights, or `tokens` where the user or the run knows.
+
+    A power of two, so that a machine with a little more memory free makes the same batches.
+    """
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     parameter = next(model.parameters())
     free = sum(p.numel() * p.element_size() for p in model.parameters()) * CPU_SHARE + SPARE
@@ -71,7 +80,12 @@ def first_guess(model: Any) -> Batching:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cached = 2 * config.num_hidden_layers * heads * head * parameter.element_size()
     passing = 12 * config.hidden_size * 4  # activations of one block, which come and go
-    return Batching(max(1, int(free / (cached + passing))))
+    each = cached + passing
+    # off CUDA, attention under a padding mask holds its scores: float32, and once more in the model's dtype
+    square = (
+        0.0 if parameter.device.type == "cuda" else config.num_attention_heads * (4 + parameter.element_size()) / each
+    )
+    return Batching(tokens or 2 ** max(0, int(free / each).bit_length() - 1), square)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
