@@ -120,7 +120,13 @@ class Run:
             self.directory / "answers.jsonl", self.answers, self.record["answers_bytes"]
         )
         self.edit.save(self.directory)
-        write_json(self.directory / "run.json", self.record)
+        try:
+            write_json(self.directory / "run.json", self.record)
+        except ValueError as error:  # JSON knows no NaN
+            raise LlmvaError(
+                f"The model gives logits that are not finite in {self.record['base']['dtype']}: "
+                "pass --dtype bfloat16 or float32."
+            ) from error
 
 
 def read_run(directory: Path) -> dict[str, Any]:

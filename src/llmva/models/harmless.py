@@ -153,5 +153,8 @@ def _log_probabilities(decoder: Decoder, tokenizer: Any, rows: list[tuple[list[i
 
 def _compare(original: Tensor, edited: Tensor) -> tuple[float, float]:
     same = (original.argmax(-1) == edited.argmax(-1)).double().mean()
-    kl = (original.exp() * (original - edited)).sum(-1).double().mean()
+    p = original.exp()
+    kl = (
+        torch.where(p > 0, p * (original - edited), 0.0).sum(-1).double().mean()
+    )  # some models rule out tokens: 0 log 0
     return float(same), float(kl)

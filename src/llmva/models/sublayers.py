@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmva.errors import UsageError
+from llmva.errors import LlmvaError, UsageError
 
 # Ends of names, inside a block, of the projection that writes a sublayer's output.
 ATTENTION = (
@@ -160,7 +160,10 @@ def _probe(model: Any, blocks: nn.ModuleList) -> list[dict[str, torch.Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-    for record in records:
+    for index, record in enumerate(records):
+        if not record["output"].isfinite().all():
+            kind = str(model.dtype).removeprefix("torch.")
+            raise LlmvaError(f"What block {index} computes overflows in {kind}: pass --dtype bfloat16 or float32.")
         shape = record["output"].shape
         for name in [n for n, t in record.items() if t.numel() != record["output"].numel() or t.shape[-1] != shape[-1]]:
             del record[name]
