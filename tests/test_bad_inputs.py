@@ -96,10 +96,12 @@ def change(path: str, **fields: Any) -> Callable[[Path], None]:
     return spoil
 
 
-def weight(value: float, key: str = "model.layers.1.mlp.down_proj.weight") -> Callable[[Path], None]:
+def weight(value: float, key: str = "model.layers.1.mlp.down_proj.weight", row: int = 0) -> Callable[[Path], None]:
+    """Give a row of a matrix one value."""
+
     def spoil(place: Path) -> None:
         tensors = load_file(place / "model/model.safetensors")
-        tensors[key].view(-1)[5] = value
+        tensors[key][row] = value
         save_file(tensors, place / "model/model.safetensors", {"format": "pt"})
 
     return spoil
@@ -287,6 +289,12 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[object, ...], int, str]] = 
     "missing weights": (without("model.layers.1.mlp.up_proj.weight"), ALIGN, 1, "lacks.*layers.1.mlp.up_proj"),
     "NaN in weights": (weight(float("nan")), ALIGN, 1, "NaN or infinite weights in model.layers.1.mlp.down_proj"),
     "infinite weights": (weight(float("-inf")), ALIGN, 1, "NaN or infinite weights in model.layers.1.mlp.down_proj"),
+    "overflowing block": (
+        several(*(weight(6e4, f"model.layers.1.mlp.{name}_proj.weight") for name in ("up", "gate", "down"))),
+        (*ALIGN, "--dtype", "float16"),
+        1,
+        "block . computes overflows in float16: pass --dtype",
+    ),
     "no tokenizer": (
         several(remove("model/tokenizer.json"), remove("model/tokenizer_config.json")),
         ALIGN,
