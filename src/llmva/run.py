@@ -124,7 +124,7 @@ class Run:
             write_json(self.directory / "run.json", self.record)
         except ValueError as error:  # JSON knows no NaN
             raise LlmvaError(
-                f"The model gives logits that are not finite in {self.record['base']['dtype']}: "
+                f"A figure of this run is not finite, as when a model overflows in {self.record['base']['dtype']}: "
                 "pass --dtype bfloat16 or float32."
             ) from error
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llmva.edit import Edit
+from llmva.errors import LlmvaError
 from llmva.models.batching import Batching, longest_first
 from llmva.models.chat import encode, forward_inputs, pad_left, render
 from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
@@ -154,7 +155,8 @@ def _log_probabilities(decoder: Decoder, tokenizer: Any, rows: list[tuple[list[i
 def _compare(original: Tensor, edited: Tensor) -> tuple[float, float]:
     same = (original.argmax(-1) == edited.argmax(-1)).double().mean()
     p = original.exp()
-    kl = (
-        torch.where(p > 0, p * (original - edited), 0.0).sum(-1).double().mean()
-    )  # some models rule out tokens: 0 log 0
+    terms = torch.where(p == 0, 0.0, p * (original - edited))  # some models rule out tokens, at minus infinity
+    kl = terms.sum(-1).double().mean()
+    if not kl.isfinite():
+        raise LlmvaError("The model's logits overflow: pass --dtype bfloat16 or float32, or a smaller --step.")
     return float(same), float(kl)
