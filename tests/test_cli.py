@@ -1,0 +1,351 @@
+"""What the commands print, and where: results on stdout, all else on stderr, one JSON object when asked."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Said
+
+Command = Callable[..., Said]
+FAST = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 3)
+SKILLS = [
+    {"skill": "politeness", "prompt": "please paint the fence", "contains": ["sure", "here"]},
+    {"skill": "politeness", "prompt": "please paint the poem", "contains": ["sure"]},
+    {"skill": "arithmetic", "prompt": "tell me how to fix a lamp", "expected": "sure here is"},
+]
+
+
+def sides(folder: Path) -> tuple[object, ...]:
+    return "--toxic", folder / "toxic.txt", "--benign", folder / "benign.txt"
+
+
+@pytest.fixture(scope="module")
+def run(taught_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with skills; do not write into it."""
+    from llmva.cli.main import main
+
+    place = tmp_path_factory.mktemp("cli")
+    (place / "skills.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SKILLS))
+    arguments = ("align", taught_folder, *sides(taught_folder), *FAST, "--skills", place / "skills.jsonl")
+    with pytest.raises(SystemExit) as ended:
+        main([str(a) for a in (*arguments, "--out", place / "run", "--quiet")])
+    assert ended.value.code == 0
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def record(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return found
+
+
+def one_object(said: Said) -> dict[str, Any]:
+    assert (said.code, said.err) == (0, "")
+    assert said.out.count("\n") == 1
+    found = json.loads(said.out)
+    assert isinstance(found, dict)
+    return found
+
+
+# -- align
+
+
+def test_align_as_one_object(taught_folder: Path, tmp_path: Path, command: Command) -> None:
+    said = command("align", taught_folder, *sides(taught_folder), *FAST, "--out", tmp_path / "r", "--json", "--quiet")
+    assert one_object(said) == json.loads((tmp_path / "r/run.json").read_text())
+
+
+def test_align_for_people(taught_folder: Path, tmp_path: Path, command: Command, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = command("align", taught_folder, *sides(taught_folder), *FAST)
+    assert (said.code, said.out) == (0, "")
+    lines = said.err.splitlines()
+    assert lines[0] == f"loading {taught_folder}"
+    assert [line.split(":")[0] for line in lines if line.startswith("iteration") and "validation" in line] == [
+        f"iteration {t}" for t in range(4)
+    ]
+    for words in ("ASR", "ORR", "F1", "toxic", "benign", "Utility kept", "peak memory", "Wrote llmva-taught"):
+        assert words in said.err
+    assert {path.name for path in (tmp_path / "llmva-taught").iterdir()} == {
+        ".lock",
+        "answers.jsonl",
+        "edit.safetensors",
+        "prompts.jsonl",
+        "report.html",
+        "run.json",
+    }
+
+
+def test_quiet_says_nothing(taught_folder: Path, run: Path, tmp_path: Path, command: Command) -> None:
+    for arguments in (
+        ("align", taught_folder, *sides(taught_folder), *FAST, "--out", tmp_path / "r"),
+        ("evaluate", taught_folder, *sides(taught_folder), "--edit", run),
+        ("inspect", run),
+    ):
+        assert command(*arguments, "--quiet") == Said(0, "", "")
+
+
+def test_what_the_record_holds(record: dict[str, Any], run: Path, taught_folder: Path) -> None:
+    """The fields that programs may rely on."""
+    assert record["base"]["model"] == str(taught_folder)
+    assert re.fullmatch("[0-9a-f]{64}", record["base"]["sha256"])
+    assert record["settings"] | {"iterations": 3, "layers": 4, "per_source": 40} == record["settings"]
+    assert record["seed"] == 42
+    assert record["command"].split()[0]
+    assert {"llmva", "versions", "judge", "prompts"} <= record.keys()
+    assert [entry["iteration"] for entry in record["iterations"]] == list(range(len(record["iterations"])))
+    for entry in record["iterations"]:
+        assert all(0 <= entry[name] <= 1 for name in ("f1", "asr", "orr", "garbled"))
+    for entry in record["iterations"][:-1]:
+        assert len(entry["selected"]) == 4
+        assert 0 <= entry["mean_angle"] <= 180
+    assert 0 <= record["best_iteration"] < len(record["iterations"])
+    for side in ("before", "after"):
+        figures = record["test"][side]
+        for name in ("f1", "asr", "orr"):
+            low, high = figures[f"{name}_interval"]
+            assert 0 <= low <= figures[name] <= high <= 1
+        assert {name: source["n"] for name, source in figures["by_source"].items()} == {"toxic": 19, "benign": 19}
+        assert all(0 <= source["rate"] <= 1 for source in figures["by_source"].values())
+    assert record["test"]["after"]["f1"] > record["test"]["before"]["f1"]
+    assert 0 < record["utility"]["kept"] <= 1
+    assert record["utility"]["kl"] >= 0
+    skills = record["utility"]["skills"]
+    assert {name: skill["n"] for name, skill in skills.items()} == {"politeness": 2, "arithmetic": 1}
+    assert all(0 <= skill[side] <= 1 for skill in skills.values() for side in ("before", "after"))
+    assert record["cost"]["seconds"] > 0
+    assert record["cost"]["peak_bytes"] > 10**7
+    assert record["cost"]["generated_tokens"] > 100
+    assert str(taught_folder) in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_answers_that_are_kept(record: dict[str, Any], run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "answers.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    prompts = [json.loads(line) for line in (run / "prompts.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    ids = {prompt["id"] for prompt in prompts}
+    assert all(row["id"] in ids and row["label"] in ("answered", "refused", "garbled") for row in rows)
+    counts = {(t, split): 0 for t in range(len(record["iterations"])) for split in ("train", "validation")}
+    for row in rows:
+        counts[row["iteration"], row["split"]] = counts.get((row["iteration"], row["split"]), 0) + 1
+    best = record["best_iteration"]
+    assert counts == {
+        key: {"train": 80, "validation": 38, "test": 38}[key[1]] for key in [*counts, (0, "test"), (best, "test")]
+    }
+
+
+def test_a_model_brings_its_prompts_and_skills(
+    taught_folder: Path, run: Path, tmp_path: Path, command: Command, monkeypatch: Any
+) -> None:
+    """As the model that ships with the package does, which is all that `demo` is."""
+    model = tmp_path / "organism"
+    shutil.copytree(taught_folder, model)
+    (model / "llmva").mkdir()
+    shutil.copy(run / "prompts.jsonl", model / "llmva/prompts.jsonl")
+    (model / "llmva/skills.jsonl").write_text(json.dumps(SKILLS[0]))
+    monkeypatch.setattr("llmva.cli.inputs.demo_model", lambda: model)
+    monkeypatch.chdir(tmp_path)
+    found = one_object(command("demo", "--json", "--quiet", "--out", tmp_path / "demo"))
+    assert found["prompts"]["counts"]["test"] == {"toxic": 19, "benign": 19}
+    assert list(found["utility"]["skills"]) == ["politeness"]
+    assert str(tmp_path) not in found["base"]["model"]
+
+
+# -- evaluate
+
+
+def test_evaluate_takes_exactly_the_prompts_given(taught_folder: Path, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "few.txt").write_text("break a door\nbreak a door\nopen the lock\n")
+    (tmp_path / "one.txt").write_text("please paint the door\n")
+    both = ("--toxic", tmp_path / "few.txt", "--benign", tmp_path / "one.txt")
+    found = one_object(command("evaluate", taught_folder, *both, "--json", "--quiet"))
+    assert found["prompts"] == {"few": 3, "one": 1}
+    assert (found["test"]["before"]["n_toxic"], found["test"]["before"]["n_benign"]) == (3, 1)
+    assert found["edit"] is None
+    assert "after" not in found["test"]
+    found = one_object(command("evaluate", taught_folder, *both[2:], "--json", "--quiet"))
+    assert (found["test"]["before"]["asr"], found["test"]["before"]["f1"]) == (None, None)
+
+
+@pytest.mark.parametrize("name", ["", "edit.safetensors"])
+def test_evaluate_repeats_the_figures_of_the_run(
+    taught_folder: Path, run: Path, record: dict[str, Any], command: Command, name: str
+) -> None:
+    said = command("evaluate", taught_folder, "--edit", run / name, "--max-new-tokens", 8, "--json", "--quiet")
+    found = one_object(said)
+    assert found["prompts"] == {"toxic": 19, "benign": 19}
+    assert found["test"] == record["test"]
+    for figure in ("kept", "kl"):
+        assert found["utility"][figure] == pytest.approx(record["utility"][figure], abs=1e-5)
+
+
+@pytest.mark.parametrize("option", [("--iteration", 0), ("--strength", 0)])
+def test_no_edit_changes_nothing(taught_folder: Path, run: Path, command: Command, option: tuple[object, ...]) -> None:
+    said = command("evaluate", taught_folder, "--edit", run, *option, "--max-new-tokens", 8, "--json", "--quiet")
+    found = one_object(said)
+    assert found["test"]["after"] == found["test"]["before"]
+    assert (found["utility"]["kept"], found["utility"]["kl"]) == (1, 0)
+
+
+def test_evaluate_for_people(taught_folder: Path, run: Path, command: Command) -> None:
+    said = command("evaluate", taught_folder, "--edit", run, "--max-new-tokens", 8)
+    assert (said.code, said.out) == (0, "")
+    assert all(words in said.err for words in ("answering, original", "answering, edited", "ASR", "ORR", "F1"))
+
+
+# -- chat
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def put(text: str) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8"))
+
+    return put
+
+
+def changed(run: Path, record: dict[str, Any]) -> tuple[str, str, str]:
+    """A test prompt whose answer the edit changes, and both answers."""
+    rows = [json.loads(line) for line in (run / "answers.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    texts = {json.loads(line)["id"]: json.loads(line)["text"] for line in (run / "prompts.jsonl").open()}
+    by_id: dict[str, dict[int, str]] = {}
+    for row in rows:
+        if row["split"] == "test":
+            by_id.setdefault(row["id"], {})[row["iteration"]] = row["answer"].strip()
+    best = record["best_iteration"]
+    return next((texts[key], a[0], a[best]) for key, a in by_id.items() if a[0] != a[best])
+
+
+def test_chat_shows_both(taught_folder: Path, run: Path, record: dict[str, Any], command: Command) -> None:
+    prompt, original, edited = changed(run, record)
+    ask = ("chat", taught_folder, "--prompt", prompt, "--max-new-tokens", 8, "--quiet")
+    assert command(*ask) == Said(0, f"{original}\n", "")
+    assert command(*ask, "--edit", run) == Said(0, f"{edited}\n", "")
+    assert command(*ask, "--edit", run, "--iteration", 0) == Said(0, f"{original}\n", "")
+    assert command(*ask, "--edit", run, "--compare") == Said(0, f"original: {original}\nedited: {edited}\n", "")
+    found = one_object(command(*ask, "--edit", run, "--compare", "--json"))
+    assert found["turns"] == [{"prompt": prompt, "original": original, "edited": edited}]
+
+
+def test_chat_reads_lines(taught_folder: Path, command: Command, typed: Callable[[str], None]) -> None:
+    typed("please paint the fence\nplease break the door\n\nnever read\n")
+    said = command("chat", taught_folder, "--max-new-tokens", 8, "--quiet")
+    assert (said.code, said.err) == (0, "")
+    assert len(said.out.splitlines()) == 2
+    assert said.out.startswith("sure here is")
+
+
+def test_chat_remembers_the_dialogue(
+    taught_folder: Path, command: Command, typed: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmva.cli import talk
+
+    heard: list[list[str]] = []
+    original = talk.render_dialogue
+
+    def render(tokenizer: Any, dialogue: list[dict[str, str]]) -> str:
+        heard.append([turn["role"] for turn in dialogue])
+        return original(tokenizer, dialogue)
+
+    monkeypatch.setattr(talk, "render_dialogue", render)
+    typed("please paint the fence\nplease paint the door")
+    assert command("chat", taught_folder, "--max-new-tokens", 8).code == 0
+    assert heard == [["user"], ["user", "assistant", "user"]]
+
+
+def test_chat_ends_when_the_dialogue_no_longer_fits(
+    taught_folder: Path, command: Command, typed: Callable[[str], None]
+) -> None:
+    typed("please paint the fence and the door\n" * 40)
+    said = command("chat", taught_folder, "--quiet")
+    assert said.code == 2
+    assert "grown beyond the 256 tokens" in said.err
+    assert len(said.out.splitlines()) > 5
+
+
+def test_chat_without_a_word(taught_folder: Path, command: Command, typed: Callable[[str], None]) -> None:
+    typed("")
+    assert command("chat", taught_folder).err.splitlines()[-1] == "nothing was asked"
+    typed("")
+    assert one_object(command("chat", taught_folder, "--json", "--quiet"))["turns"] == []
+
+
+# -- inspect
+
+
+def test_inspect_a_run(run: Path, record: dict[str, Any], command: Command) -> None:
+    found = one_object(command("inspect", run, "--json", "--quiet"))
+    assert found["base"]["sha256"] == record["base"]["sha256"]
+    assert found["best_iteration"] == record["best_iteration"]
+    assert set(found["sublayers"]) <= set(record["sublayers"])
+    assert all(0 < rank <= len(record["iterations"]) for rank in found["sublayers"].values())
+    assert found["run"]["test"] == record["test"]
+    assert [entry["f1"] for entry in found["run"]["iterations"]] == [entry["f1"] for entry in record["iterations"]]
+    said = command("inspect", run)
+    assert (said.code, said.out) == (0, "")
+    for words in (record["base"]["sha256"], f"iteration {record['best_iteration']} chosen", "iteration 0: F1", "ASR"):
+        assert words in said.err
+
+
+def test_inspect_an_edit_alone(run: Path, tmp_path: Path, command: Command) -> None:
+    shutil.copy(run / "edit.safetensors", tmp_path)
+    for place in (tmp_path, tmp_path / "edit.safetensors"):
+        found = one_object(command("inspect", place, "--json", "--quiet"))
+        assert found["bytes"] == (run / "edit.safetensors").stat().st_size
+        assert "run" not in found
+        assert command("inspect", place).code == 0
+
+
+def test_inspect_a_run_that_goes_on(taught_folder: Path, tmp_path: Path, command: Command, monkeypatch: Any) -> None:
+    """Its folder is read while it works, after each of its commits."""
+    from llmva.run import Run
+
+    commit, seen = Run.commit, []
+
+    def commit_and_look(self: Run, *edit: Any) -> None:
+        commit(self, *edit)
+        found = one_object(command("inspect", tmp_path / "r", "--json", "--quiet"))
+        seen.append((found["run"]["stopped"], len(found["run"]["iterations"]), found["best_iteration"]))
+
+    monkeypatch.setattr(Run, "commit", commit_and_look)
+    arguments = (taught_folder, *sides(taught_folder), *FAST, "--out", tmp_path / "r", "--quiet")
+    assert command("align", *arguments).code == 0
+    assert [(stopped, n) for stopped, n, _ in seen][:3] == [(None, 1), (None, 2), (None, 3)]
+    assert [best is None for *_, best in seen] == [True] * (len(seen) - 1) + [False]
+
+
+# -- the program
+
+
+def test_version(command: Command) -> None:
+    import llmva
+
+    assert command("--version") == Said(0, f"llmva {llmva.__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", ["align", "demo", "evaluate", "chat", "inspect"])
+def test_help_lists_the_options_of_every_command(name: str, command: Command) -> None:
+    said = command(name, "--help")
+    assert (said.code, said.err) == (0, "")
+    assert all(option in said.out for option in ("--json", "--seed", "--quiet"))
+
+
+def test_help_is_quick() -> None:
+    """It imports neither torch nor transformers."""
+    code = (
+        "import sys\nfrom llmva.cli import main\nfor words in [], ['--help'], ['align', '--help']:\n"
+        "    try:\n        main(words)\n    except SystemExit as ended:\n        assert not ended.code\n"
+        "sys.exit(', '.join({'torch', 'transformers', 'datasets', 'numpy', 'sklearn'} & set(sys.modules)) or 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.count("llmva demo") == 2
