@@ -86,6 +86,16 @@ def test_align_for_people(taught_folder: Path, tmp_path: Path, command: Command,
     }
 
 
+def test_the_live_display(taught_folder: Path, tmp_path: Path, command: Command, monkeypatch: Any) -> None:
+    """On a terminal every stage is drawn, also those without a number of prompts."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    monkeypatch.setenv("COLUMNS", "200")
+    said = command("align", taught_folder, *sides(taught_folder), *FAST, "--out", tmp_path / "r")
+    assert (said.code, said.out) == (0, "")
+    for words in ("iteration 0: answering", "iteration 0: fitting", "skills, before", "0/38", "F1, both at once"):
+        assert words in said.err
+
+
 def test_quiet_says_nothing(taught_folder: Path, run: Path, tmp_path: Path, command: Command) -> None:
     for arguments in (
         ("align", taught_folder, *sides(taught_folder), *FAST, "--out", tmp_path / "r"),

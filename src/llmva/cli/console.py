@@ -17,6 +17,11 @@ from llmva import progress
 from llmva.errors import LlmvaError
 
 
+class _Count(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.1f} prompts/s" if task.speed else "", style="dim")
@@ -40,7 +45,7 @@ class Display(progress.Progress):
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                _Count(),
                 _Rate(),
                 TimeRemainingColumn(compact=True),
                 console=self.console,
