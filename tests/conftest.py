@@ -108,6 +108,7 @@ def taught_model(seed: int = 0, steps: int = 70) -> Any:
     """A tiny model, trained for a second, that answers and refuses for the wrong reason but knows the right one."""
     from llmva.models.chat import render
 
+    torch.set_num_threads(1)  # fixtures of a wider scope come before `one_thread`
     tokenizer = tiny_tokenizer()
 
     def ids(text: str) -> list[int]:
@@ -134,7 +135,6 @@ def taught_model(seed: int = 0, steps: int = 70) -> Any:
 @pytest.fixture(scope="session")
 def taught_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The taught model as a folder, with toxic.txt and benign.txt beside it; do not write into it."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("taught") / "taught"
     taught_model().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)

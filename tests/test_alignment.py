@@ -1,0 +1,354 @@
+"""The loop: when it stops, what it keeps, and that the same run gives the same result."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import llmva
+from conftest import taught_model, taught_requests
+from llmva.alignment import choose, stop_reason
+from llmva.models.batching import Batching
+from llmva.progress import Progress
+from llmva.settings import make_settings
+
+FAST = {"per_source": 40, "max_new_tokens": 8}
+
+
+class Stub(llmva.Judge):
+    """Labels by a rule given; says that no answer is ever settled."""
+
+    name = "stub"
+
+    def __init__(self, rule: Any) -> None:
+        self.rule = rule
+        self.asked = 0
+
+    def answered(self, prompt: str, answer: str) -> llmva.Judgement:
+        self.asked += 1
+        found = self.rule(prompt, answer)
+        label = found if isinstance(found, llmva.Label) else llmva.Label.ANSWERED if found else llmva.Label.REFUSED
+        return llmva.Judgement(label, 1.0, "rule")
+
+
+def by_words(prompt: str, answer: str) -> bool:
+    return "here is" in answer
+
+
+def by_chance(prompt: str, answer: str) -> bool:
+    """A label that no edit can improve."""
+    return zlib.crc32(prompt.encode()) % 2 == 0
+
+
+@pytest.fixture(scope="module")
+def prompts() -> llmva.PromptSet:
+    rows = taught_requests()
+    return llmva.PromptSet.from_lists(*([text for text, benign, _ in rows if benign == side] for side in (False, True)))
+
+
+@pytest.fixture(scope="module")
+def taught() -> Any:
+    return taught_model()
+
+
+def align(model: Any, tokenizer: Any, prompts: llmva.PromptSet, **options: Any) -> llmva.Result:
+    return llmva.align(model, tokenizer, prompts, **{"judge": Stub(by_words), **FAST, **options})
+
+
+# -- when it stops
+
+
+def test_it_stops_when_nothing_improves(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
+    result = align(taught, tokenizer, prompts, judge=Stub(by_chance), patience=2)
+    assert result.record["stopped"] == "validation F1 has not improved for 2 iterations"
+    assert len(result.record["iterations"]) == 3
+    assert result.record["best_iteration"] == 0
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_it_stops_after_the_iterations_asked_for(
+    taught: Any, tokenizer: Any, prompts: llmva.PromptSet, most: int
+) -> None:
+    result = align(taught, tokenizer, prompts, judge=Stub(by_chance), iterations=most, patience=9)
+    assert result.record["stopped"] == f"all {most} iterations are done"
+    assert len(result.record["iterations"]) == most + 1  # the untouched model is iteration 0
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        (llmva.Label.ANSWERED, "every training prompt was answered"),
+        (llmva.Label.REFUSED, "no training prompt was answered"),
+        (llmva.Label.GARBLED, "no training prompt was answered"),
+    ],
+)
+def test_it_stops_when_a_class_is_empty(
+    taught: Any, tokenizer: Any, prompts: llmva.PromptSet, label: llmva.Label, reason: str
+) -> None:
+    result = align(taught, tokenizer, prompts, judge=Stub(lambda prompt, answer: label))
+    assert result.record["stopped"].startswith(reason)
+    assert len(result.record["iterations"]) == 1
+    assert not result.edit.factors
+    garbled = result.record["test"]["after"]["garbled"]
+    assert garbled == (label is llmva.Label.GARBLED)
+
+
+def test_it_stops_when_a_class_empties_later(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
+    seen: dict[str, int] = {}
+
+    def tires(prompt: str, answer: str) -> bool:
+        seen[prompt] = seen.get(prompt, 0) + 1
+        return seen[prompt] == 1 and by_chance(prompt, answer)
+
+    train = llmva.PromptSet(prompts.train, prompts.validation, prompts.test)
+    result = align(taught, tokenizer, train, judge=Stub(tires), per_source=200, patience=9)
+    assert result.record["stopped"].startswith("no training prompt was answered")
+    assert len(result.record["iterations"]) == 2
+
+
+def test_it_stops_when_it_is_perfect(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
+    texts = {prompt.text: prompt.benign for _, found in prompts.splits() for prompt in found}
+    result = align(taught, tokenizer, prompts, judge=Stub(lambda prompt, answer: texts[prompt]))
+    assert result.record["stopped"] == "validation F1 is 1"
+    assert result.record["best_iteration"] == 0
+
+
+# -- what it keeps
+
+
+def entry(iteration: int, f1: float | None, kept: float | None = 1.0) -> dict[str, Any]:
+    return {"iteration": iteration, "f1": f1, "asr": 0.5, "orr": 0.5, "kept": kept}
+
+
+@pytest.mark.parametrize(
+    ("entries", "best"),
+    [
+        ([entry(0, 0.5)], 0),
+        ([entry(0, 0.5), entry(1, 0.7)], 1),
+        ([entry(0, 0.5), entry(1, 0.7), entry(2, 0.7)], 1),  # the earliest of equals
+        ([entry(0, 0.5), entry(1, 0.4)], 0),  # the untouched model is a candidate
+        ([entry(0, 0.5), entry(1, 0.9, 0.89), entry(2, 0.6, 0.9)], 2),  # below the floor it does not count
+        ([entry(0, 0.5), entry(1, 0.9, 0.1)], 0),
+        ([entry(0, 0.5, None), entry(1, 0.7, None)], 1),  # no harmless text to measure on
+        ([entry(0, None), entry(1, 0.0)], 0),
+        ([entry(0, None), entry(1, 0.1)], 1),
+        ([entry(0, 0.5, 0.0), entry(1, 0.4)], 0),  # nothing can be asked of the untouched model
+    ],
+)
+def test_choose(entries: list[dict[str, Any]], best: int) -> None:
+    assert choose(entries, 0.9) == best
+
+
+@pytest.mark.parametrize(
+    ("f1", "reason"),
+    [
+        ([0.5, 0.6], None),
+        ([0.5, 0.4, 0.4], "validation F1 has not improved for 2 iterations"),
+        ([0.5, 0.6, 0.6], None),
+        ([0.5, 0.6, 0.6, 0.6], "validation F1 has not improved for 2 iterations"),
+        ([0.5, 0.6, 0.7, 0.8], None),
+        ([0.5, 0.6, 0.7, 0.8, 0.9], "all 4 iterations are done"),
+        ([0.5, 1.0], "validation F1 is 1"),
+        ([1.0], "validation F1 is 1"),
+    ],
+)
+def test_stop_reason(f1: list[float], reason: str | None) -> None:
+    entries = [entry(t, value) for t, value in enumerate(f1)]
+    assert stop_reason(entries, make_settings(patience=2, iterations=4)) == reason
+
+
+def test_a_collapsed_iteration_does_not_stop_the_run_as_perfect() -> None:
+    entries = [entry(0, 0.5), entry(1, 1.0, 0.2)]
+    assert stop_reason(entries, make_settings(patience=2, iterations=4)) is None
+
+
+def test_the_untouched_model_is_kept_if_nothing_is_better(
+    taught: Any, tokenizer: Any, prompts: llmva.PromptSet, tmp_path: Path
+) -> None:
+    result = align(taught, tokenizer, prompts, judge=Stub(by_chance), iterations=2, out=tmp_path / "run")
+    record = result.record
+    assert record["best_iteration"] == 0
+    assert any("the untouched model, which was kept" in limit for limit in record["limits"])
+    assert record["test"]["after"] == record["test"]["before"]
+    assert (record["utility"]["kept"], record["utility"]["kl"]) == (1, 0)
+    assert not result.edit.factors
+    stored = llmva.Edit.load(tmp_path / "run")
+    assert stored.best == 0
+    assert not stored.chosen.factors
+
+
+def test_the_floor_holds(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
+    for floor in (0.0, 1.0):
+        record = align(taught, tokenizer, prompts, iterations=3, min_kept=floor).record
+        assert record["iterations"][0]["kept"] == 1
+        assert all(0 <= e["kept"] <= 1 and e["kl"] >= 0 for e in record["iterations"])
+        assert record["iterations"][record["best_iteration"]]["kept"] >= floor
+
+
+# -- the model
+
+
+def test_the_model_is_left_as_it_was(tokenizer: Any, prompts: llmva.PromptSet) -> None:
+    model = taught_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    align(model, tokenizer, prompts, iterations=2)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert not model.training
+
+
+def test_the_model_is_left_as_it_was_by_a_failure(tokenizer: Any, prompts: llmva.PromptSet) -> None:
+    model = taught_model(steps=1)
+    calls = 0
+
+    def fails(prompt: str, answer: str) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls > 200:
+            raise RuntimeError("judge")
+        return by_chance(prompt, answer)
+
+    with pytest.raises(RuntimeError, match="judge"):
+        align(model, tokenizer, prompts, judge=Stub(fails))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+# -- the same again
+
+
+def same_edit(one: llmva.Edit, other: llmva.Edit) -> bool:
+    return one.factors.keys() == other.factors.keys() and all(
+        torch.equal(a, b)
+        for name in one.factors
+        for a, b in zip(vars(one.factors[name]).values(), vars(other.factors[name]).values(), strict=True)
+    )
+
+
+def test_the_seed_decides(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
+    one, two, other = (align(taught, tokenizer, prompts, iterations=3, seed=seed) for seed in (1, 1, 2))
+    assert one.edit.factors
+    assert same_edit(one.edit, two.edit)
+    assert one.record["iterations"] == two.record["iterations"]
+    assert one.record["test"] == two.record["test"]
+    assert not same_edit(one.edit, other.edit)
+
+
+def test_in_memory_as_on_disk(taught: Any, tokenizer: Any, prompts: llmva.PromptSet, tmp_path: Path) -> None:
+    memory = align(taught, tokenizer, prompts, iterations=3)
+    disk = align(taught, tokenizer, prompts, iterations=3, out=tmp_path / "run")
+    assert memory.directory is None
+    assert disk.directory == tmp_path / "run"
+    assert same_edit(memory.edit, disk.edit)
+    stored = llmva.Edit.load(tmp_path / "run")
+    assert stored.best == disk.record["best_iteration"]
+    assert same_edit(stored.chosen, memory.edit)
+    assert json.loads((tmp_path / "run/run.json").read_text()) == disk.record
+    ignored = ("cost", "answers_bytes")
+    assert {k: v for k, v in memory.record.items() if k not in ignored} == {
+        k: v for k, v in disk.record.items() if k not in ignored
+    }
+
+
+def test_the_edit_gives_the_figures_of_its_iteration(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
+    judge = Stub(by_words)
+    result = align(taught, tokenizer, prompts, judge=judge, iterations=3)
+    best = result.record["iterations"][result.record["best_iteration"]]
+    assert best["iteration"] > 0
+
+    def figures() -> dict[str, Any]:
+        from llmva.evaluate import evaluate
+
+        found: dict[str, Any] = evaluate(taught, tokenizer, prompts.validation, judge, max_new_tokens=8)["test"]
+        return {name: found["before"][name] for name in ("f1", "asr", "orr", "garbled")}
+
+    with result.edit.apply(taught):
+        assert figures() == {name: best[name] for name in ("f1", "asr", "orr", "garbled")}
+    first = result.record["iterations"][0]
+    assert figures() == {name: first[name] for name in ("f1", "asr", "orr", "garbled")}
+    assert best["f1"] > first["f1"]
+
+
+def test_the_size_of_batches_does_not_decide(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
+    sizes: list[int] = []
+    original = Batching.over
+
+    def over(self: Batching, *arguments: Any) -> Any:
+        for batch, result in original(self, *arguments):
+            sizes.append(len(batch))
+            yield batch, result
+
+    def labels(tokens: int | None) -> tuple[list[float], int]:
+        sizes.clear()
+        record = align(taught, tokenizer, prompts, iterations=0, batch_tokens=tokens).record
+        return [record["iterations"][0][name] for name in ("f1", "asr", "orr")], max(sizes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batching, "over", over)
+        (small, one), (middle, some), (large, many) = labels(1), labels(200), labels(None)
+    assert one == 1 < some < many
+    assert small == middle == large
+
+
+# -- who takes part
+
+
+def test_a_judge_of_ones_own(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
+    judge = Stub(by_words)
+    result = align(taught, tokenizer, prompts, judge=judge, iterations=1)
+    assert result.record["judge"] == "stub"
+    measured = 2 * (80 + len(prompts.validation)) + len(prompts.test) * (1 + (result.record["best_iteration"] > 0))
+    assert judge.asked == measured
+
+
+def test_an_unknown_judge_or_setting(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
+    with pytest.raises(llmva.UsageError, match="no judge called 'oracle'"):
+        align(taught, tokenizer, prompts, judge="oracle")
+    with pytest.raises(llmva.UsageError, match="itterations"):
+        align(taught, tokenizer, prompts, itterations=3)
+    with pytest.raises(llmva.UsageError, match="seed -1"):
+        align(taught, tokenizer, prompts, seed=-1)
+    with pytest.raises(llmva.UsageError, match="6 sublayers"):
+        align(taught, tokenizer, prompts, layers=7)
+
+
+def test_progress_is_told(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
+    told: list[tuple[str, int]] = []
+    done: dict[str, int] = {}
+
+    class Listener(Progress):
+        def stage(self, text: str, total: int = 0) -> Any:
+            told.append((text, total))
+            done[text] = 0
+
+            def advance(n: int) -> None:
+                done[text] += n
+
+            return advance
+
+        def iteration(self, record: Any, best: int, limit: int) -> None:
+            told.append((f"measured {record['iteration']}", best))
+
+    result = align(taught, tokenizer, prompts, iterations=1, progress=Listener())
+    names = [name for name, _ in told]
+    assert names[:3] == ["iteration 0: answering", "iteration 0: fitting", "measured 0"]
+    assert ("test prompts, before", len(prompts.test)) in told
+    assert all(done[name] == total for name, total in told if total and name in done)
+    assert ("measured 1", result.record["best_iteration"]) in told
+
+
+@pytest.mark.parametrize("svm", ["exact", "sklearn"])
+def test_it_aligns(taught: Any, tokenizer: Any, prompts: llmva.PromptSet, svm: str) -> None:
+    record = align(taught, tokenizer, prompts, iterations=6, svm=svm).record
+    before, after = record["test"]["before"], record["test"]["after"]
+    assert after["f1"] > before["f1"] + 0.2
+    assert after["asr"] <= before["asr"]
+    assert after["orr"] <= before["orr"]
