@@ -90,7 +90,6 @@ def quiet_libraries(*names: str) -> None:
     import warnings
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore")
     if not all(Path(name.split(":")[0]).expanduser().exists() for name in names):
         _stay_offline_without_network()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -242,6 +243,8 @@ def _common(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every foreseen failure is one sentence on stderr and exit code 2 (usage) or 1 (run)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if not sys.stderr.isatty() or {"--quiet", "-q"} & set(arguments):
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of downloads and of unpacking; read when tqdm is imported
     try:
         for argument in arguments:
             check_text(argument)
