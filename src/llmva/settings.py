@@ -21,7 +21,7 @@ class Settings(BaseModel):
     step: float = Field(1.0, gt=0, le=1, description="share of the way to alignment that one iteration goes")
     svm: Literal["exact", "sklearn"] = Field("exact", description="solver: exact, or scikit-learn's as in the paper")
     C: float = Field(1.0, gt=0, description="cost of a margin violation in the SVMs")
-    quiet: float = Field(3.0, ge=0, description="weight of harmless text in the SVMs' regulariser; 0 is the paper's")
+    quiet: float = Field(1.0, ge=0, description="weight of harmless text in the SVMs' regulariser; 0 is the paper's")
     per_source: int = Field(128, ge=1, description="training prompts drawn from each data set in an iteration")
     max_new_tokens: int = Field(128, ge=1, description="most tokens of an answer")
     patience: int = Field(4, ge=1, description="iterations without a better validation F1 before stopping")

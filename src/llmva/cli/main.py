@@ -65,7 +65,7 @@ def align(
     svm: Annotated[str, typer.Option("--svm", help="exact, or sklearn as in the paper")] = "exact",
     quiet_readers: Annotated[
         float, typer.Option("--quiet-readers", help="weight of harmless text in the fit; 0 is the paper's")
-    ] = 3.0,
+    ] = 1.0,
     per_source: Annotated[int, typer.Option("--per-source", help="training prompts drawn from each data set")] = 128,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="most tokens of an answer")] = 128,
     patience: Annotated[int, typer.Option("--patience", help="iterations without improvement before stopping")] = 4,
