@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Said
+from conftest import Said, tiny_model
 
 Command = Callable[..., Said]
 FAST = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 3)
@@ -287,6 +287,58 @@ def test_chat_without_a_word(taught_folder: Path, command: Command, typed: Calla
     assert command("chat", taught_folder).err.splitlines()[-1] == "nothing was asked"
     typed("")
     assert one_object(command("chat", taught_folder, "--json", "--quiet"))["turns"] == []
+
+
+# -- a model in one file
+
+
+def write_gguf(path: Path) -> None:
+    """A tiny random model, with letters for tokens."""
+    import gguf
+
+    model = tiny_model()
+    c = model.config
+    words = ["<pad>", "<bos>", "<eos>", *"abcdefghijklmnopqrstuvwxyz\u0120", "ab", *map(str, range(99))][: c.vocab_size]
+    file = gguf.GGUFWriter(path, "llama")
+    file.add_context_length(c.max_position_embeddings)
+    file.add_embedding_length(c.hidden_size)
+    file.add_block_count(c.num_hidden_layers)
+    file.add_feed_forward_length(c.intermediate_size)
+    file.add_head_count(c.num_attention_heads)
+    file.add_head_count_kv(c.num_key_value_heads)
+    file.add_layer_norm_rms_eps(c.rms_norm_eps)
+    file.add_rope_dimension_count(c.head_dim)
+    file.add_vocab_size(c.vocab_size)
+    file.add_tokenizer_model("gpt2")
+    file.add_token_list(words)
+    file.add_token_types([1] * len(words))
+    file.add_token_merges(["a b"])
+    file.add_bos_token_id(1)
+    file.add_eos_token_id(2)
+    file.add_pad_token_id(0)
+    names = {"embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    names |= {"o_proj": "attn_output", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    names |= {f"{x}_proj": f"attn_{x}" for x in "qkv"} | {f"{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")}
+    for key, tensor in model.state_dict().items():
+        name = next(new for old, new in names.items() if key.endswith(f"{old}.weight"))
+        block = f"blk.{key.split('.')[2]}." if ".layers." in key else ""
+        file.add_tensor(f"{block}{name}.weight", tensor.numpy())
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+
+
+def test_a_gguf_file(tmp_path: Path, command: Command, monkeypatch: Any) -> None:
+    """It has no chat template and needs none; its run is named after it."""
+    monkeypatch.chdir(tmp_path)
+    write_gguf(tmp_path / "tiny.gguf")
+    for side in ("toxic", "benign"):
+        (tmp_path / f"{side}.txt").write_text("".join(f"{side} {letter}\n" for letter in "abcdefghij"))
+    said = command("align", "tiny.gguf", *sides(tmp_path), "--max-new-tokens", 8, "--json", "--quiet")
+    found = one_object(said)
+    assert (found["base"]["model"], found["base"]["dtype"]) == ("tiny.gguf", "float32")
+    assert (tmp_path / "llmva-tiny/report.html").is_file()
 
 
 # -- inspect

@@ -7,7 +7,6 @@ all requests, and control characters (and halves of surrogate pairs) are replace
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ def write_report(directory: Path) -> Path:
     listed = run.get("limits")
     run = {**run, "limits": [*(listed if isinstance(listed, list) else []), *notes]}
     path = directory / "report.html"
-    temporary = directory / f".report.html.{os.getpid()}"
+    temporary = directory / "report.html.part"  # the same name each time, so that a kill leaves one at most
     try:
         temporary.write_text(render(run, answers, prompts), encoding="utf-8")
         temporary.replace(path)
