@@ -336,7 +336,8 @@ def test_a_gguf_file(tmp_path: Path, command: Command, monkeypatch: Any) -> None
     for side in ("toxic", "benign"):
         (tmp_path / f"{side}.txt").write_text("".join(f"{side} {letter}\n" for letter in "abcdefghij"))
     said = command("align", "tiny.gguf", *sides(tmp_path), "--max-new-tokens", 8, "--json", "--quiet")
-    found = one_object(said)
+    assert "error" not in said.err  # a bar that the program turns off before its import is drawn in this process
+    found = json.loads(said.out)
     assert (found["base"]["model"], found["base"]["dtype"]) == ("tiny.gguf", "float32")
     assert (tmp_path / "llmva-tiny/report.html").is_file()
 
