@@ -19,8 +19,9 @@ from llmva.errors import UsageError
 from llmva.judges.base import Judge
 from llmva.metrics import quick
 from llmva.models.batching import Batching, first_guess
+from llmva.models.chat import encode, render
 from llmva.models.fingerprint import fingerprint
-from llmva.models.generate import capture
+from llmva.models.generate import capture, check_rows
 from llmva.models.harmless import agreement, outputs_on_text, random_messages
 from llmva.models.sublayers import Decoder, find_decoder
 from llmva.observation import Observation, observe
@@ -29,7 +30,7 @@ from llmva.prompts.types import PromptSet
 from llmva.run import Run, harmless_texts, versions
 from llmva.selection import default_count, select
 from llmva.settings import Settings, check_seed, make_settings
-from llmva.skills import Probe
+from llmva.skills import PROBE_TOKENS, Probe
 from llmva.steps import Vectors, align_sublayers, identify
 
 HARMLESS_TEXTS = 64  # per use: for the quiet readers, for the choice of the iteration, for the report
@@ -85,6 +86,7 @@ def align(
     chosen_settings = make_settings(**settings)
     decoder = find_decoder(model)
     count = _layer_count(decoder, chosen_settings)
+    _check_lengths(decoder, tokenizer, prompts, skills, chosen_settings)
     record = _describe(decoder, prompts, judge, seed, chosen_settings, count, name, command)
     run, resumed = Run.open(Path(out) if out is not None else None, record, prompts, restart=restart)
     if resumed:
@@ -113,20 +115,25 @@ def align(
         entry: dict[str, Any] = {"iteration": t, **quick(validation.prompts, validation.labels)}
         entry |= _measure_harm(run, decoder, tokenizer, prompts, batching, progress)
 
+        measured = [*run.record["iterations"], entry]
+        best, empty = choose(measured, chosen_settings.min_kept), figures.emptied(train)
+        stopped = empty or stop_reason(measured, chosen_settings)
+
         edit = run.edit
-        empty = figures.emptied(train)
-        if empty is None:
+        if empty is None:  # the last iteration's vectors are wanted too: the report shows where the angles ended
             progress.stage(f"iteration {t}: fitting")
             vectors = _fit(run, decoder, tokenizer, prompts, train, validation, chosen_settings, seed, batching)
-            chosen = select(vectors.scores, count)
+            chosen = [] if stopped else select(vectors.scores, count)
             edit = align_sublayers(edit, decoder.sublayers, vectors, chosen, t + 1, chosen_settings.step)
             entry |= figures.of_vectors(vectors, chosen) | {
                 "projection": figures.projection(vectors, validation, decoder)
             }
-        run.record["iterations"].append(entry)
-        run.record["best_iteration"] = best = choose(run.record["iterations"], chosen_settings.min_kept)
-        run.record["stopped"] = empty or stop_reason(run.record["iterations"], chosen_settings)
-        run.record["batch_tokens"] = batching.tokens
+        run.record |= {
+            "iterations": measured,
+            "best_iteration": best,
+            "stopped": stopped,
+            "batch_tokens": batching.tokens,
+        }
         progress.iteration(entry, best, chosen_settings.iterations)
         run.commit(edit)
 
@@ -189,6 +196,16 @@ def _measure_harm(
     advance = progress.stage(f"iteration {run.done}: comparing harmless text", len(texts))
     found = agreement(decoder, tokenizer, texts, run.edit, batching, advance)
     return {"kept": found.mean_kept, "kl": found.mean_kl}
+
+
+def _check_lengths(
+    decoder: Decoder, tokenizer: Any, prompts: PromptSet, skills: Sequence[Probe], settings: Settings
+) -> None:
+    """Refuse what the model cannot read before the run rather than at its end."""
+    texts = [prompt.text for _, split in prompts.splits() for prompt in split]
+    for asked, tokens in ((texts, settings.max_new_tokens), ([p.prompt for p in skills], PROBE_TOKENS)):
+        if asked:
+            check_rows(decoder.model, asked, [encode(tokenizer, render(tokenizer, text)) for text in asked], tokens)
 
 
 def _layer_count(decoder: Decoder, settings: Settings) -> int:

@@ -14,6 +14,8 @@ from llmva.models.batching import Batching
 from llmva.models.generate import capture
 from llmva.models.sublayers import Decoder
 
+PROBE_TOKENS = 32  # of an answer; known answers are short
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -74,7 +76,7 @@ def measure_skills(
     if not probes:
         return {}
     found = capture(
-        decoder, tokenizer, [p.prompt for p in probes], max_new_tokens=32, batching=batching, advance=advance
+        decoder, tokenizer, [p.prompt for p in probes], max_new_tokens=PROBE_TOKENS, batching=batching, advance=advance
     )
     results: dict[str, list[bool]] = {}
     for probe, answer in zip(probes, found.answers, strict=True):
