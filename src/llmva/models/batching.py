@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -53,8 +55,9 @@ class Batching:
                         "Memory does not hold even one prompt: use a smaller model or shorter prompts."
                     ) from error
             if done:
-                yield batch, done[0]
+                yield batch, done.pop()
                 start += len(batch)
+                _trim()
             else:  # outside the except block, whose traceback holds the failed batch's tensors
                 self.tokens = math.ceil(self.cost(length(order[start])) * max(1, len(batch) // 2))
                 if torch.cuda.is_available():
@@ -86,6 +89,17 @@ def first_guess(model: Any, tokens: int | None = None) -> Batching:
         0.0 if parameter.device.type == "cuda" else config.num_attention_heads * (4 + parameter.element_size()) / each
     )
     return Batching(tokens or 2 ** max(0, int(free / each).bit_length() - 1), square)
+
+
+def _trim() -> None:
+    """Give freed memory back to the system: glibc keeps it in pieces that the next batch, of another shape, cannot use.
+
+    Over a run on a 135M model these pieces came to several hundred MB.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
