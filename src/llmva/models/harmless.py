@@ -20,7 +20,7 @@ from llmva.models.chat import encode, forward_inputs, pad_left, render
 from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
 
 MAX_ANSWER = 48  # tokens of each answer that are compared
-MAX_LOGIT_BYTES = 64 * 2**20
+MAX_LOGIT_BYTES = 24 * 2**20
 
 
 @dataclass(frozen=True)
