@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmva.edit import Edit
-from llmva.figures import mean_interval
+from llmva.figures import utility
 from llmva.judges.base import Judge
 from llmva.metrics import summarise
 from llmva.models.batching import first_guess
@@ -65,12 +65,7 @@ def evaluate(
         ]
         if texts:
             advance = progress.stage("comparing harmless text", len(texts))
-            same = agreement(decoder, tokenizer, texts, edit, batching, advance)
-            found["utility"] = {
-                "kept": same.mean_kept,
-                "kept_interval": mean_interval(same.kept, seed),
-                "kl": same.mean_kl,
-            }
+            found["utility"] = utility(agreement(decoder, tokenizer, texts, edit, batching, advance), seed)
     found["cost"] = {
         "seconds": round(time.monotonic() - started, 2),
         "peak_bytes": peak_bytes(),

@@ -13,7 +13,7 @@ from torch import Tensor
 from llmva.judges.base import Judge
 from llmva.metrics import summarise
 from llmva.models.batching import Batching
-from llmva.models.harmless import agreement
+from llmva.models.harmless import Agreement, agreement
 from llmva.models.sublayers import Decoder
 from llmva.observation import Observation, observe
 from llmva.progress import Progress
@@ -109,11 +109,7 @@ def finish(
     if texts:
         advance = progress.stage("comparing harmless text", len(texts))
         found = agreement(decoder, tokenizer, texts, edit, batching, advance)
-        record["utility"] |= {
-            "kept": found.mean_kept,
-            "kept_interval": mean_interval(found.kept, seed),
-            "kl": found.mean_kl,
-        }
+        record["utility"] |= utility(found, seed)
     else:
         record["limits"].append("The untouched model answered no benign test prompt, so utility kept is not known.")
     for name, row in record["utility"]["skills"].items():
@@ -132,7 +128,12 @@ def finish(
     run.commit(replace(run.edit, best=best))
 
 
-def mean_interval(values: list[float], seed: int, resamples: int = 2000) -> list[float]:
+def utility(found: Agreement, seed: int) -> dict[str, Any]:
+    """What an edit costs on harmless text, `kept` with its interval and `kl` in nats."""
+    return {"kept": found.mean_kept, "kept_interval": _mean_interval(found.kept, seed), "kl": found.mean_kl}
+
+
+def _mean_interval(values: list[float], seed: int, resamples: int = 2000) -> list[float]:
     """95% bootstrap interval of the mean over texts."""
     x = torch.tensor(values, dtype=torch.float64)
     picks = torch.randint(len(x), (resamples, len(x)), generator=torch.Generator().manual_seed(seed))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from llmva.errors import LlmvaError
+from llmva.models.sublayers import text_config
 
 T = TypeVar("T")
 MOST_ROWS = 256
@@ -74,7 +75,7 @@ def first_guess(model: Any, tokens: int | None = None) -> Batching:
 
     A power of two, so that a machine with a little more memory free makes the same batches.
     """
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    config = text_config(model)
     parameter = next(model.parameters())
     free = sum(p.numel() * p.element_size() for p in model.parameters()) * CPU_SHARE + SPARE
     if parameter.device.type == "cuda":

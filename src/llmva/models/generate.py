@@ -16,7 +16,7 @@ from torch import Tensor
 from llmva.errors import UsageError
 from llmva.models.batching import Batching, first_guess, longest_first
 from llmva.models.chat import encode, forward_inputs, pad_left, render
-from llmva.models.sublayers import Decoder, contiguous_head, find_decoder, first_tensor, hooked
+from llmva.models.sublayers import Decoder, contiguous_head, find_decoder, first_tensor, hooked, text_config
 
 CHECK_EVERY = 4  # decoding steps between two looks at which rows have settled
 
@@ -175,7 +175,7 @@ def _ends(new: Tensor, eos: set[int], settled: list[int | None]) -> list[int]:
 
 def context_length(model: Any) -> int | None:
     """The most tokens that the model reads, prompt and answer together, where its config says so."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    config = text_config(model)
     limit: int | None = getattr(config, "max_position_embeddings", None)
     return limit
 

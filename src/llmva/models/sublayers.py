@@ -89,7 +89,7 @@ class Decoder:
 def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
     """Sublayers in order: attention, MLP, attention, MLP, ... Raises UsageError rather than guess."""
     prefix, blocks = _blocks(model)
-    width = int(_text_config(model).hidden_size)
+    width = int(text_config(model).hidden_size)
     updates = _probe(model, blocks) if verify else None
     sublayers: list[Sublayer] = []
     for index, block in enumerate(blocks):
@@ -98,7 +98,7 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
             pair = _proved(block, pair, updates[index], torch.finfo(model.dtype).eps)
         if pair is None:
             raise UsageError(
-                f"In block {index} of this {_text_config(model).model_type} model no two modules explain what the "
+                f"In block {index} of this {text_config(model).model_type} model no two modules explain what the "
                 "block adds to the residual stream: the architecture is not supported."
             )
         for kind, (projection, output) in zip(("attention", "mlp"), pair, strict=True):
@@ -108,14 +108,15 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
     return Decoder(model, tuple(sublayers), blocks[-1], width)
 
 
-def _text_config(model: Any) -> Any:
+def text_config(model: Any) -> Any:
+    """The config of the text decoder, which in a multimodal model is a part of the whole."""
     config = model.config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
+    return config.gettext_config() if hasattr(config, "gettext_config") else config
 
 
 def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
     """The decoder's list of blocks: the one ModuleList as long as the config says, outside vision and audio towers."""
-    count = getattr(_text_config(model), "num_hidden_layers", None)
+    count = getattr(text_config(model), "num_hidden_layers", None)
     found = [
         (name, module)
         for name, module in model.named_modules()
@@ -153,13 +154,10 @@ def _probe(model: Any, blocks: nn.ModuleList) -> list[dict[str, torch.Tensor]]:
                 handles.append(module.register_forward_hook(_recorder(records[index], name)))
         handles.append(block.register_forward_pre_hook(_input_recorder(records[index]), with_kwargs=True))
         handles.append(block.register_forward_hook(_recorder(records[index], "output")))
-    size = int(_text_config(model).vocab_size)
+    size = int(text_config(model).vocab_size)
     ids = (torch.arange(1, PROBE_TOKENS + 1) * 7919 % size).unsqueeze(0)
-    try:
+    with hooked(handles):
         model(input_ids=ids.to(model.get_input_embeddings().weight.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     for index, record in enumerate(records):
         if not record["output"].isfinite().all():
             kind = str(model.dtype).removeprefix("torch.")
