@@ -20,6 +20,7 @@ from llmva.edit import Edit, Factors
 from llmva.errors import LlmvaError, UsageError
 from llmva.models.fingerprint import fingerprint
 from llmva.models.sublayers import find_decoder
+from llmva.models.writers import left_map
 
 Step = tuple[str, Tensor, Tensor, int]
 IDS = torch.tensor([[5, 9, 11, 6, 20, 13, 30]])
@@ -136,9 +137,9 @@ def test_at_gives_every_earlier_model(model: Any) -> None:
     assert edit.iterations == 10
     for k in (0, 1, 4, 10, 99):
         part = edit.at(k)
-        with part.apply(model):
+        with part.apply(model, check=False):
             found = logits(model)
-        with edit_of([s for s in steps if s[3] <= k]).apply(model):
+        with edit_of([s for s in steps if s[3] <= k]).apply(model, check=False):
             assert torch.equal(logits(model), found)
         assert part.iterations == min(k, 10)
         for name, f in part.factors.items():
@@ -159,9 +160,76 @@ def test_best_is_what_applies(model: Any) -> None:
         assert torch.equal(logits(model), found)
     assert best.at(7).best is None
     assert best.at(7).iterations == 7
-    base = logits(model)
-    replace(edit, best=0).bake(model)
-    assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize("use", ["apply", "bake"])
+def test_an_edit_that_changes_nothing_is_an_error(model: Any, use: str) -> None:
+    edit = edit_of(random_steps(list(projections(model))))
+    for empty in (Edit(), edit.at(0), replace(edit, best=0)):
+        with pytest.raises(LlmvaError, match="changes nothing"):
+            getattr(empty, use)(model)
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize("use", ["apply", "bake"])
+def test_an_edit_of_another_width_is_an_error(model: Any, use: str) -> None:
+    edit = Edit().then("model.layers.0.mlp.down_proj", torch.ones(48), torch.ones(48), 1)
+    with pytest.raises(LlmvaError, match=r"48 wide at model.layers.0.mlp.down_proj, and this model is 32"):
+        getattr(edit, use)(model)
+
+
+EXPERTS: dict[str, dict[str, Any]] = {
+    "MixtralConfig": {"num_local_experts": 4},
+    "Qwen3MoeConfig": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "GptOssConfig": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32},
+    "DeepseekV3Config": {
+        "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
+        "v_head_dim": 8, "num_key_value_heads": 4,
+    },
+    "Qwen3NextConfig": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+        "num_hidden_layers": 4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", EXPERTS)
+def test_mixtures_of_experts_are_baked_expert_by_expert(config: str) -> None:
+    model = with_biases(tiny_model(config, **EXPERTS[config]))
+    edit = edit_of(random_steps(list(projections(model))))
+    untouched = logits(model)
+    with edit.apply(model):
+        hooked = logits(model)
+    edit.bake(model)
+    assert far(untouched, hooked) > 1e-2
+    assert far(logits(model), hooked) < 1e-5
+
+
+def test_experts_whose_outputs_pass_through_something_else_are_refused() -> None:
+    """The names fit, but what they put out is not linear in them: a bake would be wrong without a word."""
+    model = tiny_model("MixtralConfig", num_local_experts=4)
+    mlp = model.model.layers[1].mlp
+    plain = mlp.forward
+    mlp.forward = lambda x: plain(x).softmax(-1)
+    edit = edit_of(random_steps(["model.layers.1.mlp"]))
+    with pytest.raises(LlmvaError, match="cannot be edited in place"):
+        edit.bake(model)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((32,), -1), ((32, 48), -2), ((48, 32), -1), ((3, 32, 8), -2), ((3, 8, 32), -1)]
+)
+def test_left_map_is_exact_in_parts(shape: tuple[int, ...], axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    weight, V, U = (torch.randn(s, generator=g) for s in (shape, (32, 5), (32, 5)))
+    M = torch.eye(32, dtype=torch.float64) + V.double() @ U.double().T
+    wanted = M @ weight.double() if axis == -2 or len(shape) == 1 else weight.double() @ M.T
+    monkeypatch.setattr("llmva.models.writers.CHUNK", 96)  # three columns at a time
+    assert far(left_map(weight, axis, V, U), wanted) < 1e-6
+    narrow = left_map(weight.bfloat16(), axis, V, U)
+    assert narrow.dtype == torch.bfloat16
+    assert narrow.shape == weight.shape
 
 
 def test_strength(model: Any) -> None:

@@ -10,7 +10,7 @@ so a whole run is two d x k matrices a sublayer, and the model after any iterati
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from llmva.errors import LlmvaError, UsageError
 from llmva.files import write_tensors
 from llmva.models.fingerprint import module_hash
+from llmva.models.writers import Writer, find_writers, left_map
 
 FORMAT = "llmva-edit"
 VERSION = 1
-PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # weights that are what they say
 
 
 @dataclass(frozen=True)
@@ -97,43 +97,57 @@ class Edit:
         """Add the edit to `model` by forward hooks, whatever its weights' dtype or packing.
 
         Works at once and until `.remove()`; or as a context manager, until its end. Raises LlmvaError when the edit
-        is of another model.
+        is of another model, or changes nothing (with `check` only: the loop begins with an empty edit).
         """
         factors = self.chosen.factors
         projections = self._projections(model, factors, check)
         return Applied([_hook(projections[name], f) for name, f in factors.items()])
 
+    @torch.no_grad()
     def bake(self, model: nn.Module, *, check: bool = True) -> None:
-        """Write the edit into the weights: W' = W + V (U^T W), b' = b + V (U^T b), in float32, rounded once."""
+        """Write the edit into the weights: W' = W + V (U^T W), b' = b + V (U^T b), in float32, rounded once.
+
+        In a mixture of experts, into every expert's. Raises LlmvaError, before anything is changed, where weights are
+        packed or lie on another medium.
+        """
         factors = self.chosen.factors
         projections = self._projections(model, factors, check)
-        plans = [(projections[name], f, _weight_layout(name, projections[name])) for name, f in factors.items()]
-        for projection, f, transposed in plans:
-            weight = projection.weight
-            V, U = f.V.to(weight.device), f.U.to(weight.device)
-            wide = weight.detach().float()
-            delta = (wide @ U) @ V.T if transposed else V @ (U.T @ wide)
-            weight.data.copy_(wide + delta)
-            bias = getattr(projection, "bias", None)
-            if bias is not None:
-                wide = bias.detach().float()
-                bias.data.copy_(wide + V @ (U.T @ wide))
+        plans = [(projections[name], f, _writable(name, projections[name], len(f.V))) for name, f in factors.items()]
+        for projection, f, writers in plans:
+            for writer in writers:
+                parameter = projection.get_parameter(writer.name)
+                parameter.data.copy_(left_map(parameter.data, writer.axis, f.V, f.U))
 
-    def _projections(self, model: nn.Module, names: Iterable[str], check: bool) -> dict[str, Any]:
+    def _projections(self, model: nn.Module, names: Mapping[str, Factors], check: bool) -> dict[str, Any]:
         modules = dict(model.named_modules())
         missing = [name for name in names if name not in modules]
         if missing:
             raise LlmvaError(f"The edit belongs to {self._title()}: this model has no sublayer {missing[0]}.")
         if check:
-            hashes = self.base.get("hashes", {})
-            for name in names:
-                here = module_hash(modules[name])
-                if hashes.get(name, here) != here:
-                    raise LlmvaError(
-                        f"The edit belongs to {self._title()}, whose {name} has hash {hashes[name]}, and this model's "
-                        f"has {here}: give the model that the edit was made from."
-                    )
+            self._check_base(model, modules, names)
         return {name: modules[name] for name in names}
+
+    def _check_base(self, model: Any, modules: Mapping[str, nn.Module], names: Mapping[str, Factors]) -> None:
+        if not names:
+            raise LlmvaError(
+                f"The edit of {self._title()} changes nothing: choose an iteration after 0, or use the model as it is."
+            )
+        config: Any = getattr(model, "config", None)
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        width = getattr(text, "hidden_size", None)
+        for name, f in names.items():
+            if width is not None and len(f.V) != width:
+                raise LlmvaError(
+                    f"The edit belongs to {self._title()} and is {len(f.V)} wide at {name}, and this model is {width} "
+                    "wide: give the model that the edit was made from."
+                )
+        hashes = self.base.get("hashes", {})
+        for name in names:
+            if name in hashes and hashes[name] != (here := module_hash(modules[name])):
+                raise LlmvaError(
+                    f"The edit belongs to {self._title()}, whose {name} has hash {hashes[name]}, and this model's "
+                    f"has {here}: give the model that the edit was made from."
+                )
 
     def _title(self) -> str:
         return f"the {self.base.get('model_type', '')} model '{self.base.get('model', 'unknown')}'".replace("  ", " ")
@@ -248,11 +262,11 @@ def _hook(projection: nn.Module, factors: Factors) -> Any:
     return projection.register_forward_hook(edited)
 
 
-def _weight_layout(name: str, projection: Any) -> bool:
-    """False for weights stored (out, in), True for (in, out). Raises for weights that cannot be written."""
-    weight = getattr(projection, "weight", None)
-    conv1d = type(projection).__name__ == "Conv1D"
-    # a float8 weight means nothing without its scales, which each library keeps in its own way
-    if not (conv1d or isinstance(projection, nn.Linear)) or weight is None or weight.dtype not in PLAIN:
+def _writable(name: str, projection: nn.Module, width: int) -> tuple[Writer, ...]:
+    """The parameters to write. Raises for weights that cannot be written."""
+    if any(p.device.type == "meta" for p in projection.parameters()):
+        raise LlmvaError(f"The weights of {name} are offloaded: apply the edit by hook, or load the model whole.")
+    writers = find_writers(projection, width)
+    if not writers:
         raise LlmvaError(f"The weights of {name} cannot be edited in place: apply the edit by hook instead.")
-    return conv1d
+    return writers

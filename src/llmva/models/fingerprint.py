@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmva.models.sublayers import Decoder
+from llmva.models.writers import find_writers
 
 HASHED_VALUES = 2**22  # a larger tensor is hashed at this many evenly spread values, so that a 70B model takes seconds
 
 
-def tensor_hash(weight: Tensor) -> str:
+def tensor_hash(weight: Tensor, limit: int = HASHED_VALUES) -> str:
     """sha256 of the values rounded to bfloat16, so that loading in float32 or bfloat16 is the same (16 hex digits).
 
     float16 rounds and clips before that: what is loaded so agrees with itself, and with a float16 checkpoint.
+    Fused experts [E, ..] are hashed one by one, since checkpoints keep each as a tensor of its own.
     """
+    if weight.ndim == 3:
+        return slices_hash(tensor_hash(part, max(limit // len(weight), 4096)) for part in weight)
     flat = weight.detach().reshape(-1)
-    if flat.numel() > HASHED_VALUES:
-        flat = flat[:: -(-flat.numel() // HASHED_VALUES)]
+    if flat.numel() > limit:
+        flat = flat[:: -(-flat.numel() // limit)]
     if flat.is_floating_point():
         flat = flat.to(torch.bfloat16).contiguous().view(torch.int16)
     digest = hashlib.sha256(str(tuple(weight.shape)).encode())
@@ -29,10 +34,24 @@ def tensor_hash(weight: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
+def slices_hash(hashes: Iterable[str]) -> str:
+    """One hash of a fused tensor from those of its slices."""
+    return hashlib.sha256(json.dumps(list(hashes)).encode()).hexdigest()[:16]
+
+
 def module_hash(module: nn.Module) -> str:
-    """One hash over a projection's parameters and buffers, in order of their names."""
-    parts = [(name, tensor_hash(t)) for name, t in sorted(module.state_dict().items()) if isinstance(t, Tensor)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    """One hash over what an edit of `module` would write; over all it holds where weights are packed."""
+    writers = find_writers(module, 0, prove=False)
+    names = {writer.name for writer in writers}
+    held = [
+        (name, t) for name, t in module.state_dict().items() if isinstance(t, Tensor) and (not names or name in names)
+    ]
+    return parts_hash([(name, tensor_hash(t)) for name, t in held])
+
+
+def parts_hash(parts: Iterable[tuple[str, str]]) -> str:
+    """The hash of a module from the names and hashes of its tensors."""
+    return hashlib.sha256(json.dumps(sorted(parts)).encode()).hexdigest()[:16]
 
 
 def fingerprint(decoder: Decoder, name: str) -> dict[str, Any]:

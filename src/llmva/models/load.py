@@ -58,7 +58,7 @@ def load_model(
     `name` is a hub id, a local folder, or a .gguf file (its weights are unpacked to `dtype`).
     Raises UsageError when there is no such model and LlmvaError when its weights are unusable.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     source, extra = _locate(str(name))
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **extra}
@@ -76,7 +76,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         check_template(tokenizer, str(name))
     with _explained(str(name), "model"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(config).from_pretrained(
             source, dtype=wanted, output_loading_info=True, **placement, **options
         )
         model, report = loaded
@@ -92,6 +92,22 @@ def load_model(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     check_weights(model, str(name))
     return model, tokenizer
+
+
+def auto_class(config: Any) -> Any:
+    """The transformers class that loads this config's text generator, alone or as a part of a multimodal model."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+
+    whole = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return (
+        AutoModelForImageTextToText
+        if whole and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+        else AutoModelForCausalLM
+    )
 
 
 def check_template(tokenizer: Any, name: str) -> None:

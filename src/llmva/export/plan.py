@@ -1,0 +1,63 @@
+"""What is to be shipped: the edit of a run at an iteration and strength, and the model it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmva.edit import Edit, edit_file
+from llmva.errors import UsageError
+from llmva.run import read_run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`edit` holds just the columns that ship, scaled; `record` is run.json's, where the edit comes from a run."""
+
+    directory: Path
+    edit: Edit
+    base: str  # local folder, .gguf file or hub id
+    iteration: int
+    strength: float
+    record: Mapping[str, Any] | None
+    title: str  # the base model's name for people
+
+
+def make_plan(
+    directory: str | Path,
+    *,
+    iteration: int | None = None,
+    strength: float = 1.0,
+    base: str | None = None,
+    known: Mapping[str, Path] | None = None,
+) -> Plan:
+    """Read the run in `directory` (or an edit.safetensors) and settle what of it ships.
+
+    Args:
+        iteration: None takes the one that the run chose.
+        strength: 0 is the base model, 1 the edit as fitted.
+        base: where the base model lies now; None takes the name that the run was given.
+        known: models that go by another name than their place, as the bundled one does.
+
+    Raises:
+        UsageError: no edit, no such iteration, or an edit that changes nothing.
+    """
+    directory = Path(directory)
+    whole = Edit.load(directory)
+    folder = edit_file(directory).parent
+    record = read_run(folder) if (folder / "run.json").is_file() else None
+    if iteration is not None and not 0 <= iteration <= whole.iterations:
+        raise UsageError(f"'{directory}' holds iterations 0 to {whole.iterations}: choose --iteration among them.")
+    if iteration is None:
+        iteration = whole.iterations if whole.best is None else whole.best
+    edit = whole.at(iteration)
+    if not edit.factors:
+        raise UsageError(
+            f"Iteration {iteration} of '{directory}' is the untouched model, so there is nothing to ship: choose "
+            "another --iteration, or use the model as it is."
+        )
+    title = str(whole.base.get("model", "unnamed"))
+    place = base or str((known or {}).get(title, title))
+    return Plan(directory, replace(edit.scaled(strength), best=None), place, iteration, strength, record, title)

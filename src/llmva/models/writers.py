@@ -1,0 +1,143 @@
+"""Which parameters a sublayer's output is linear in, and the map o' = (I + V U^T) o written into them.
+
+For an ordinary projection they are its weight and bias. A mixture of experts puts out a weighted sum over experts, so
+the same map goes into every expert's down projection and bias, and into the shared expert's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # weights that are what they say
+LAST = ("down_proj", "w2", "fc2", "c_proj", "output_linear", "dense_4h_to_h", "fc_out", "linear_2", "wo")
+CHUNK = 2**22  # values of a weight that are held in float32 at once
+PROBES = 16
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A parameter by its path inside the sublayer's module, and its axis (-1 or -2) that runs over the outputs."""
+
+    name: str
+    axis: int
+
+
+def find_writers(module: nn.Module, width: int, *, prove: bool = True) -> tuple[Writer, ...]:
+    """The parameters through which `module` puts out its [.., width]; () where it has none that can be written.
+
+    With `prove`, a mixture of experts is run on random input: another map of the outputs, written into the parameters
+    found, must give the outputs so mapped. Leave that out where there are no numbers, as on the meta device.
+    """
+    if is_linear(module):
+        return _of_linear(module)
+    found: list[Writer] = []
+    for path, child in module.named_modules():
+        prefix = f"{path}." if path else ""
+        if is_linear(child):
+            if path.rsplit(".", 1)[-1] in LAST:
+                own = _of_linear(child)
+                if not own:
+                    return ()
+                found += [Writer(prefix + writer.name, writer.axis) for writer in own]
+        else:
+            fused = _of_experts(child, width)
+            if fused is None:
+                return ()
+            found += [Writer(prefix + writer.name, writer.axis) for writer in fused]
+    writers = tuple(found)
+    if writers and prove and not _proved(module, writers, width):
+        return ()
+    return writers
+
+
+def is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _of_linear(module: Any) -> tuple[Writer, ...]:
+    """Conv1D keeps its weight as (in, out). A float8 weight means nothing without its scales, wherever they are."""
+    # packed weights hide in subclasses of Linear, as bitsandbytes' do, whose values are integers or a flat buffer
+    if module.weight.dtype not in PLAIN or module.weight.ndim != 2:
+        return ()
+    weight = Writer("weight", -1 if type(module).__name__ == "Conv1D" else -2)
+    return (weight,) if getattr(module, "bias", None) is None else (weight, Writer("bias", -1))
+
+
+def _of_experts(module: nn.Module, width: int) -> list[Writer] | None:
+    """The fused down projections [E, out, in], or [E, in, out], that are this module's own parameters.
+
+    None if they are there and packed, or if their layout cannot be told.
+    """
+    found = []
+    for name, parameter in module.named_parameters(recurse=False):
+        if name.removesuffix("_bias") not in LAST:
+            continue
+        if parameter.dtype not in PLAIN:
+            return None
+        if name.endswith("_bias"):
+            found.append(Writer(name, -1))
+        elif parameter.ndim == 3:
+            transposed = getattr(module, "is_transposed", None)
+            if transposed is None and parameter.shape[-1] == parameter.shape[-2]:
+                return None
+            if transposed is None:
+                transposed = parameter.shape[-1] == width
+            found.append(Writer(name, -1 if transposed else -2))
+        else:
+            return None
+    return found
+
+
+@torch.no_grad()
+def _proved(module: nn.Module, writers: tuple[Writer, ...], width: int) -> bool:
+    """Reverse and scale the outputs, once in the parameters and once after the module: both must agree."""
+    parameters = dict(module.named_parameters())
+    first = parameters[writers[0].name]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, PROBES, width, generator=generator).to(first.device, first.dtype)
+    scale = (0.5 + torch.rand(width, generator=generator)).to(first.device, first.dtype)
+    changed = {}
+    for writer in writers:
+        weight = parameters[writer.name]
+        if weight.shape[writer.axis] != width:
+            return False
+        shaped = scale if writer.axis == -1 else scale[:, None]
+        changed[writer.name] = weight.flip(writer.axis) * shaped
+    plain, mapped = module(x), torch.func.functional_call(module, changed, (x,))
+    plain, mapped = (o[0] if isinstance(o, tuple) else o for o in (plain, mapped))
+    wanted = (plain.flip(-1) * scale).float()
+    return bool((mapped.float() - wanted).norm() <= 0.02 * wanted.norm())
+
+
+@torch.no_grad()
+def left_map(weight: Tensor, axis: int, V: Tensor, U: Tensor) -> Tensor:
+    """`weight` with I + V U^T applied along its outputs: same shape, dtype and device, rounded once.
+
+    Args:
+        weight: [d], [.., d, in] or [.., in, d].
+        axis: -2 or -1, where d stands.
+        V, U: [d, k].
+
+    The arithmetic is float32 and done in parts, so that beside the result only a few MB are needed.
+    """
+    V, U = V.to(weight.device, torch.float32), U.to(weight.device, torch.float32)
+    result = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    if weight.ndim == 1:
+        wide = weight.float()
+        return result.copy_(wide + V @ (U.T @ wide))
+    slices = weight.reshape(-1, *weight.shape[-2:])
+    targets = result.view(-1, *weight.shape[-2:])
+    size = max(1, CHUNK // V.shape[0])
+    for source, target in zip(slices, targets, strict=True):
+        other = -1 if axis == -2 else 0  # the axis to go along in parts: the projection's inputs
+        for part, out in zip(source.split(size, other), target.split(size, other), strict=True):
+            wide = part.float()
+            if axis == -2:
+                out.copy_(wide.addmm_(V, U.T @ wide))
+            else:
+                out.copy_(wide.addmm_(wide @ U, V.T))
+    return result
