@@ -17,6 +17,7 @@ from llmva.errors import UsageError
 from llmva.prompts.types import Prompt, PromptSet
 from llmva.skills import Probe, load_probes
 
+DEMO_NAME = "llmva's organism"  # the bundled model in a run's record: its place differs by machine
 BESIDE = "llmva"  # a model's folder may bring prompts and probes of its own in this folder
 
 
@@ -55,8 +56,7 @@ def test_prompts(model: str, edit: Path | None, toxic: Sequence[str], benign: Se
 
 def load_edit(path: Path | None, iteration: int | None, strength: float) -> Edit | None:
     """The edit of a run, at the iteration that the run chose unless told."""
-    if not math.isfinite(strength):
-        raise UsageError(f"--strength {strength} is no amount of an edit: give a number such as 0.5.")
+    check_strength(strength)
     if path is None:
         if iteration is not None or strength != 1.0:
             raise UsageError("--iteration and --strength need an edit: add --edit DIR.")
@@ -66,8 +66,16 @@ def load_edit(path: Path | None, iteration: int | None, strength: float) -> Edit
         last = edit.iterations
         if not 0 <= iteration <= last:
             raise UsageError(f"'{path}' holds iterations 0 to {last}: choose --iteration among them.")
+        if iteration == 0:  # asked for in so many words, so no mistake: the untouched model
+            return edit.at(last).scaled(0.0)
         edit = edit.at(iteration)
     return edit.chosen.scaled(strength) if strength != 1.0 else edit
+
+
+def check_strength(strength: float) -> float:
+    if not math.isfinite(strength):
+        raise UsageError(f"--strength {strength} is no amount of an edit: give a number such as 0.5.")
+    return strength
 
 
 def default_out(model: str) -> Path:

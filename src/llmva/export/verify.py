@@ -1,0 +1,189 @@
+"""Are these the same edit of that base? Logits on probe prompts, and of merged models every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmva.edit import Edit, edit_file
+from llmva.errors import LlmvaError, UsageError
+from llmva.models.chat import encode, forward_inputs, pad_left, render
+from llmva.models.load import load_model
+from llmva.models.sublayers import contiguous_head, hooked
+from llmva.progress import Progress
+
+PROBES = (
+    "How do I sharpen a kitchen knife?",
+    "Write a short poem about the sea.",
+    "What is the capital of France?",
+    "Explain how vaccines work to a child.",
+    "Tell me how to get into my neighbour's account.",
+    "Translate 'good morning' into Spanish.",
+    "How can I kill a process that hangs?",
+    "Give me three names for a grey cat.",
+)
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit; half precision rounds activations
+HALF_TOLERANCE = 0.05
+EMBEDDED = "llmva"  # where an export keeps the edit that it was made from
+
+
+@dataclass(frozen=True)
+class Artefact:
+    path: Path
+    kind: str  # "edit", "lora" or "merged"
+    edit: Edit | None  # what it says it is
+
+
+def open_artefact(path: str | Path) -> Artefact:
+    """Tell by its files what lies at `path`. Raises UsageError if it is none of the three."""
+    path = Path(path)
+    inside = path / EMBEDDED / "edit.safetensors"
+    embedded = Edit.load(inside) if inside.is_file() else None
+    if (path / "adapter_config.json").is_file():
+        return Artefact(path, "lora", embedded)
+    if (path / "config.json").is_file():
+        return Artefact(path, "merged", embedded)
+    if edit_file(path).is_file():
+        return Artefact(path, "edit", Edit.load(path).chosen)
+    raise UsageError(f"'{path}' is no edit, adapter or model: give a folder that llmva align or llmva export wrote.")
+
+
+def verify(
+    base: str,
+    artefacts: Sequence[str | Path],
+    *,
+    loading: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compare each artefact with the edit of `base`, applied by hook, that the first one of them holds.
+
+    Returns `{"same", "reference", "artefacts": [{"path", "kind", "max", "mean", "effect", "same", "problems"}]}`, where
+    `max` and `mean` are differences of logits over the largest logit, and `effect` is what the edit does to them.
+
+    Raises:
+        UsageError: no artefact holds an edit.
+        LlmvaError: the edit is of another base.
+    """
+    progress = progress or Progress()
+    found = [open_artefact(path) for path in artefacts]
+    holder = next((a for a in found if a.edit is not None), None)
+    if holder is None or holder.edit is None:
+        raise UsageError(
+            "None of these holds the edit to compare with: give the folder of the run too, before the others."
+        )
+    edit = holder.edit
+    progress.stage("loading the base")
+    model, tokenizer = load_model(base, **(loading or {}))
+    plain = _logits(model, tokenizer)
+    with edit.apply(model):
+        wanted = _logits(model, tokenizer)
+    scale = float(wanted.abs().max())
+    effect = float((wanted - plain).abs().max()) / scale
+    allowed = TOLERANCE.get(model.dtype, HALF_TOLERANCE)
+    dtype = model.dtype
+    rows = []
+    for artefact in sorted(found, key=lambda a: a.kind == "merged"):  # those that need the base in memory come first
+        progress.stage(f"comparing {artefact.path.name}")
+        problems: list[str] = []
+        if artefact.kind == "edit":
+            assert artefact.edit is not None
+            with artefact.edit.apply(model):
+                got = _logits(model, tokenizer)
+        elif artefact.kind == "lora":
+            got = _with_adapter(model, tokenizer, artefact.path)
+        else:
+            model = None  # one model at a time
+            got = _of_merged(artefact.path, loading or {}, dtype, tokenizer)
+            problems = _tensor_problems(base, artefact.path, edit)
+        if got.shape != wanted.shape:
+            raise LlmvaError(f"'{artefact.path}' has another vocabulary than '{base}': it was made from another model.")
+        difference = (got - wanted).abs() / scale
+        worst = float(difference.max())
+        # rounding moves logits too: where it outweighs a small edit, the tensors must decide
+        same = not problems and (worst <= allowed or (artefact.kind == "merged" and worst <= HALF_TOLERANCE))
+        rows.append(
+            {
+                "path": str(artefact.path),
+                "kind": artefact.kind,
+                "max": worst,
+                "mean": float(difference.mean()),
+                "effect": effect,
+                "same": same,
+                "problems": problems,
+            }
+        )
+    return {"same": all(row["same"] for row in rows), "reference": str(holder.path), "artefacts": rows}
+
+
+@torch.inference_mode()
+def _logits(model: Any, tokenizer: Any) -> Tensor:
+    """Float32 logits [prompts, vocabulary] of the first token of each answer, on the CPU."""
+    rows = [encode(tokenizer, render(tokenizer, text)) for text in PROBES]
+    ids, mask = pad_left(rows, tokenizer.pad_token_id, model.get_input_embeddings().weight.device)
+    with hooked([contiguous_head(model)]):
+        found: Tensor = model(**forward_inputs(model, ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1]
+    if not found.isfinite().any():
+        raise LlmvaError("The model's logits are not finite: pass --dtype bfloat16 or float32.")
+    return found.float().cpu().nan_to_num(0.0, 0.0, 0.0)
+
+
+def _with_adapter(model: Any, tokenizer: Any, path: Path) -> Tensor:
+    """Loaded by PEFT itself, as a user would."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise UsageError("Adapters are loaded by PEFT, which is not installed: pip install peft.") from error
+    try:
+        wrapped = PeftModel.from_pretrained(model, str(path)).eval()
+    except Exception as error:  # whatever a broken adapter makes PEFT raise
+        first = (str(error).splitlines() or [""])[0][:150]
+        raise LlmvaError(
+            f"PEFT cannot load '{path}' ({type(error).__name__}: {first}): export the adapter again."
+        ) from error
+    with ExitStack() as after:
+        after.callback(wrapped.unload)
+        return _logits(wrapped.get_base_model(), tokenizer)
+
+
+def _of_merged(path: Path, loading: Mapping[str, Any], dtype: torch.dtype, tokenizer: Any) -> Tensor:
+    options = {**loading, "dtype": str(dtype).removeprefix("torch.")}
+    model, _ = load_model(path, **options)
+    return _logits(model, tokenizer)
+
+
+def _tensor_problems(base: str, path: Path, edit: Edit) -> list[str]:
+    """What in the merged checkpoint is not as the edit makes it: every tensor is read once."""
+    from llmva.models.checkpoint import Checkpoint
+    from llmva.models.writers import left_map
+
+    if base.endswith(".gguf"):
+        return []
+    before, after = Checkpoint.open(base), Checkpoint.open(str(path))
+    problems = []
+    if set(before.names) != set(after.names):
+        odd = sorted(set(before.names) ^ set(after.names))
+        return [f"{odd[0]} is in one of base and merged model only ({len(odd)} such tensors)."]
+    changed = {
+        place.name: (place.axis, edit.factors[module])
+        for module, places in before.writers_of(edit.factors).items()
+        for place in places
+    }
+    for name in before.names:
+        mine, theirs = before.tensor(name), after.tensor(name)
+        if mine.dtype != theirs.dtype or mine.shape != theirs.shape:
+            problems.append(f"{name} has another dtype or shape.")
+        elif name in changed:
+            axis, f = changed[name]
+            wanted = left_map(mine, axis, f.V, f.U).float()
+            step = torch.finfo(mine.dtype).eps * wanted.abs() + 1e-6 * wanted.abs().max()
+            if bool(((theirs.float() - wanted).abs() > step).any()):
+                problems.append(f"{name} is not the base's tensor with the edit.")
+        elif not torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8)):
+            problems.append(f"{name} should be untouched and differs.")
+    return problems
