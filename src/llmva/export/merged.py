@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -40,10 +42,9 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
     progress = progress or Progress()
     out = fresh(out)
     if plan.base.endswith(".gguf"):
-        work = _workplace(out)
-        with _cleared(work):
+        with in_workplace(out) as work:
             changed = _from_gguf(plan, work)
-            _finish(plan, work, out)
+            _finish(plan, work)
     else:
         progress.stage("reading the base")
         checkpoint = Checkpoint.open(plan.base)
@@ -60,8 +61,7 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
         }
         others = _others(checkpoint.folder)
         _check_disk(out, [*checkpoint.files, *others])
-        work = _workplace(out)
-        with _cleared(work):
+        with in_workplace(out) as work:
             changed = len(edited)
             for index, file in enumerate(checkpoint.files):
                 progress.stage(f"writing {file.name} ({index + 1}/{len(checkpoint.files)})")
@@ -72,7 +72,7 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
                     target = work / "README-base.md"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
-            _finish(plan, work, out, checkpoint.folder / "config.json")
+            _finish(plan, work, checkpoint.folder / "config.json")
     files = [path for path in out.rglob("*") if path.is_file()]
     return {
         "out": str(out),
@@ -97,33 +97,27 @@ def fresh(out: str | Path) -> Path:
     return path
 
 
-def _workplace(out: Path) -> Path:
-    """A new folder beside `out`; what a killed export left there goes."""
+@contextmanager
+def in_workplace(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` that takes its name at the end, or goes if anything fails; a killed export's goes too.
+
+    Raises LlmvaError where the disk is full or cannot be written.
+    """
     work = out.with_name(f".{out.name}.part")
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-    except OSError as error:
-        raise UsageError(f"'{out}' cannot be written ({error.strerror}): choose another --out.") from error
-    return work
-
-
-class _cleared:  # noqa: N801 (a context manager by its use)
-    """Remove the workplace when something goes wrong in it."""
-
-    def __init__(self, work: Path) -> None:
-        self.work = work
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if error is not None:
-            shutil.rmtree(self.work, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise LlmvaError(
-                    f"The export cannot be written ({error.strerror}): free space or choose another --out."
-                ) from error
+        yield work
+        if out.is_dir():
+            out.rmdir()
+        work.rename(out)
+    except BaseException as error:
+        shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise LlmvaError(
+                f"'{out}' cannot be written ({error.strerror}): free space or choose another --out."
+            ) from error
+        raise
 
 
 def _others(folder: Path) -> list[Path]:
@@ -195,8 +189,8 @@ def _from_gguf(plan: Plan, work: Path) -> int:
     return len(plan.edit.factors)
 
 
-def _finish(plan: Plan, work: Path, out: Path, config: Path | None = None) -> None:
-    """Card and edit, config.json last, then the name."""
+def _finish(plan: Plan, work: Path, config: Path | None = None) -> None:
+    """Card and edit, and config.json last: without it nothing loads."""
     from llmva.export.card import card
 
     (work / "README.md").write_text(card(plan, "merged"), encoding="utf-8")
@@ -204,6 +198,3 @@ def _finish(plan: Plan, work: Path, out: Path, config: Path | None = None) -> No
     if config is not None:
         shutil.copyfile(config, work / "config.json.part")
     (work / "config.json.part").rename(work / "config.json")
-    if out.is_dir():
-        out.rmdir()
-    work.rename(out)

@@ -1,0 +1,207 @@
+"""The edit as a PEFT LoRA adapter: B = V, A = U^T W, so that W + B A is exactly the edited weight.
+
+An edited bias becomes PEFT's `lora_B.bias`. Fused experts have no LoRA form that servers read, so they are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmva.edit import Factors
+from llmva.errors import LlmvaError
+from llmva.export.merged import fresh, in_workplace
+from llmva.export.plan import Plan, embed
+from llmva.files import write_json, write_tensors
+from llmva.models.checkpoint import Checkpoint
+from llmva.progress import Progress
+from llmva.run import peak_bytes
+
+PREFIX = "base_model.model."
+ROWS = 256  # unit vectors that a packed projection is read with at once
+
+Parts = tuple[Tensor, Tensor, Tensor | None]  # A [k, in], B [out, k], bias [out] or None
+
+
+def export_lora(
+    plan: Plan, out: str | Path, *, rank: int | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write the adapter into the new folder `out`; returns facts about it.
+
+    Args:
+        rank: one rank for all modules: padded with zeros, which is exact, or cut to the nearest map of that rank, with
+            the error in `truncation` and in a warning. None keeps each module's own.
+
+    Raises:
+        UsageError: `out` is there already.
+        LlmvaError: another base, or an edit that LoRA cannot express.
+    """
+    progress = progress or Progress()
+    out = fresh(out)
+    progress.stage("reading the base")
+    conv1d, parts = _from_checkpoint(plan) if _readable(plan.base) else _from_model(plan)
+    warnings, errors = [], {}
+    if rank is not None:
+        for name, part in parts.items():
+            parts[name], errors[name] = _at_rank(part, rank)
+        worst = max(errors, key=errors.__getitem__)
+        if errors[worst] > 0:
+            warnings.append(
+                f"Rank {rank} is below what the edit needs: {worst} is off by {errors[worst]:.2%} of its change. "
+                "Leave --rank out, or choose a higher one, for the exact edit."
+            )
+    biased = any(bias is not None for _, _, bias in parts.values())
+    if biased:
+        warnings.append(
+            "This edit changes biases, which the adapter carries as lora_B.bias: PEFT reads them, other servers do "
+            "not. For those, export with --as merged."
+        )
+    tensors = {}
+    for name, (A, B, bias) in parts.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = A
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = B
+        if biased:
+            tensors[f"{PREFIX}{name}.lora_B.bias"] = torch.zeros(len(B)) if bias is None else bias
+    ranks = {name: len(A) for name, (A, _, _) in parts.items()}
+    from llmva.export.card import card
+
+    with in_workplace(out) as work:
+        write_tensors(work / "adapter_model.safetensors", tensors, {"format": "pt"})
+        (work / "README.md").write_text(card(plan, "lora"), encoding="utf-8")
+        embed(plan, work)
+        write_json(work / "adapter_config.json", _config(plan.base, ranks, conv1d, biased))
+    files = [path for path in out.rglob("*") if path.is_file()]
+    return {
+        "out": str(out),
+        "files": sorted(str(path.relative_to(out)) for path in files),
+        "bytes": sum(path.stat().st_size for path in files),
+        "rank": max(ranks.values()),
+        "modules": len(ranks),
+        "truncation": max(errors.values(), default=0.0),
+        "warnings": warnings,
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def _config(base: str, ranks: Mapping[str, int], conv1d: bool, biased: bool) -> dict[str, Any]:
+    """alpha = r everywhere, so that the scale is 1 for loaders that know no patterns too."""
+    most = max(ranks.values())
+    # PEFT takes keys as the ends of names, and unescaped: layers.1 must not stand for layers.11 or a tower's layers.1
+    other = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+        "target_modules": sorted(ranks),
+        "bias": "none",
+        "lora_bias": biased,
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": conv1d,
+        "use_rslora": False,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+
+
+def _readable(base: str) -> bool:
+    """Whether the weights lie on disk as they are, so that no model has to be loaded."""
+    return not base.endswith(".gguf") and not Checkpoint.open(base).packed
+
+
+def _from_checkpoint(plan: Plan) -> tuple[bool, dict[str, Parts]]:
+    checkpoint = Checkpoint.open(plan.base)
+    checkpoint.check(plan.edit.base, plan.edit.factors)
+    found = {}
+    conv1d = False
+    for module, places in checkpoint.writers_of(plan.edit.factors).items():
+        shapes = [len(checkpoint.stored[place.name].shape) for place in places]
+        if sorted(shapes, reverse=True) not in ([2], [2, 1]):
+            raise _inexpressible(module)
+        f = plan.edit.factors[module]
+        bias = None
+        for place in places:
+            tensor = checkpoint.tensor(place.name)
+            if tensor.ndim == 1:
+                bias = _moved(f, tensor)
+            else:
+                conv1d |= place.axis == -1
+                A = (f.U.T @ tensor.float()) if place.axis == -2 else (tensor.float() @ f.U).T
+        found[module] = (A.contiguous(), f.V, bias)
+    return conv1d, found
+
+
+def _from_model(plan: Plan) -> tuple[bool, dict[str, Parts]]:
+    """Through the loaded model, for weights that are packed on disk."""
+    from llmva.models.load import load_model
+
+    model, _ = load_model(plan.base)
+    plan.edit.apply(model).remove()  # tells another base
+    found = {}
+    for module, f in plan.edit.factors.items():
+        projection = model.get_submodule(module)
+        if not hasattr(projection, "in_features"):
+            raise _inexpressible(module)
+        bias = getattr(projection, "bias", None)
+        found[module] = (
+            read_through(projection, projection.in_features, f.U, model.dtype),
+            f.V,
+            None if bias is None else _moved(f, bias.detach().cpu()),
+        )
+    return False, found
+
+
+def _moved(f: Factors, bias: Tensor) -> Tensor | None:
+    """What the edit adds to a bias [out]; None where that is nothing."""
+    change = f.V @ (f.U.T @ bias.float())
+    return change if bool(change.any()) else None
+
+
+def _inexpressible(module: str) -> LlmvaError:
+    return LlmvaError(
+        f"LoRA cannot express the edit of {module}, a mixture of experts: export with --as merged, or serve the edit."
+    )
+
+
+@torch.no_grad()
+def read_through(projection: nn.Module, size: int, U: Tensor, dtype: torch.dtype) -> Tensor:
+    """U^T W, float32 [k, in], of a projection whose weight cannot be read: by its outputs on unit vectors.
+
+    Args:
+        size: inputs of the projection.
+        U: float32 [out, k].
+        dtype: what the projection computes in.
+    """
+    device = next((t.device for t in (*projection.parameters(), *projection.buffers())), torch.device("cpu"))
+    nothing = projection(torch.zeros(1, size, dtype=dtype, device=device)).float()
+    U = U.to(device)
+    columns = []
+    for start in range(0, size, ROWS):
+        count = min(ROWS, size - start)
+        unit = torch.zeros(count, size, dtype=dtype, device=device)
+        unit[torch.arange(count), torch.arange(start, start + count)] = 1.0
+        columns.append(((projection(unit).float() - nothing) @ U).T.cpu())
+    return torch.cat(columns, 1).contiguous()
+
+
+def _at_rank(part: Parts, rank: int) -> tuple[Parts, float]:
+    """The same change padded to `rank`, or the nearest of that rank, and its relative error (Frobenius)."""
+    A, B, bias = part
+    if len(A) <= rank:
+        pad = rank - len(A)
+        return (nn.functional.pad(A, (0, 0, 0, pad)), nn.functional.pad(B, (0, pad)), bias), 0.0
+    # the singular values of B A are those of a k x k core, so no matrix of W's size is taken apart
+    Qb, Rb = torch.linalg.qr(B.double())
+    Qa, Ra = torch.linalg.qr(A.double().T)
+    left, values, right = torch.linalg.svd(Rb @ Ra.T)
+    root = values[:rank].sqrt()
+    cut = (root[:, None] * (right[:rank] @ Qa.T)).float(), ((Qb @ left[:, :rank]) * root).float(), bias
+    return cut, float(values[rank:].norm() / values.norm())
