@@ -1,4 +1,4 @@
-"""`llmva align | demo | evaluate | chat | inspect`."""
+"""`llmva align | demo | evaluate | chat | inspect | export | verify | push`."""
 
 from __future__ import annotations
 
@@ -125,9 +125,9 @@ def demo(
 ) -> None:
     """Align the small model that ships with llmva: no downloads, no options, about a minute."""
     from llmva.cli.commands import run_align
-    from llmva.cli.inputs import demo_model
+    from llmva.cli.inputs import DEMO_NAME, demo_model
 
-    run_align(str(demo_model()), name="llmva's organism", out=out, seed=seed, restart=restart, json=json_, quiet=quiet)
+    run_align(str(demo_model()), name=DEMO_NAME, out=out, seed=seed, restart=restart, json=json_, quiet=quiet)
 
 
 @app.command()
@@ -219,6 +219,112 @@ def inspect(
     from llmva.cli.commands import run_inspect
 
     run_inspect(directory, json=json_, quiet=quiet)
+
+
+RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="folder of a run, or an edit.safetensors")]
+Base = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--base", metavar="MODEL", help="where the base model lies, if not where the run found it"),
+]
+Rank = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--rank", help="one rank for all of an adapter: padded, or cut with the error told"),
+]
+
+
+@app.command()
+def export(
+    directory: RunDir,
+    kind: Annotated[str, typer.Option("--as", metavar="lora|merged|diff", help="adapter, full model, or a list")],
+    out: Annotated[Optional[Path], typer.Option("--out", metavar="FOLDER", help="folder to write")] = None,  # noqa: UP045
+    iteration: Iteration = None,
+    strength: Strength = 1.0,
+    rank: Rank = None,
+    base: Base = None,
+    seed: Seed = 42,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the edit in DIR as a PEFT LoRA adapter or as a merged model; or list what it changes.
+
+    A merged model is written shard by shard: memory for one tensor is enough.
+    """
+    from llmva.cli.ship import run_export
+
+    run_export(
+        directory,
+        kind=kind,
+        out=out,
+        iteration=iteration,
+        strength=strength,
+        rank=rank,
+        base=base,
+        json=json_,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def verify(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="hub id, local folder, or .gguf file")],
+    artefacts: Annotated[
+        list[Path], typer.Argument(metavar="ARTEFACT...", help="folders of runs, adapters or merged models")
+    ],
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    trust_remote_code: Trust = False,
+    seed: Seed = 42,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tell whether each ARTEFACT is the same edit of BASE: logits on probe prompts, and tensors of merged models.
+
+    The first ARTEFACT that holds an edit is what the others are compared with. Exit code 1 if one differs.
+    """
+    from llmva.cli.ship import run_verify
+
+    code = run_verify(
+        base,
+        artefacts,
+        loading={"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code},
+        json=json_,
+        quiet=quiet,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def push(
+    directory: RunDir,
+    repo: Annotated[str, typer.Option("--repo", metavar="USER/NAME", help="repository on the hub, made if missing")],
+    kind: Annotated[str, typer.Option("--as", metavar="edit|lora|merged", help="what to upload")] = "edit",
+    private: Annotated[bool, typer.Option("--private", help="make the repository private")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show all that would be uploaded, upload nothing")] = False,
+    iteration: Iteration = None,
+    strength: Strength = 1.0,
+    rank: Rank = None,
+    base: Base = None,
+    seed: Seed = 42,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Upload the edit in DIR to the Hugging Face hub, with a model card. Answers to prompts never leave the machine."""
+    from llmva.cli.ship import run_push
+
+    run_push(
+        directory,
+        repo=repo,
+        kind=kind,
+        private=private,
+        dry_run=dry_run,
+        iteration=iteration,
+        strength=strength,
+        rank=rank,
+        base=base,
+        json=json_,
+        quiet=quiet,
+    )
 
 
 def _version(value: bool) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from llmva.edit import Factors
 from llmva.errors import LlmvaError
+from llmva.export.card import card, embed
 from llmva.export.merged import fresh, in_workplace
-from llmva.export.plan import Plan, embed
+from llmva.export.plan import Plan
 from llmva.files import write_json, write_tensors
 from llmva.models.checkpoint import Checkpoint
 from llmva.progress import Progress
@@ -68,8 +69,6 @@ def export_lora(
         if biased:
             tensors[f"{PREFIX}{name}.lora_B.bias"] = torch.zeros(len(B)) if bias is None else bias
     ranks = {name: len(A) for name, (A, _, _) in parts.items()}
-    from llmva.export.card import card
-
     with in_workplace(out) as work:
         write_tensors(work / "adapter_model.safetensors", tensors, {"format": "pt"})
         (work / "README.md").write_text(card(plan, "lora"), encoding="utf-8")

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from llmva.edit import Factors
 from llmva.errors import LlmvaError, UsageError
-from llmva.export.plan import Plan, embed
+from llmva.export.card import card, embed
+from llmva.export.plan import Plan
 from llmva.models.checkpoint import WEIGHTS, Checkpoint, in_file_order
 from llmva.models.writers import left_map
 from llmva.progress import Progress
@@ -191,8 +192,6 @@ def _from_gguf(plan: Plan, work: Path) -> int:
 
 def _finish(plan: Plan, work: Path, config: Path | None = None) -> None:
     """Card and edit, and config.json last: without it nothing loads."""
-    from llmva.export.card import card
-
     (work / "README.md").write_text(card(plan, "merged"), encoding="utf-8")
     embed(plan, work)
     if config is not None:

@@ -64,10 +64,3 @@ def make_plan(
     if local and not Path(place).expanduser().exists():
         raise UsageError(f"The base model is not at '{place}': say where it lies with --base.")
     return Plan(directory, replace(edit.scaled(strength), best=None), place, iteration, strength, record, title)
-
-
-def embed(plan: Plan, folder: Path) -> Path:
-    """Keep the exact edit inside an export, so that `llmva verify` can later tell whether the export is that edit."""
-    inside = folder / "llmva"
-    inside.mkdir(exist_ok=True)
-    return plan.edit.save(inside)

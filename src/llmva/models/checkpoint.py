@@ -148,7 +148,7 @@ class Checkpoint:
             if here != hashes[module]:
                 raise LlmvaError(
                     f"The edit belongs to the model '{base.get('model')}', whose {module} has hash {hashes[module]}, "
-                    f"and that of '{self.folder.name}' has {here}: give the model that the edit was made from with --base."
+                    f"and that of '{self.folder.name}' has {here}: give the edit's own model with --base."
                 )
 
     def _hash(self, names: list[str], ndim: int, transposed: set[str]) -> str:

@@ -1,0 +1,180 @@
+"""Merged checkpoints equal a bake bit for bit, keep all else byte for byte, and never load when half written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import tiny_model, tiny_tokenizer
+from llmva.errors import LlmvaError
+from llmva.export.merged import export_merged
+from llmva.export.plan import Plan, make_plan
+from llmva.models.checkpoint import Checkpoint, read_header
+from llmva.models.fingerprint import fingerprint
+from llmva.models.load import load_model
+from llmva.models.sublayers import find_decoder
+from test_edit import EXPERTS, edit_of, far, logits, projections, random_steps, with_biases
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "LlamaConfig": {},
+    "Phi3Config": {},
+    "GPT2Config": {},
+    "OPTConfig": {"word_embed_proj_dim": 32},
+    "PhiConfig": {},
+    "GPTNeoXConfig": {},
+    "Gemma2Config": {},
+    "Olmo2Config": {},
+    "Cohere2Config": {},
+    **EXPERTS,
+}
+
+
+def made(folder: Path, config: str = "LlamaConfig", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A sharded base in `folder`/base and an edit of it in `folder`; returns the model."""
+    model = with_biases(tiny_model(config, **changes)).to(dtype)
+    model.save_pretrained(folder / "base", max_shard_size="40KB")
+    tiny_tokenizer().save_pretrained(folder / "base")
+    base = fingerprint(find_decoder(model), str(folder / "base"))
+    edit_of(random_steps(list(projections(model))), base).save(folder)
+    return model
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    made(tmp_path)
+    return make_plan(tmp_path)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_merged_is_the_baked_model_bit_for_bit(config: str, tmp_path: Path) -> None:
+    model = made(tmp_path, config, **CONFIGS[config])
+    plan = make_plan(tmp_path)
+    export_merged(plan, tmp_path / "out")
+    got, _ = load_model(tmp_path / "out", dtype="float32")
+    with plan.edit.apply(model):
+        hooked = logits(model)
+    assert far(logits(got), hooked) < 1e-5
+    plan.edit.bake(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, got.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("config", ["LlamaConfig", "MixtralConfig", "GptOssConfig"])
+def test_bfloat16_is_rounded_once(config: str, tmp_path: Path) -> None:
+    model = made(tmp_path, config, torch.bfloat16, **CONFIGS[config])
+    plan = make_plan(tmp_path)
+    export_merged(plan, tmp_path / "out")
+    plan.edit.bake(model)
+    got, _ = load_model(tmp_path / "out", dtype="bfloat16")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, got.state_dict()[name]), name
+
+
+def test_untouched_tensors_headers_and_files_are_the_bases(plan: Plan, tmp_path: Path) -> None:
+    base = Path(plan.base)
+    (base / "LICENSE").write_text("free")
+    (base / "README.md").write_text("the base's")
+    found = export_merged(plan, tmp_path / "out")
+    before, after = Checkpoint.open(base), Checkpoint.open(tmp_path / "out")
+    changed = {place.name for places in before.writers_of(plan.edit.factors).values() for place in places}
+    assert len(before.files) > 1
+    assert len(changed) == found["changed"] == len(plan.edit.factors)
+    for name in before.names:
+        assert torch.equal(before.tensor(name), after.tensor(name)) == (name not in changed)
+    for file in before.files:
+        size, _ = read_header(file)
+        assert file.read_bytes()[:size] == (tmp_path / "out" / file.name).read_bytes()[:size]
+    names = {path.name for path in base.iterdir()}
+    assert names <= set(found["files"])
+    assert (tmp_path / "out" / "README-base.md").read_text() == "the base's"
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+
+
+def test_an_export_that_fails_leaves_nothing(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import llmva.export.merged as merged
+
+    plain, calls = merged._write_shard, []
+
+    def stumble(*given: Any) -> None:
+        calls.append(given)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        plain(*given)
+
+    monkeypatch.setattr(merged, "_write_shard", stumble)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(LlmvaError, match="No space left"):
+        export_merged(plan, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_a_killed_export_left_does_not_load_and_does_not_disturb(plan: Plan, tmp_path: Path) -> None:
+    import os
+    import signal
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, os, signal, llmva.export.merged as m\n"
+        "from llmva.export.plan import make_plan\n"
+        "plain, seen = m._write_shard, []\n"
+        "def die(*given):\n"
+        "    plain(*given); seen.append(1)\n"
+        "    if len(seen) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "m._write_shard = die\n"
+        "m.export_merged(make_plan(sys.argv[1]), sys.argv[2])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(tmp_path / "out")], env={**os.environ})
+    assert ended.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".out.part" / "config.json").exists()
+    export_merged(plan, tmp_path / "out")
+    load_model(tmp_path / "out")
+    assert not (tmp_path / ".out.part").exists()
+
+
+def test_too_little_disk_is_told_before_the_first_byte(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    with pytest.raises(LlmvaError, match="free space"):
+        export_merged(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".out.part").exists()
+
+
+def test_another_base_is_refused(plan: Plan, tmp_path: Path) -> None:
+    tiny_model(seed=7).save_pretrained(tmp_path / "other")
+    with pytest.raises(LlmvaError, match="hash"):
+        export_merged(make_plan(tmp_path, base=str(tmp_path / "other")), tmp_path / "out")
+
+
+def test_packed_weights_are_refused(plan: Plan, tmp_path: Path) -> None:
+    path = Path(plan.base) / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(LlmvaError, match="packed"):
+        export_merged(plan, tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", ["length", "json", "offsets", "short"])
+def test_a_broken_shard_is_refused(damage: str, plan: Plan, tmp_path: Path) -> None:
+    file = Checkpoint.open(plan.base).files[0]
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    broken = {
+        "length": struct.pack("<Q", 2**60) + data[8:],
+        "json": data[:8] + b"[" + data[9:],
+        "offsets": data.replace(b'"data_offsets":[0,', b'"data_offsets":[9,', 1),
+        "short": data[: 8 + length + 16],
+    }[damage]
+    file.write_bytes(broken)
+    with pytest.raises(LlmvaError, match="no whole safetensors file"):
+        export_merged(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
