@@ -8,61 +8,41 @@ import pytest
 import torch
 from torch import nn
 
+from architectures import ARCHITECTURES, tiny
 from conftest import tiny_model
 from llmva.errors import UsageError
 from llmva.models.sublayers import Decoder, find_decoder
 
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-# config class, its changes, ends of the two names in a block, whether the residual stream reads post-norms
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any], tuple[str, str], bool]] = {
-    "llama": ("LlamaConfig", {}, ("self_attn.o_proj", "mlp.down_proj"), False),
-    "mistral": ("MistralConfig", {}, ("self_attn.o_proj", "mlp.down_proj"), False),
-    "phi3": ("Phi3Config", {}, ("self_attn.o_proj", "mlp.down_proj"), False),
-    "qwen2": ("Qwen2Config", {}, ("self_attn.o_proj", "mlp.down_proj"), False),
-    "qwen3": ("Qwen3Config", {}, ("self_attn.o_proj", "mlp.down_proj"), False),
-    "gemma2": ("Gemma2Config", {}, ("self_attn.o_proj", "mlp.down_proj"), True),
-    "gemma3_text": ("Gemma3TextConfig", {}, ("self_attn.o_proj", "mlp.down_proj"), True),
-    "phi": ("PhiConfig", {}, ("self_attn.dense", "mlp.fc2"), False),
-    "gpt2": ("GPT2Config", {}, ("attn.c_proj", "mlp.c_proj"), False),
-    "opt": ("OPTConfig", {"word_embed_proj_dim": 32}, ("self_attn.out_proj", "fc2"), False),
-    "gpt_neox": ("GPTNeoXConfig", {}, ("attention.dense", "mlp.dense_4h_to_h"), False),
-    "olmo2": ("Olmo2Config", {}, ("self_attn.o_proj", "mlp.down_proj"), True),
-    "granite": ("GraniteConfig", {"residual_multiplier": 0.3}, ("self_attn.o_proj", "mlp.down_proj"), False),
-    "cohere2": ("Cohere2Config", {}, ("self_attn.o_proj", "mlp.down_proj"), False),
-    "mixtral": ("MixtralConfig", {"num_local_experts": 4}, ("self_attn.o_proj", "mlp"), False),
-    "qwen3_moe": ("Qwen3MoeConfig", MOE, ("self_attn.o_proj", "mlp"), False),
-    "gpt_oss": ("GptOssConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}, ("self_attn.o_proj", "mlp"), False),
-    "qwen3_next": ("Qwen3NextConfig", {**MOE, "num_hidden_layers": 4}, ("self_attn.o_proj", "mlp"), False),
-}
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures(name: str, dtype: torch.dtype) -> None:
-    config, changes, ends, post_norm = ARCHITECTURES[name]
-    model = tiny_model(config, **changes).to(dtype)
+    row = ARCHITECTURES[name]
+    model = tiny(name).to(dtype)
     decoder = find_decoder(model)
-    blocks = changes.get("num_hidden_layers", 3)
-    assert [s.kind for s in decoder.sublayers] == ["attention", "mlp"] * blocks
-    assert [s.block for s in decoder.sublayers] == [b for b in range(blocks) for _ in range(2)]
+    assert [s.kind for s in decoder.sublayers] == ["attention", "mlp"] * row.blocks
+    assert [s.block for s in decoder.sublayers] == [b for b in range(row.blocks) for _ in range(2)]
     assert decoder.width == 32
     modules = dict(model.named_modules())
     for sublayer in decoder.sublayers:
         assert sublayer.projection is modules[sublayer.name]
-        own = ends[sublayer.kind == "mlp"]
-        if name == "qwen3_next" and sublayer.kind == "attention" and sublayer.block < 3:
-            own = "linear_attn.out_proj"
+        own = row.ends_of(sublayer.block)[sublayer.kind == "mlp"]
         assert sublayer.name.endswith(f".{sublayer.block}.{own}")
-        assert (sublayer.output is not sublayer.projection) == post_norm
-        assert (sublayer.gain is not None) == post_norm
+        assert (sublayer.output is not sublayer.projection) == row.post_norm
+        assert (sublayer.gain is not None) == row.post_norm
     assert no_hooks(model)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_names_alone_find_the_same(name: str) -> None:
+    """As on the meta device, where there is nothing to prove."""
+    model = tiny(name)
+    assert find_decoder(model, verify=False) == find_decoder(model)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_outputs_add_up_to_the_final_residual_stream(name: str) -> None:
     """The meaning of `o`: embeddings plus c times the sum of all outputs is what leaves the last block."""
-    config, changes, _, _ = ARCHITECTURES[name]
-    model = tiny_model(config, **changes)
+    model = tiny(name)
     decoder = find_decoder(model)
     seen: list[torch.Tensor] = []
     ends: list[torch.Tensor] = []
@@ -83,15 +63,13 @@ def test_outputs_add_up_to_the_final_residual_stream(name: str) -> None:
     model(input_ids=torch.tensor([[5, 9, 11, 6, 20, 13]]))
     for handle in handles:
         handle.remove()
-    c = changes.get("residual_multiplier", 1.0)
+    c = ARCHITECTURES[name].changes.get("residual_multiplier", 1.0)
     torch.testing.assert_close(ends[1] - ends[0], c * sum(seen), rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "olmo2"])
+@pytest.mark.parametrize("name", [name for name, row in ARCHITECTURES.items() if row.post_norm])
 def test_gain_is_the_post_norms_own(name: str) -> None:
-    config, changes, _, _ = ARCHITECTURES[name]
-    model = tiny_model(config, **changes)
-    for sublayer in find_decoder(model).sublayers:
+    for sublayer in find_decoder(tiny(name)).sublayers:
         nn.init.normal_(sublayer.output.weight)  # type: ignore[arg-type]
         x = torch.randn(32, generator=torch.Generator().manual_seed(0))
         assert sublayer.gain is not None

@@ -32,7 +32,11 @@ ATTENTION = (
     "attn.o_proj",
     "attn.out_proj",  # gpt_j, mpt
     "attn.attention.out_proj",  # gpt_neo
+    "norm_attn_norm.attn.out_proj",  # dbrx
     "linear_attn.out_proj",  # qwen3_next
+    "linear_attn.o_proj",  # olmo_hybrid
+    "mamba.out_proj",  # jamba, bamba, granitemoehybrid
+    "conv.out_proj",  # lfm2
     "mixer.out_proj",
 )
 MLP = (
@@ -42,11 +46,18 @@ MLP = (
     "mlp.dense_4h_to_h",  # gpt_neox, falcon, bloom
     "mlp.fc_out",  # gpt_j
     "ffn.down_proj",  # mpt
-    "feed_forward.w2",
-    "feed_forward.down_proj",
+    "feed_forward.w2",  # lfm2
+    "feed_forward.down_proj",  # jamba, bamba, llama4
     "block_sparse_moe",  # mixtral: the block's output is linear in every expert's down projection
     "fc2",  # opt
     "mlp",  # mixture of experts: the module that sums them
+    "feed_forward",  # likewise: llama4, jamba, lfm2_moe
+    "ffn",  # likewise: dbrx
+)
+# Children of a block whose outputs, of the attention and of the MLP, are added in place of the projections' own.
+POST_NORMS = (
+    ("post_attention_layernorm", "post_feedforward_layernorm"),  # gemma2, gemma3, olmo2, exaone4
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),  # glm4
 )
 PROBE_TOKENS = 5
 TOLERANCE = 0.05  # relative; bfloat16 sums of large residuals lose two digits
@@ -87,7 +98,10 @@ class Decoder:
 
 
 def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
-    """Sublayers in order: attention, MLP, attention, MLP, ... Raises UsageError rather than guess."""
+    """Sublayers in order: attention, MLP, attention, MLP, ... Raises UsageError rather than guess.
+
+    Without `verify` names alone decide, for where there are no numbers (the meta device): not to be edited by.
+    """
     prefix, blocks = _blocks(model)
     width = int(text_config(model).hidden_size)
     updates = _probe(model, blocks) if verify else None
@@ -111,7 +125,7 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
 def text_config(model: Any) -> Any:
     """The config of the text decoder, which in a multimodal model is a part of the whole."""
     config = model.config
-    return config.gettext_config() if hasattr(config, "gettext_config") else config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
@@ -140,7 +154,10 @@ def _by_name(block: nn.Module) -> Pair | None:
     names = {name for name, _ in block.named_modules()}
     attention = next((name for name in ATTENTION if name in names), None)
     mlp = next((name for name in MLP if name in names), None)
-    return None if attention is None or mlp is None else ((attention, attention), (mlp, mlp))
+    if attention is None or mlp is None:
+        return None
+    outputs = next((pair for pair in POST_NORMS if names.issuperset(pair)), (attention, mlp))
+    return (attention, outputs[0]), (mlp, outputs[1])
 
 
 @torch.inference_mode()
