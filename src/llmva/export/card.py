@@ -12,40 +12,54 @@ import llmva
 from llmva.edit import Edit
 from llmva.export.plan import Plan
 from llmva.report.figures import Row, comparison, finite, part, printable, skills, utility
+from llmva.report.outcome import outcome
 
 PAPER = "https://arxiv.org/abs/2601.19487"
+HERE = "path/to/this/repository"  # until a push knows its name
 LIBRARY = {"lora": "peft", "merged": "transformers", "edit": "llmva"}
+RELATION = {"lora": "adapter", "merged": "finetune", "edit": "adapter"}
 WHAT = {
     "lora": "a PEFT LoRA adapter that makes",
     "merged": "a merged model: the base's weights with an edit that makes",
-    "edit": "an edit, two thin matrices a layer, that makes",
+    "edit": "an edit, two thin matrices a sublayer, that makes",
 }
 METRICS = {"f1": "F1 (positive: answered)", "asr": "harmful prompts answered (ASR)", "orr": "benign refused (ORR)"}
-LIMITS = """- It is no guarantee. An attack unlike the prompts it was fitted on may still work.
+METHOD = f"""LLM-VA ([arXiv 2601.19487]({PAPER})): in each chosen sublayer, the direction along which the model decides
+whether to answer is aligned with the direction along which it tells benign from harmful. Both come from linear SVMs on
+what the sublayer adds to the residual stream; the edit is in closed form, without training."""
+INTENDED = """Chat models that are to refuse harmful requests and answer benign ones, and research on both failures.
+It is not meant for, and does not help with, removing refusals of harmful requests."""
+LIMITS = """- It is no guarantee. An attack unlike the prompts it was fitted on may still work; many turns, other
+  languages, tools and sampling were not tested. Use it as one layer beside others.
 - It can trade one failure for the other; the table says how it went on its test prompts.
-- Other abilities may suffer. Only what the table names was measured.
-- Refusals were told by the judge named below; read answers before you trust a number.
+- It acts on every token, so other abilities may suffer. Only what the table names was measured.
+- Where benign ends was decided by the labels of the prompts, and refusals were told by the judge named below. Read
+  answers before you trust a number.
 - The figures are of single turns with greedy answers."""
+ABSOLUTE = re.compile(r"(?:file:(?=/))?(?<![\w.~/\\-])(?:~[^/\\\s]*|[A-Za-z]:)?[/\\](?:.*[/\\])?", re.DOTALL)
 
 
-def card(plan: Plan, kind: str) -> str:
-    """README.md for an export of `kind` "lora", "merged" or "edit": YAML metadata as the hub reads it, then text."""
+def card(plan: Plan, kind: str, repo: str | None = None) -> str:
+    """README.md for an export of `kind` "lora", "merged" or "edit": YAML metadata as the hub reads it, then text.
+
+    `repo` is the name on the hub under which it will be loaded, where that is known.
+    """
     import yaml
 
     head = yaml.safe_dump(_metadata(plan, kind), sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n\n{_body(plan, kind)}"
+    return f"---\n{head}---\n\n{_body(plan, kind, repo or HERE)}"
 
 
 def hub_id(plan: Plan) -> str | None:
     """The base's name on the hub; None for a model of this machine, whose path is nobody's business."""
     name = plan.title
-    known = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)
+    known = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
     return name if known and not Path(name).exists() and not name.endswith(".gguf") else None
 
 
 def base_name(plan: Plan) -> str:
-    """The base's name for people, without folders of this machine."""
-    return hub_id(plan) or _inline(plan.title.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1])
+    """The base's name for people, one line without folders of this machine."""
+    return hub_id(plan) or one_line(plan.title.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]) or "unnamed"
 
 
 def public_edit(plan: Plan) -> Edit:
@@ -60,27 +74,70 @@ def embed(plan: Plan, folder: Path) -> Path:
     return public_edit(plan).save(inside)
 
 
+def strength(plan: Plan) -> float:
+    """Strength beside the edit as fitted, counting that with which a pushed edit was scaled before."""
+    before = finite(part(dict(plan.record or {}), "shipped").get("strength"))
+    return plan.strength * (1.0 if before is None else before)
+
+
 def measured(plan: Plan) -> bool:
     """Whether the run's test figures are of just what is shipped."""
-    record = plan.record or {}
-    return bool(part(dict(record), "test", "after")) and (
-        plan.iteration == record.get("best_iteration") and plan.strength == 1.0
+    record = dict(plan.record or {})
+    return bool(part(record, "test", "after")) and (
+        plan.iteration == record.get("best_iteration") and strength(plan) == 1.0
     )
 
 
+def without_paths(command: str) -> str:
+    """A command line with this machine's folders cut from its absolute paths."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = command.split()
+    return shlex.join(last_part(word) for word in words)
+
+
+def last_part(text: str) -> str:
+    """'/home/me/good.csv:question' -> 'good.csv:question', '--out=/home/me/run/' -> '--out=run'; else unchanged."""
+    if re.match(r"(?!file:)\w{2,}://", text):
+        return text
+    return ABSOLUTE.sub("", text.rstrip("/\\") if ABSOLUTE.search(text) else text)
+
+
+def one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
 def _metadata(plan: Plan, kind: str) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    found: dict[str, Any] = {}
+    base, license_ = hub_id(plan), _license(plan)
+    if base is not None:
+        found |= {"base_model": base, "base_model_relation": RELATION[kind]}
+    if license_ is not None:
+        found["license"] = license_
+    found |= {
         "library_name": LIBRARY[kind],
         "pipeline_tag": "text-generation",
         "tags": ["llm-va", "safety", "over-refusal", "jailbreak", *(["lora"] if kind == "lora" else [])],
     }
-    base = hub_id(plan)
-    if base is not None:
-        found = {"base_model": base, "base_model_relation": "adapter" if kind == "lora" else "finetune", **found}
     results = _results(plan)
     if results:
         found["model-index"] = [{"name": f"{base_name(plan)} with LLM-VA", "results": results}]
     return found
+
+
+def _license(plan: Plan) -> str | None:
+    """What the base's own card says, where it lies beside the weights."""
+    import yaml
+
+    try:
+        text = (Path(plan.base).expanduser() / "README.md").read_text(encoding="utf-8")
+        head = re.match(r"---\r?\n(.*?)\r?\n---\s", text, re.DOTALL)
+        found = yaml.safe_load(head.group(1)) if head else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # no card, or none that can be read
+        return None
+    name = found.get("license") if isinstance(found, dict) else None
+    return name if isinstance(name, str) and re.fullmatch(r"[a-z0-9][\w.-]{0,60}", name, re.ASCII) else None
 
 
 def _results(plan: Plan) -> list[dict[str, Any]]:
@@ -93,57 +150,50 @@ def _results(plan: Plan) -> list[dict[str, Any]]:
         for name, text in METRICS.items()
         if (value := finite(after.get(name))) is not None
     ]
-    dataset = {"name": _inline(", ".join(sources)), "type": "llm-va-test-prompts"}
+    dataset = {"name": one_line(", ".join(sources)), "type": "llm-va-test-prompts", "split": "test"}
     task = {"type": "text-generation", "name": "answering benign and refusing harmful prompts"}
     return [{"task": task, "dataset": dataset, "metrics": metrics}] if metrics else []
 
 
-def _body(plan: Plan, kind: str) -> str:
+def _body(plan: Plan, kind: str, repo: str) -> str:
     name = base_name(plan)
     record: dict[str, Any] = dict(plan.record or {})
-    parts = [
-        f"# {name} with LLM-VA",
-        f"This is {WHAT[kind]} `{name}` answer what is benign and refuse what is harmful. It was made by "
-        f"[llmva](https://pypi.org/project/llmva) {llmva.__version__}, without training.",
-        "## Figures",
-        _figures(plan, record),
-        "## Use",
-        _use(plan, kind),
-        "## Method",
-        f"LLM-VA ([arXiv 2601.19487]({PAPER})): in each chosen sublayer, the direction along which the model decides "
-        "whether to answer is aligned with the direction along which it tells benign from harmful, in closed form. "
-        f"What ships is iteration {plan.iteration} at strength {plan.strength:g}; {len(plan.edit.factors)} sublayers "
-        "are edited.",
-        _facts(plan, record),
-        "## Intended use",
-        "Chat models that are to refuse harmful requests and answer benign ones, and research on both failures. It is "
-        "not meant for, and does not help with, removing refusals of harmful requests.",
-        "## Limits",
-        "\n".join([LIMITS, *(f"- {_inline(str(limit))}" for limit in record.get("limits") or [])]),
-        "## Reproduce",
-        _reproduce(record),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    ships = f"iteration {plan.iteration} at strength {strength(plan):g}, which edits {len(plan.edit.factors)} sublayers"
+    noted = record.get("limits")
+    limits = [f"- {_plain(str(limit))}" for limit in (noted if isinstance(noted, list) else [])]
+    sections = {
+        "Figures": _figures(plan, record),
+        "Use": _use(plan, kind, repo),
+        "Method": f"{METHOD}\n\nWhat ships is {ships}.\n\n{_facts(plan, record)}",
+        "Intended use": INTENDED,
+        "Limits": "\n".join([LIMITS, *limits]),
+        "Reproduce": _reproduce(record),
+    }
+    lead = (
+        f"This is {WHAT[kind]} {_code(name)} answer what is benign and refuse what is harmful. It was made by llmva "
+        f"{llmva.__version__}, in closed form and without training. It behaves differently from its base model."
+    )
+    return f"# {_plain(name)} with LLM-VA\n\n{lead}\n" + "".join(f"\n## {k}\n\n{v}\n" for k, v in sections.items())
 
 
 def _figures(plan: Plan, record: dict[str, Any]) -> str:
     rows = [*comparison(record), *utility(record), *skills(record)] if part(record, "test", "after") else []
     if not rows:
-        return "No test figures exist for this edit."
-    lines = ["| test prompts | n | before | after |", "| --- | --- | --- | --- |"]
-    lines += [_row(row) for row in rows]
-    text = "\n".join(lines) + "\n\nBrackets are 95% intervals."
+        return "**No test figures exist for this edit.** Measure it with `llmva evaluate` before you use it."
+    found = outcome(record)
+    notes = [found.sentence, *found.notes]
     if not measured(plan):
-        text = (
-            f"**These figures are of iteration {record.get('best_iteration')} at strength 1. What ships here is "
-            f"iteration {plan.iteration} at strength {plan.strength:g}, which was not measured on them.**\n\n{text}"
-        )
-    return text
+        notes = [
+            f"**These figures are of the run's iteration {record.get('best_iteration')} at strength 1. What ships "
+            f"here is iteration {plan.iteration} at strength {strength(plan):g}, which was not measured on them.**"
+        ]
+    table = ["| test prompts | n | before | after |", "| --- | --- | --- | --- |", *(_row(row) for row in rows)]
+    return "\n\n".join([" ".join(map(_text, notes)), "\n".join(table), "Brackets are 95% intervals."])
 
 
 def _row(row: Row) -> str:
     cells = [
-        ("- " if row.level else "") + _inline(row.name),
+        f"in {_code(row.name)}" if row.level else ", ".join(_plain(text) for text in (row.name, row.hint) if text),
         "" if row.n is None else str(row.n),
         f"{row.before_text} {row.before_bracket}".strip(),
         f"{row.after_text} {row.after_bracket}".strip(),
@@ -151,61 +201,67 @@ def _row(row: Row) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _use(plan: Plan, kind: str) -> str:
+def _use(plan: Plan, kind: str, repo: str) -> str:
     base = hub_id(plan) or f"path/to/{base_name(plan)}"
-    code = {
-        "lora": f"""from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained({base!r})
-model = PeftModel.from_pretrained(model, "path/to/this/repository")""",
-        "merged": """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/repository")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/repository")""",
-        "edit": f"""import llmva
+    if kind == "edit":
+        known = repo != HERE
+        code = f"""import llmva
+{"from huggingface_hub import snapshot_download" if known else ""}
+model, tokenizer = llmva.load_model({base!r})
+edit = llmva.Edit.load({f"snapshot_download({repo!r})" if known else repr(repo)})
+edit.apply(model)  # by hooks; edit.bake(model) writes it into the weights"""
+        code = code.replace("snapshot_download\nmodel", "snapshot_download\n\nmodel")
+    elif kind == "lora" and base.endswith(".gguf"):  # which transformers does not load by its path alone
+        code = f"""import llmva
+from peft import PeftModel
 
 model, tokenizer = llmva.load_model({base!r})
-edit = llmva.Edit.load("path/to/this/repository")
-edit.apply(model)  # by hooks; edit.bake(model) writes it into the weights""",
-    }[kind]
+model = PeftModel.from_pretrained(model, {repo!r})"""
+    else:
+        code = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({base if kind == "lora" else repo!r})
+tokenizer = AutoTokenizer.from_pretrained({base if kind == "lora" else repo!r})"""
+        if kind == "lora":
+            code = f"from peft import PeftModel\n{code}\nmodel = PeftModel.from_pretrained(model, {repo!r})"
     return f"```python\n{code}\n```"
 
 
 def _facts(plan: Plan, record: dict[str, Any]) -> str:
-    base = plan.edit.base
-    facts = [("base model", base_name(plan)), ("base sha256 (llmva's fingerprint)", base.get("sha256"))]
-    facts += [(name, record.get(name)) for name in ("judge", "seed") if record.get(name) is not None]
+    facts = [
+        ("base model", base_name(plan)),
+        ("base sha256 (llmva's fingerprint)", plan.edit.base.get("sha256")),
+        ("judge", record.get("judge")),
+        ("seed", record.get("seed")),
+    ]
     facts += [(f"setting {name}", value) for name, value in part(record, "settings").items()]
     for split, counts in part(record, "prompts", "counts").items():
         if isinstance(counts, dict):
             facts.append((f"{split} prompts", ", ".join(f"{k} {v}" for k, v in counts.items())))
-    lines = ["| fact | value |", "| --- | --- |"]
-    lines += [f"| {_inline(str(k))} | {_inline(str(v))} |" for k, v in facts if v is not None]
-    return "\n".join(lines)
+    lines = [f"| {_plain(str(k))} | {_code(last_part(str(v)))} |" for k, v in facts if v is not None]
+    return "\n".join(["| fact | value |", "| --- | --- |", *lines])
 
 
 def _reproduce(record: dict[str, Any]) -> str:
     command = record.get("command")
-    if not isinstance(command, str) or not command:
-        return "The run was made from Python, so no command line is on record; its settings are above."
-    versions = ", ".join(f"{k} {v}" for k, v in part(record, "versions").items() if k != "device")
-    return f"```\n{printable(without_paths(command))}\n```\n\nWith {_inline(versions)}." if versions else command
+    if not isinstance(command, str) or not command.strip():
+        return "No command line is on record: the run was made from Python, or this edit came without its `run.json`."
+    versions = ", ".join(f"{_plain(str(k))} {_plain(str(v))}" for k, v in part(record, "versions").items())
+    # indented, not fenced: nothing within one line can end the block
+    return f"    {one_line(without_paths(command))}" + (f"\n\nIt ran with {versions}." if versions else "")
 
 
-def without_paths(command: str) -> str:
-    """A command line with this machine's folders cut from its paths."""
-
-    def short(word: str) -> str:
-        return re.sub(r"(?:~|[A-Za-z]:)?[/\\](?:[^/\\:=]+[/\\])+", "", word)
-
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        words = command.split()
-    return shlex.join(short(word) for word in words)
+def _text(text: str) -> str:
+    """A sentence of ours with names in it: bold marks stay, what could open HTML, a link or a cell does not."""
+    return re.sub(r"([\\`\[\]<>|])", r"\\\1", one_line(text))
 
 
-def _inline(text: str) -> str:
-    """Text that stays on its line and in its cell."""
-    return printable(" ".join(text.split())).replace("|", "\\|")
+def _plain(text: str) -> str:
+    """Text that shows as it is: on its line, in its cell, without markup."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", one_line(text))
+
+
+def _code(text: str) -> str:
+    """A code span, also in a table's cell."""
+    inside = one_line(text).replace("`", "'").replace("|", "\\|")
+    return f"`{inside}`" if inside else ""

@@ -11,12 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.export.card import base_name, card, public_edit, without_paths
+from llmva.export.card import base_name, card, last_part, one_line, public_edit, strength, without_paths
 from llmva.export.plan import Plan
-from llmva.files import write_json
+from llmva.files import write_json, write_text
 from llmva.progress import Progress
 
-REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+# files of a run, which hold what a model said to harmful prompts, or the prompts; a base's folder may have them in it
+HELD = ("answers.jsonl", "prompts.jsonl", "report.html")
+CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet")
+LOGIN = "run `hf auth login` or set HF_TOKEN"
+MENDS = {
+    401: f"the token is missing or not valid: {LOGIN}",
+    402: "the account's plan does not allow it: free space there, or choose another --repo",
+    403: "the token may not write there: use one with write access, or another --repo",
+    404: "it is not there and could not be made: check --repo",
+    409: "it is being changed by another: run the command again",
+    429: "too many requests: wait and run the command again",
+}
 
 
 def push(
@@ -31,86 +43,157 @@ def push(
 ) -> dict[str, Any]:
     """Export `plan` as "edit", "lora" or "merged" and upload it to `repo` (USER/NAME), made if it is missing.
 
-    Returns `{"repo", "private", "files": [{"path", "bytes"}], "card", "url"}`; `url` is None after a dry run, which
-    touches no network beyond what reading the base needs.
+    Returns `{"repo", "private", "files": [{"path", "bytes"}], "card", "url", "warnings"}`; `url` is None after a dry
+    run, which touches no network beyond what reading the base needs. `private` is what the hub says after a push.
 
     Raises:
-        UsageError: a name that is none.
-        LlmvaError: the hub refuses or cannot be reached; nothing is left on this machine.
+        UsageError: a name or a kind that is none.
+        LlmvaError: the hub refuses or cannot be reached. Nothing is left on this machine and no file on the hub,
+            though the repository may have been made.
     """
-    if not REPO.fullmatch(repo) or ".." in repo or "--" in repo:
-        raise UsageError(f"'{repo}' is no name of a repository: give --repo USER/NAME.")
+    if not REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith((".git", ".", "-")):
+        raise UsageError(f"'{one_line(repo)}' is no name of a repository: give --repo USER/NAME.")
+    if kind not in ("edit", "lora", "merged"):
+        raise UsageError(f"'{one_line(kind)}' cannot be pushed: use edit, lora or merged.")
+    if not dry_run:
+        _check_token()  # before the export, which may take long
     progress = progress or Progress()
     with tempfile.TemporaryDirectory(prefix="llmva-push-") as temporary:
         folder = Path(temporary) / "export"
         warnings = _export(plan, kind, folder, rank, progress)
-        files = [
-            {"path": str(path.relative_to(folder)), "bytes": path.stat().st_size}
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        ]
-        text = (folder / "README.md").read_text(encoding="utf-8")
+        text = card(plan, kind, repo)
+        write_text(folder / "README.md", text)
+        paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and _ships(p.relative_to(folder))]
+        files = {path.relative_to(folder).as_posix(): path for path in paths}
         url = None
         if not dry_run:
             progress.stage(f"uploading to {repo}")
             with _explained(repo):
-                url = _upload(folder, repo, private, f"{base_name(plan)} with LLM-VA, as {kind}")
-    return {"repo": repo, "private": private, "files": files, "card": text, "url": url, "warnings": warnings}
+                url, private = _upload(files, repo, private, f"{base_name(plan)} with LLM-VA, as {kind}")
+        listed = [{"path": name, "bytes": path.stat().st_size} for name, path in files.items()]
+    return {"repo": repo, "private": private, "files": listed, "card": text, "url": url, "warnings": warnings}
 
 
 def _export(plan: Plan, kind: str, folder: Path, rank: int | None, progress: Progress) -> list[str]:
-    if kind == "lora":
-        from llmva.export.lora import export_lora
+    """Write what ships into `folder`, new, without this machine's paths; returns warnings."""
+    if kind == "edit":
+        folder.mkdir()
+        public_edit(plan).save(folder)
+        if plan.record is not None:
+            write_json(folder / "run.json", _public_record(plan))
+        return []
+    from llmva.export.lora import export_lora
+    from llmva.export.merged import export_merged
 
-        warnings = list(export_lora(plan, folder, rank=rank, progress=progress)["warnings"])
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": base_name(plan)})
-        return warnings
-    if kind == "merged":
-        from llmva.export.merged import export_merged
-
-        return list(export_merged(plan, folder, progress=progress)["warnings"])
-    folder.mkdir()
-    public_edit(plan).save(folder)
-    (folder / "README.md").write_text(card(plan, "edit"), encoding="utf-8")
-    if plan.record is not None:
-        record = json.loads(json.dumps(plan.record))
-        record["base"]["model"] = base_name(plan)
-        if isinstance(record.get("command"), str):
-            record["command"] = without_paths(record["command"])
-        write_json(folder / "run.json", record)
-    return []
+    try:
+        if kind == "lora":
+            found = export_lora(plan, folder, rank=rank, progress=progress)
+        else:
+            found = export_merged(plan, folder, progress=progress)
+    except LlmvaError as error:  # there is no --out here: the export went to a temporary folder
+        raise type(error)(str(error).replace("choose another --out", "set TMPDIR to a roomier folder")) from error
+    for name, key, value in (
+        ("adapter_config.json", "base_model_name_or_path", base_name(plan)),
+        ("config.json", "_name_or_path", None),
+        ("tokenizer_config.json", "name_or_path", None),
+    ):
+        _settle(folder / name, key, value)
+    return list(found["warnings"])
 
 
-def _upload(folder: Path, repo: str, private: bool, message: str) -> str:
-    from huggingface_hub import HfApi
+def _public_record(plan: Plan) -> dict[str, Any]:
+    """run.json without this machine's folders, saying which iteration and strength went out."""
+    record = dict(_without_folders(dict(plan.record or {})))
+    record["base"]["model"] = base_name(plan)
+    if plan.record is not None and isinstance(plan.record.get("command"), str):
+        record["command"] = without_paths(plan.record["command"])
+    return record | {"shipped": {"iteration": plan.iteration, "strength": strength(plan)}}
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, str):
+        return last_part(value)
+    if isinstance(value, dict):
+        return {last_part(str(key)): _without_folders(item) for key, item in value.items()}
+    return [_without_folders(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _settle(path: Path, key: str, value: str | None) -> None:
+    """Give a JSON file's field its public value; None cuts the folders from a path that is there."""
+    if not path.is_file():
+        return
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    old = fields.get(key) if isinstance(fields, dict) else None
+    if isinstance(old, str) and (new := value or last_part(old)) != old:
+        write_text(path, json.dumps(fields | {key: new}, indent=2, ensure_ascii=False) + "\n")
+
+
+def _ships(path: Path) -> bool:
+    """Hidden files may hold a secret of the base's folder, and the hub makes its own .gitattributes."""
+    return path.name not in HELD and not any(piece.startswith(".") for piece in path.parts)
+
+
+def _check_token() -> None:
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise LlmvaError(f"The hub wants a token and there is none: {LOGIN}.")
+
+
+def _upload(files: dict[str, Path], repo: str, private: bool, message: str) -> tuple[str, bool]:
+    """The commit's address, and whether the repository is private."""
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
     api.create_repo(repo, private=private, exist_ok=True, repo_type="model")
-    return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message).commit_url)
+    now_private = bool(api.repo_info(repo).private)
+    if private and not now_private:  # create_repo leaves one that exists as it is
+        raise LlmvaError(
+            f"'{repo}' is there already and is public: make it private on the hub, or choose another --repo."
+        )
+    # not upload_folder, which with Xet makes several commits: a reader could then load half of an upload
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()]
+    return str(api.create_commit(repo, operations, commit_message=message).commit_url), now_private
 
 
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
-    """Whatever the hub's client raises, as one sentence with its mend."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    """What the hub's client raises for the hub's and the network's sake, as one sentence with its mend."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     try:
         yield
+    except LlmvaError:
+        raise
     except LocalTokenNotFoundError as error:
-        raise LlmvaError("The hub wants a token and there is none: run `hf auth login` or set HF_TOKEN.") from error
-    except HfHubHTTPError as error:
-        code = getattr(error.response, "status_code", None)
-        mend = {
-            401: "the token is missing or not valid: run `hf auth login` or set HF_TOKEN",
-            403: "the token may not write there: use one with write access, or another --repo",
-            404: "it is not there and could not be made: check --repo",
-            429: "too many requests: wait and run the command again",
-        }.get(code or 0, "run the command again later")
-        raise LlmvaError(f"The hub refused the upload to '{repo}' (HTTP {code}): {mend}.") from error
-    except Exception as error:  # the network fails by many classes of error
-        if isinstance(error, LlmvaError):
-            raise
+        raise LlmvaError(f"The hub wants a token and there is none: {LOGIN}.") from error
+    except OfflineModeIsEnabled as error:
         raise LlmvaError(
-            f"The hub cannot be reached for '{repo}' ({type(error).__name__}): check the network and run again."
+            f"The hub cannot be reached for '{repo}', since there is no network or HF_HUB_OFFLINE is set: connect or "
+            "unset it and run again."
         ) from error
+    except Exception as error:
+        refusal = next((e for e in _chain(error) if isinstance(e, HfHubHTTPError)), None)
+        if refusal is not None:
+            code = getattr(refusal.response, "status_code", None) or 0
+            said = one_line(str(refusal.server_message or ""))[:200].strip(" .")
+            mend = MENDS.get(code, "run the command again later" if code >= 500 else f"it says '{said}': mend that")
+            raise LlmvaError(f"The hub refused the upload to '{repo}' (HTTP {code}): {mend}.") from error
+        if any(type(e).__module__.split(".")[0] in CLIENTS for e in _chain(error)) or isinstance(error, OSError):
+            raise LlmvaError(
+                f"The hub cannot be reached for '{repo}' ({type(error).__name__}): check the network and run again."
+            ) from error
+        if isinstance(error, (ValueError, KeyError, RuntimeError)):  # an answer that is not the hub's, as a proxy's
+            raise LlmvaError(
+                f"The upload to '{repo}' broke off ({type(error).__name__}: {one_line(str(error))[:150].strip(' .')}): "
+                "check the network and HF_ENDPOINT, and run again."
+            ) from error
+        raise
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came from."""
+    seen = 0
+    while error is not None and seen < 10:
+        yield error
+        error, seen = error.__cause__ or error.__context__, seen + 1
