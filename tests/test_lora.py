@@ -87,7 +87,7 @@ def test_a_cut_rank_tells_its_true_error(tmp_path: Path) -> None:
 
 def test_experts_are_refused_and_merged_is_offered(tmp_path: Path) -> None:
     made(tmp_path, "MixtralConfig", num_local_experts=4)
-    with pytest.raises(LlmvaError, match="LoRA cannot express .*--as merged"):
+    with pytest.raises(LlmvaError, match=r"LoRA cannot express .*--as merged"):
         export_lora(make_plan(tmp_path), tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
@@ -119,7 +119,7 @@ def test_packed_projections_are_read_by_their_outputs(bias: bool) -> None:
 
 
 def test_at_bfloat16_peft_is_no_farther_from_the_truth_than_rounded_weights(tmp_path: Path) -> None:
-    """Truth: the bfloat16 base, edited and run in float64. The adapter rounds activations alone, so it may be nearer."""
+    """Truth: the bfloat16 base, edited and run in float64. The adapter rounds activations alone, so may be nearer."""
     model = made(tmp_path, dtype=torch.bfloat16)
     plan = make_plan(tmp_path)
     export_lora(plan, tmp_path / "adapter")

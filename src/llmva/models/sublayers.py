@@ -78,9 +78,19 @@ class Sublayer:
         """The post-norm's per-channel gain, float32 [d], or None where the projection writes to the residual itself."""
         if self.output is self.projection:
             return None
-        weight = self.output.weight.detach().float()  # type: ignore[operator]
-        # Gemma's norms multiply by 1 + weight
-        return 1.0 + weight if "gemma" in type(self.output).__name__.lower() else weight
+        return _gain(self.output)
+
+
+@torch.no_grad()
+def _gain(norm: Any) -> torch.Tensor:
+    """Measured, since Gemma's norms multiply by 1 + weight and others by weight: a vector of +1 and -1 is already
+    normalised, so what it comes out as is the gain."""
+    weight = norm.weight
+    signs = torch.ones_like(weight, dtype=torch.float32 if not isinstance(norm, nn.LayerNorm) else weight.dtype)
+    signs[1::2] = -1.0
+    # forward(), since the hooks of a capture are not to see this; half the difference, since a LayerNorm adds a bias
+    gain: torch.Tensor = (norm.forward(signs) - norm.forward(-signs)) / 2 * signs
+    return gain.float()
 
 
 @dataclass(frozen=True)
