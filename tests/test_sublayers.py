@@ -13,6 +13,7 @@ from conftest import tiny_model
 from llmva.errors import UsageError
 from llmva.models.sublayers import Decoder, find_decoder
 
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures(name: str, dtype: torch.dtype) -> None:
