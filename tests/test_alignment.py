@@ -175,6 +175,7 @@ def test_the_untouched_model_is_kept_if_nothing_is_better(
     assert record["best_iteration"] == 0
     assert any("the untouched model, which was kept" in limit for limit in record["limits"])
     assert record["test"]["after"] == record["test"]["before"]
+    assert "strengths" not in record
     assert (record["utility"]["kept"], record["utility"]["kl"]) == (1, 0)
     assert not result.edit.factors
     stored = llmva.Edit.load(tmp_path / "run")
@@ -277,6 +278,54 @@ def test_the_edit_gives_the_figures_of_its_iteration(taught: Any, tokenizer: Any
     assert best["f1"] > first["f1"]
 
 
+def test_strengths_give_the_figures_of_the_scaled_edit(
+    taught: Any, tokenizer: Any, prompts: llmva.PromptSet, tmp_path: Path
+) -> None:
+    from llmva.evaluate import evaluate
+
+    judge = Stub(by_words)
+    result = align(taught, tokenizer, prompts, judge=judge, iterations=3, out=tmp_path / "run")
+    rows = {row["strength"]: row for row in result.record["strengths"]}
+    assert list(rows) == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
+    names = ("f1", "asr", "orr", "garbled")
+    for strength, iteration in ((0.0, 0), (1.0, result.record["best_iteration"])):
+        known = result.record["iterations"][iteration]
+        assert {name: rows[strength][name] for name in names} == {name: known[name] for name in names}
+    for strength in (0.25, 1.25):
+        with result.edit.scaled(strength).apply(taught):
+            found = evaluate(taught, tokenizer, prompts.validation, judge, max_new_tokens=8)["test"]["before"]
+        assert {name: rows[strength][name] for name in names} == {name: found[name] for name in names}
+    assert len({row["f1"] for row in rows.values()}) > 1
+    splits = [json.loads(line) for line in (tmp_path / "run/answers.jsonl").read_text().splitlines()]
+    measured = len(result.record["iterations"]) * len(prompts.validation)
+    assert sum(row["split"] == "validation" for row in splits) == measured  # no answers of other strengths
+
+
+def test_strengths_go_on_where_they_were(taught: Any, tokenizer: Any, prompts: llmva.PromptSet, tmp_path: Path) -> None:
+    class Dies(Progress):
+        def stage(self, text: str, total: int = 0) -> Any:
+            if text == "strength 0.75":
+                raise KeyboardInterrupt
+            return super().stage(text, total)
+
+    whole = align(taught, tokenizer, prompts, iterations=3, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        align(taught, tokenizer, prompts, iterations=3, out=tmp_path / "run", progress=Dies())
+    kept = json.loads((tmp_path / "run/run.json").read_text())["strengths"]
+    assert kept == whole.record["strengths"][:3]
+    told: list[str] = []
+
+    class Listens(Progress):
+        def stage(self, text: str, total: int = 0) -> Any:
+            told.append(text)
+            return super().stage(text, total)
+
+    again = align(taught, tokenizer, prompts, iterations=3, out=tmp_path / "run", progress=Listens())
+    assert [text for text in told if text.startswith("strength")] == ["strength 0.75", "strength 1.25"]
+    assert again.record["strengths"] == whole.record["strengths"]
+    assert again.record["cost"]["generated_tokens"] == whole.record["cost"]["generated_tokens"]
+
+
 def test_the_size_of_batches_does_not_decide(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
     sizes: list[int] = []
     original = Batching.over
@@ -306,6 +355,8 @@ def test_a_judge_of_ones_own(taught: Any, tokenizer: Any, prompts: llmva.PromptS
     result = align(taught, tokenizer, prompts, judge=judge, iterations=1)
     assert result.record["judge"] == "stub"
     measured = 2 * (80 + len(prompts.validation)) + len(prompts.test) * (1 + (result.record["best_iteration"] > 0))
+    if result.record["best_iteration"]:
+        measured += 4 * len(prompts.validation)  # strengths but 0 and 1
     assert judge.asked == measured
 
 

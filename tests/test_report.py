@@ -141,6 +141,10 @@ def fake_run(blocks: int = 16, rounds: int = 12, best: int = 7, seed: int = 0) -
         "iterations": iterations,
         "best_iteration": best,
         "stopped": f"validation F1 has not improved for {rounds - 1 - best} iterations",
+        "strengths": [
+            {"strength": s, "f1": 0.58 + 0.38 * s**0.5 * (1.5 - s / 2), "asr": 0.48 * 0.1**s, "orr": 0.41 * 0.1**s}
+            for s in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+        ],
         "test": {
             "before": fake_summary(0.483, 0.412, 0.571, 0.0, rng),
             "after": fake_summary(0.033, 0.025, 0.967, 0.008, rng),
@@ -274,7 +278,7 @@ def test_every_chart_has_a_title_and_every_table_headers(html: str) -> None:
     page = Page(html)
     ids = {attributes.get("id") for _, attributes in page.tags}
     charts = [a for tag, a in page.tags if tag == "svg" and a.get("class") == "chart"]
-    assert len(charts) == 8  # two each of: iterations, angles, scores, projections
+    assert len(charts) == 9  # two each of: iterations, angles, scores, projections; one of strengths
     for attributes in charts:
         assert set((attributes["aria-labelledby"] or "").split()) <= ids
     assert all(row for row in page.rows)
@@ -393,6 +397,31 @@ def test_the_marks_of_the_four_classes_differ_in_shape() -> None:
         drawing.marker(shape, 0, 0, "same") for shape in ("dot", "ring", "triangle", "cross", "diamond", "square")
     }
     assert len(shapes) == 6
+
+
+def test_strengths_are_drawn_with_their_use(run: Run, html: str) -> None:
+    text = Page(html).text()
+    for word in ("Strength of the chosen edit", "--strength", "strength 0.25: ", "as fitted: 1"):
+        assert word in text
+    drawn = html[html.index('"chart-strength-t"') :]
+    drawn = drawn[: drawn.index("</svg>")]
+    assert drawn.count("<polyline") == 3
+    for name, key in (("F1", "f1"), ("ASR, harmful answered", "asr"), ("ORR, benign refused", "orr")):
+        for row in run["strengths"]:
+            assert f"<title>{name}, strength {row['strength']:g}: {100 * row[key]:.1f}%</title>" in drawn
+    assert ">garbled<" not in drawn
+
+
+def test_without_strengths_nothing_is_drawn(run: Run) -> None:
+    hostile = [None, [], {}, "x", [1, None], [{"strength": True}], [{"strength": -1.0, "f1": 0.5}], [{"strength": 1.0}]]
+    for strengths in [*hostile, [{"strength": 0.5, "f1": 0.5}]]:
+        page = render({**run, "strengths": strengths}, [], {})
+        assert "chart-strength" not in page
+        assert "--strength" not in page
+    messy = [{"strength": 1.0, "f1": 0.9}, {"strength": 0.0, "f1": None, "asr": math.nan, "garbled": 0.1}, 7]
+    page = render({**run, "strengths": messy}, [], {})
+    assert "chart-strength" in page
+    assert "garbled, strength 0: 10.0%" in page
 
 
 def test_selection_is_marked_in_the_heat_map(run: Run, html: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmva.judges.base import Judge
-from llmva.metrics import summarise
+from llmva.metrics import quick, summarise
 from llmva.models.batching import Batching
 from llmva.models.harmless import Agreement, agreement
 from llmva.models.sublayers import Decoder
@@ -24,6 +24,7 @@ from llmva.skills import Probe, measure_skills
 from llmva.steps import Vectors
 
 TEST_TEXTS = 256
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # of the chosen edit, on validation prompts
 
 
 def emptied(train: Observation) -> str | None:
@@ -78,6 +79,8 @@ def finish(
         return
     record, best = run.record, run.record["best_iteration"]
     edit = run.edit.at(best)
+    if best:
+        _measure_strengths(run, decoder, tokenizer, prompts, judge, batching, progress, settings)
 
     def summary(iteration: int) -> dict[str, Any]:
         label = "before" if iteration == 0 else f"after iteration {iteration}"
@@ -126,6 +129,48 @@ def finish(
     for entry in record["iterations"]:
         entry.pop("projection", None)
     run.commit(replace(run.edit, best=best))
+
+
+def _measure_strengths(
+    run: Run,
+    decoder: Decoder,
+    tokenizer: Any,
+    prompts: PromptSet,
+    judge: Judge,
+    batching: Batching,
+    progress: Progress,
+    settings: Settings,
+) -> None:
+    """Figures of the chosen edit made weaker and stronger, for whoever ships it at another strength than 1.
+
+    On validation prompts, since a choice made on test prompts would make the test's figures worthless. Each strength
+    is committed, so that a kill costs one of them at most.
+    """
+    record, best = run.record, run.record["best_iteration"]
+    rows = record.setdefault("strengths", [])
+    for strength in STRENGTHS:
+        if any(row["strength"] == strength for row in rows):
+            continue
+        if strength in (0.0, 1.0):
+            known = record["iterations"][best if strength else 0]
+            found = {name: known[name] for name in ("f1", "asr", "orr", "garbled")}
+        else:
+            advance = progress.stage(f"strength {strength}", len(prompts.validation))
+            with run.edit.at(best).scaled(strength).apply(decoder.model, check=False):
+                seen = observe(
+                    decoder,
+                    tokenizer,
+                    prompts.validation,
+                    judge,
+                    max_new_tokens=settings.max_new_tokens,
+                    batching=batching,
+                    advance=advance,
+                )
+            record["cost"]["generated_tokens"] += seen.capture.tokens
+            found = quick(seen.prompts, seen.labels)
+        rows.append({"strength": strength, **found})
+        if strength not in (0.0, 1.0):
+            run.commit()
 
 
 def utility(found: Agreement, seed: int) -> dict[str, Any]:

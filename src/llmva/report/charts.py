@@ -114,6 +114,46 @@ def _from_to(values: Sequence[float | None]) -> str:
     return f"from {share(known[0])} to {share(known[-1])}" if known else "not known"
 
 
+# --- F1, ASR, ORR by strength -----------------------------------------------------------------------------------
+
+
+def strengths(run: dict[str, Any]) -> list[Markup]:
+    """One panel: the chosen edit from none of it (0) over as fitted (1) to more, on validation prompts."""
+    listed = run.get("strengths")
+    rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+    known = sorted(((x, row) for row in rows if (x := _strength(row)) is not None), key=lambda pair: pair[0])
+    lines = [
+        ("F1", "f1", "c-f1", "dot", ""),
+        ("ASR, harmful answered", "asr", "c-toxic", "triangle", ""),
+        ("ORR, benign refused", "orr", "c-orr", "ring", "6 3"),
+        ("garbled", "garbled", "c-muted", "diamond", "2 3"),
+    ]
+    series = []
+    for words, key, class_, shape, dashes in lines:
+        points = [(x, finite(row.get(key))) for x, row in known]
+        if any(y is not None for _, y in points) and (key != "garbled" or any(y for _, y in points)):
+            series.append(svg.Series(words, points, class_, shape, dashes))
+    if not series or len(known) < 2:
+        return []
+    on = svg.axes((known[0][0], known[-1][0]), (0.0, 1.0))
+    quarter = [0.0, 0.25, 0.5, 0.75, 1.0]
+    marks = [x for x, _ in known] if len(known) <= 8 else svg.ticks(known[0][0], known[-1][0], 8)
+    parts = on.frame("strength", "", marks, quarter, lambda value: f"{100 * value:.0f}%")
+    if known[0][0] <= 1 <= known[-1][0]:
+        parts += svg.flag(on, 1.0, "as fitted: 1")
+    for line in series:
+        parts += svg.polyline(line, on, lambda x, y: f"strength {svg.plain(x)}: {share(y)}")
+    words = "; ".join(f"{line.name} {_from_to([y for _, y in line.points])}" for line in series)
+    drawing = svg.picture("chart-strength", "Strength", f"Validation figures by strength: {words}.", on.height, parts)
+    keys = [(line.name, line.shape, line.class_, line.dashes) for line in series]
+    return [figure("Strength of the chosen edit", svg.legend(keys), drawing)]
+
+
+def _strength(row: dict[str, Any]) -> float | None:
+    x = finite(row.get("strength"))
+    return x if x is not None and x >= 0 else None
+
+
 # --- The angle between v_a and v_b (the paper's Figure 1) --------------------------------------------------------
 
 

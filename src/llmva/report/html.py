@@ -53,6 +53,7 @@ def render(run: dict[str, Any], answers: list[dict[str, Any]], prompts: Mapping[
         cost=figures.cost(run),
         whiskers=lambda row: whiskers(row.before, row.after, (row.before_interval, row.after_interval)),
         progress=charts.progress(run),
+        strengths=charts.strengths(run),
         history=_history(run),
         best=best,
         edits=_edits(run),
