@@ -36,7 +36,7 @@ LIMITS = """- It is no guarantee. An attack unlike the prompts it was fitted on 
 - Where benign ends was decided by the labels of the prompts, and refusals were told by the judge named below. Read
   answers before you trust a number.
 - The figures are of single turns with greedy answers."""
-ABSOLUTE = re.compile(r"(?:file:(?=/))?(?<![\w.~/\\-])(?:~[^/\\\s]*|[A-Za-z]:)?[/\\](?:.*[/\\])?", re.DOTALL)
+ABSOLUTE = re.compile(r"(?:file:(?=/))?(?<![\w.~/\\-])(?:~[^/\\\s]*|[A-Za-z]:)?[/\\](?!\s)(?:.*[/\\])?", re.DOTALL)
 
 
 def card(plan: Plan, kind: str, repo: str | None = None) -> str:
