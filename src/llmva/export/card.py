@@ -98,7 +98,7 @@ def without_paths(command: str) -> str:
 
 
 def last_part(text: str) -> str:
-    """'/home/me/good.csv:question' -> 'good.csv:question', '--out=/home/me/run/' -> '--out=run'; else unchanged."""
+    """'DIR/good.csv:question' -> 'good.csv:question', '--out=DIR/run/' -> '--out=run'; else unchanged."""
     if re.match(r"(?!file:)\w{2,}://", text):
         return text
     return ABSOLUTE.sub("", text.rstrip("/\\") if ABSOLUTE.search(text) else text)
