@@ -26,20 +26,22 @@ from llmva.models.sublayers import find_decoder
 REPO = "someone/thing"
 SECRET = "what the model said to a harmful prompt"
 SCRIPT = """
-import json, sys
-from pathlib import Path
+import json, sys, traceback
 from llmva.errors import LlmvaError
 from llmva.export.plan import make_plan
 from llmva.export.push import push
 
-given = json.loads(sys.argv[1])
-try:
-    plan = make_plan(given.pop("run"), strength=given.pop("strength", 1.0))
-    found = push(plan, given.pop("repo"), **given)
-except LlmvaError as error:
-    print(error, file=sys.stderr)
-    sys.exit(error.exit_code)
-print(json.dumps(found))
+for line in sys.stdin:
+    given = json.loads(line)
+    code, found, err = 0, {}, ""
+    try:
+        plan = make_plan(given.pop("run"), strength=given.pop("strength", 1.0))
+        found = push(plan, given.pop("repo"), **given)
+    except LlmvaError as error:
+        code, err = error.exit_code, str(error)
+    except Exception:
+        code, err = 99, traceback.format_exc()
+    print(json.dumps({"code": code, "found": found, "err": err}), flush=True)
 """
 
 
@@ -50,10 +52,60 @@ class Pushed:
     err: str
 
 
+class Client:
+    """A process with the hub's client in it, which reads its variables when it is imported."""
+
+    def __init__(self, hub: str, folder: Path, token: str | None = TOKEN, **env: str) -> None:
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+        inherited = {k: v for k, v in os.environ.items() if not re.match("HF_|HUGGING|.*proxy", k, re.IGNORECASE)}
+        variables = {
+            "HF_ENDPOINT": hub, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "TMPDIR": str(self.temporary),
+            "OMP_NUM_THREADS": "1", **({} if token is None else {"HF_TOKEN": token}), **env,
+        }  # fmt: skip
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT], env=inherited | variables, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def push(self, run: Path, **given: Any) -> Pushed:
+        """Call `push`; nothing may stay behind in the temporary folder."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps({"run": str(run), "repo": REPO, **given}), file=self._process.stdin, flush=True)
+        said = Pushed(**json.loads(self._process.stdout.readline()))
+        assert said.code != 99, said.err
+        assert list(self.temporary.glob("llmva-push-*")) == []
+        return said
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Client]]:
+    """One stand-in and one client process for all tests, since starting a process takes seconds."""
+    with serving() as hub, Client(hub.url, tmp_path_factory.mktemp("client")) as client:
+        yield hub, client
+
+
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with serving() as found:
-        yield found
+def hub(served: tuple[Hub, Client]) -> Hub:
+    """The stand-in, empty and whole."""
+    hub, _ = served
+    for state in (hub.repos, hub.objects, hub.fail, hub.requests):
+        state.clear()
+    hub.html = False
+    return hub
+
+
+@pytest.fixture
+def client(served: tuple[Hub, Client]) -> Client:
+    return served[1]
 
 
 @pytest.fixture
@@ -90,39 +142,9 @@ def run(model_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def temporary(tmp_path: Path) -> Path:
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    return folder
-
-
-def push(
-    hub: str, run: Path, temporary: Path, token: str | None = TOKEN, env: dict[str, str] | None = None, **given: Any
-) -> Pushed:
-    """Call `push` in a new process, so that the hub's client reads its variables anew; nothing may stay behind."""
-    home = temporary.with_name("home")
-    variables = {
-        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING")) and "proxy" not in k.lower()
-    }
-    variables |= {
-        "HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_UPDATE_CHECK": "1", "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    variables |= {} if token is None else {"HF_TOKEN": token}
-    said = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps({"run": str(run), "repo": REPO, **given})],
-        env=variables | (env or {}), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert "Traceback" not in said.stderr, said.stderr
-    assert list(temporary.glob("llmva-push-*")) == []
-    return Pushed(said.returncode, json.loads(said.stdout) if said.returncode == 0 else {}, said.stderr)
-
-
 def one_sentence(pushed: Pushed, *pieces: str, code: int = 1) -> None:
     assert pushed.code == code
-    assert pushed.err.count("\n") == 1, pushed.err
-    assert re.fullmatch(r"[^\n]+\.\n", pushed.err)
+    assert re.fullmatch(r"[^\n]+\.", pushed.err), pushed.err
     for piece in pieces:
         assert piece in pushed.err
 
@@ -137,9 +159,9 @@ def no_trace(files: dict[str, bytes], *places: Path) -> None:
 
 @pytest.mark.parametrize("private", [True, False])
 def test_the_edit_arrives_whole_and_without_answers(
-    private: bool, hub: Hub, run: Path, temporary: Path, model_folder: Path, tmp_path: Path
+    private: bool, hub: Hub, run: Path, client: Client, model_folder: Path, tmp_path: Path
 ) -> None:
-    pushed = push(hub.url, run, temporary, private=private)
+    pushed = client.push(run, private=private)
     assert pushed.code == 0, pushed.err
     repo = hub.repos[REPO]
     assert repo.private is private
@@ -170,12 +192,12 @@ def test_the_edit_arrives_whole_and_without_answers(
 
 
 def test_an_edit_pushed_at_half_strength_never_claims_the_figures(
-    hub: Hub, run: Path, temporary: Path, tmp_path: Path, model_folder: Path
+    hub: Hub, run: Path, client: Client, tmp_path: Path, model_folder: Path
 ) -> None:
     from llmva.export.card import card
     from llmva.export.plan import make_plan
 
-    assert push(hub.url, run, temporary, strength=0.5).code == 0
+    assert client.push(run, strength=0.5).code == 0
     got = tmp_path / "got"
     got.mkdir()
     for name, data in hub.repos[REPO].files.items():
@@ -189,7 +211,7 @@ def test_an_edit_pushed_at_half_strength_never_claims_the_figures(
 
 @pytest.mark.parametrize("kind", ["lora", "merged"])
 def test_adapter_and_merged_model_arrive_as_exported(
-    kind: str, hub: Hub, run: Path, temporary: Path, model_folder: Path, tmp_path: Path
+    kind: str, hub: Hub, run: Path, client: Client, model_folder: Path, tmp_path: Path
 ) -> None:
     from llmva.export.lora import export_lora
     from llmva.export.merged import export_merged
@@ -197,7 +219,7 @@ def test_adapter_and_merged_model_arrive_as_exported(
 
     out = tmp_path / "out"
     (export_lora if kind == "lora" else export_merged)(make_plan(run), out)
-    pushed = push(hub.url, run, temporary, kind=kind)
+    pushed = client.push(run, kind=kind)
     assert pushed.code == 0, pushed.err
     files = hub.repos[REPO].files
     wanted = {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -211,7 +233,7 @@ def test_adapter_and_merged_model_arrive_as_exported(
 
 
 def test_what_lies_in_the_base_folder_by_accident_stays(
-    hub: Hub, run: Path, temporary: Path, model_folder: Path, tmp_path: Path
+    hub: Hub, run: Path, client: Client, model_folder: Path, tmp_path: Path
 ) -> None:
     import shutil
 
@@ -224,7 +246,7 @@ def test_what_lies_in_the_base_folder_by_accident_stays(
     (base / "config.json").write_text(json.dumps({**config, "_name_or_path": str(base)}))
     edit = Edit.load(run)
     Edit(edit.factors, {**edit.base, "model": str(base)}, edit.best).save(run)
-    pushed = push(hub.url, run, temporary, kind="merged")
+    pushed = client.push(run, kind="merged")
     assert pushed.code == 0, pushed.err
     files = hub.repos[REPO].files
     assert files["LICENSE"] == b"a licence"
@@ -235,35 +257,35 @@ def test_what_lies_in_the_base_folder_by_accident_stays(
 
 
 @pytest.mark.parametrize("kind", ["edit", "lora", "merged"])
-def test_a_dry_run_lists_what_a_push_uploads_and_asks_nobody(kind: str, hub: Hub, run: Path, temporary: Path) -> None:
-    dry = push(hub.url, run, temporary, token=None, kind=kind, dry_run=True, private=True)
+def test_a_dry_run_lists_what_a_push_uploads_and_asks_nobody(kind: str, hub: Hub, run: Path, client: Client) -> None:
+    dry = client.push(run, kind=kind, dry_run=True, private=True)
     assert dry.code == 0, dry.err
     assert hub.requests == []
     assert dry.found["url"] is None
-    real = push(hub.url, run, temporary, kind=kind, private=True)
+    real = client.push(run, kind=kind, private=True)
     assert real.found["url"]
     assert {**dry.found, "url": None} == {**real.found, "url": None}
     assert {f["path"]: f["bytes"] for f in dry.found["files"]} == {k: len(v) for k, v in hub.repos[REPO].files.items()}
 
 
-def test_a_second_push_updates(hub: Hub, run: Path, temporary: Path) -> None:
-    assert push(hub.url, run, temporary).code == 0
+def test_a_second_push_updates(hub: Hub, run: Path, client: Client) -> None:
+    assert client.push(run).code == 0
     first = dict(hub.repos[REPO].files)
-    assert push(hub.url, run, temporary, strength=0.5).code == 0
+    assert client.push(run, strength=0.5).code == 0
     assert len(hub.repos[REPO].commits) == 2
     assert hub.repos[REPO].files["edit.safetensors"] != first["edit.safetensors"]
 
 
-def test_private_never_goes_to_a_repository_that_is_public(hub: Hub, run: Path, temporary: Path) -> None:
+def test_private_never_goes_to_a_repository_that_is_public(hub: Hub, run: Path, client: Client) -> None:
     hub.repos[REPO] = Repo(private=False)
-    one_sentence(push(hub.url, run, temporary, private=True), "is public", "--repo")
+    one_sentence(client.push(run, private=True), "is public", "--repo")
     assert hub.repos[REPO].files == {}
     assert hub.objects == {}
 
 
-def test_a_private_repository_stays_private(hub: Hub, run: Path, temporary: Path) -> None:
+def test_a_private_repository_stays_private(hub: Hub, run: Path, client: Client) -> None:
     hub.repos[REPO] = Repo(private=True)
-    pushed = push(hub.url, run, temporary)
+    pushed = client.push(run)
     assert pushed.found["private"] is True
     assert hub.repos[REPO].private
 
@@ -283,38 +305,42 @@ def test_a_private_repository_stays_private(hub: Hub, run: Path, temporary: Path
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence(
-    where: str, status: int, mend: str, hub: Hub, run: Path, temporary: Path
+    where: str, status: int, mend: str, hub: Hub, run: Path, client: Client
 ) -> None:
     hub.fail[where] = status
-    one_sentence(push(hub.url, run, temporary), f"HTTP {status}", REPO, mend)
+    one_sentence(client.push(run), f"HTTP {status}", REPO, mend)
     assert all(not repo.files for repo in hub.repos.values())
 
 
-def test_a_wrong_token(hub: Hub, run: Path, temporary: Path) -> None:
-    one_sentence(push(hub.url, run, temporary, token="hf_other"), "HTTP 401", "HF_TOKEN")
+def test_a_wrong_token(hub: Hub, run: Path, tmp_path: Path) -> None:
+    with Client(hub.url, tmp_path, "hf_other") as client:
+        one_sentence(client.push(run), "HTTP 401", "HF_TOKEN")
     assert hub.repos == {}
 
 
-def test_no_token_is_told_before_the_network(hub: Hub, run: Path, temporary: Path) -> None:
-    one_sentence(push(hub.url, run, temporary, token=None), "HF_TOKEN", "hf auth login")
+def test_no_token_is_told_before_the_network_and_a_dry_run_needs_none(hub: Hub, run: Path, tmp_path: Path) -> None:
+    with Client(hub.url, tmp_path, None) as client:
+        one_sentence(client.push(run), "HF_TOKEN", "hf auth login")
+        assert client.push(run, dry_run=True).code == 0
     assert hub.requests == []
 
 
-def test_a_closed_port(run: Path, temporary: Path) -> None:
+def test_a_closed_port(run: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:  # bound and not listening: nothing answers there, and nobody else can take it
         taken.bind(("127.0.0.1", 0))
-        pushed = push(f"http://127.0.0.1:{taken.getsockname()[1]}", run, temporary)
-    one_sentence(pushed, "cannot be reached", "network")
+        with Client(f"http://127.0.0.1:{taken.getsockname()[1]}", tmp_path) as client:
+            one_sentence(client.push(run), "cannot be reached", "network")
 
 
-def test_offline_is_told_as_that(hub: Hub, run: Path, temporary: Path) -> None:
-    one_sentence(push(hub.url, run, temporary, env={"HF_HUB_OFFLINE": "1"}), "HF_HUB_OFFLINE")
+def test_offline_is_told_as_that(hub: Hub, run: Path, tmp_path: Path) -> None:
+    with Client(hub.url, tmp_path, HF_HUB_OFFLINE="1") as client:
+        one_sentence(client.push(run), "HF_HUB_OFFLINE")
     assert hub.requests == []
 
 
-def test_a_login_page_in_the_hubs_place(hub: Hub, run: Path, temporary: Path) -> None:
+def test_a_login_page_in_the_hubs_place(hub: Hub, run: Path, client: Client) -> None:
     hub.html = True
-    one_sentence(push(hub.url, run, temporary), "broke off", "HF_ENDPOINT")
+    one_sentence(client.push(run), "broke off", "HF_ENDPOINT")
 
 
 BAD = [
