@@ -34,7 +34,7 @@ def side(f1: float, asr: float, orr: float, **names: str) -> dict[str, Any]:
 
 def record(**names: str) -> dict[str, Any]:
     return {
-        "command": "llmva align /home/me/model --toxic '/data/my files/bad.csv:text' --out=/tmp/run",
+        "command": "llmva align /data/me/model --toxic '/data/my files/bad.csv:text' --out=/tmp/run",
         "versions": {"python": "3.11", "torch": "2.9"},
         "settings": {"iterations": 30, "step": 1.0, "svm": "exact"},
         "seed": 7,
@@ -120,7 +120,7 @@ def test_without_figures_it_says_so(found: dict[str, Any] | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "title", ["/home/me/secret/my-model", "C:\\Users\\me\\my-model", "~/my-model", "my-model", "a/b/my-model/"]
+    "title", ["/data/me/secret/my-model", "C:\\Users\\me\\my-model", "~/my-model", "my-model", "a/b/my-model/"]
 )
 def test_a_local_base_is_named_by_its_folder_alone(title: str) -> None:
     for kind in KINDS:
@@ -217,18 +217,18 @@ def test_a_record_from_elsewhere_with_odd_types() -> None:
 
 def test_folders_of_this_machine_are_cut() -> None:
     cases = {
-        "/home/me/good.csv:question": "good.csv:question",
-        "--out=/home/me/run/": "--out=run",
-        "/home/John Smith/x": "x",
+        "/data/me/good.csv:question": "good.csv:question",
+        "--out=/data/me/run/": "--out=run",
+        "/data/John Smith/x": "x",
         "~/x": "x",
         "~me/a/x": "x",
         "/x": "x",
         "C:\\Users\\me\\x": "x",
-        "file:///home/me/x": "x",
-        "file '/home/me/x' is odd": "file 'x' is odd",
+        "file:///data/me/x": "x",
+        "file '/data/me/x' is odd": "file 'x' is odd",
     }
     assert {text: last_part(text) for text in cases} == cases
     for text in ("org/model", "./a/b", "https://host/a/b", "good.jsonl:q", "and/or", "1 / 2", "", "a\\b"):
         assert last_part(text) == text
     assert without_paths("llmva align '/a b/m' --benign \"/c/d e.csv\"") == "llmva align m --benign 'd e.csv'"
-    assert "/home" not in without_paths("llmva align '/home/me/m")  # a quote that never ends
+    assert "/home" not in without_paths("llmva align '/data/me/m")  # a quote that never ends
