@@ -13,7 +13,7 @@ from llmva.cli import inputs
 from llmva.cli.console import Display, emit, say
 from llmva.edit import Edit
 from llmva.errors import UsageError
-from llmva.models.chat import encode, render_dialogue
+from llmva.models.chat import encode, input_device, render_dialogue
 from llmva.models.generate import check_rows, context_length, generate_greedily
 
 
@@ -86,7 +86,7 @@ def _reply(model: Any, tokenizer: Any, dialogue: list[dict[str, str]], edit: Edi
     if limit is not None:
         max_new_tokens = min(max_new_tokens, limit - len(row))
     ids = torch.tensor([row])
-    ids = ids.to(model.get_input_embeddings().weight.device)
+    ids = ids.to(input_device(model))
     applied = edit.apply(model, check=False) if edit is not None else None
     try:
         new = generate_greedily(model, tokenizer, ids, torch.ones_like(ids), max_new_tokens)

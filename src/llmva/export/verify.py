@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmva.edit import Edit, edit_file
 from llmva.errors import LlmvaError, UsageError
-from llmva.models.chat import encode, forward_inputs, pad_left, render
+from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
 from llmva.models.load import load_model
 from llmva.models.sublayers import contiguous_head, hooked
 from llmva.progress import Progress
@@ -125,7 +125,7 @@ def verify(
 def _logits(model: Any, tokenizer: Any) -> Tensor:
     """Float32 logits [prompts, vocabulary] of the first token of each answer, on the CPU."""
     rows = [encode(tokenizer, render(tokenizer, text)) for text in PROBES]
-    ids, mask = pad_left(rows, tokenizer.pad_token_id, model.get_input_embeddings().weight.device)
+    ids, mask = pad_left(rows, tokenizer.pad_token_id, input_device(model))
     with hooked([contiguous_head(model)]):
         found: Tensor = model(**forward_inputs(model, ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1]
     if not found.isfinite().any():

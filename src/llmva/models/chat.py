@@ -34,6 +34,13 @@ def encode(tokenizer: Any, rendered: str) -> list[int]:
     return ids
 
 
+def input_device(model: Any) -> torch.device:
+    """Where token ids go: to the input embedding, or where accelerate brings an offloaded one."""
+    embedding = model.get_input_embeddings()
+    device: torch.device = embedding.weight.device
+    return torch.device(embedding._hf_hook.execution_device) if device.type == "meta" else device
+
+
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """`(ids, mask)`, both int64 [rows, longest]; every row ends at the last column, where the next token is decided."""
     width = max(map(len, rows))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ def tensor_hash(weight: Tensor, limit: int = HASHED_VALUES) -> str:
     float16 rounds and clips before that: what is loaded so agrees with itself, and with a float16 checkpoint.
     Fused experts [E, ..] are hashed one by one, since checkpoints keep each as a tensor of its own.
     """
+    if hasattr(weight, "__tensor_flatten__"):  # a packed tensor in disguise, as torchao's: of its parts
+        return slices_hash(tensor_hash(getattr(weight, part)) for part in weight.__tensor_flatten__()[0])
     if weight.ndim == 3:
         return slices_hash(tensor_hash(part, max(limit // len(weight), 4096)) for part in weight)
     flat = weight.detach().reshape(-1)
@@ -40,13 +43,46 @@ def slices_hash(hashes: Iterable[str]) -> str:
 
 
 def module_hash(module: nn.Module) -> str:
-    """One hash over what an edit of `module` would write; over all it holds where weights are packed."""
-    writers = find_writers(module, 0, prove=False)
-    names = {writer.name for writer in writers}
-    held = [
-        (name, t) for name, t in module.state_dict().items() if isinstance(t, Tensor) and (not names or name in names)
-    ]
-    return parts_hash([(name, tensor_hash(t)) for name, t in held])
+    """One hash over what an edit of `module` would write; over all it holds where weights are packed.
+
+    Where it holds nothing to be read, over its outputs: such a hash is of the device and its kernels too.
+    """
+    names = {writer.name for writer in find_writers(module, 0, prove=False)}
+    with _brought_in(module):
+        try:
+            held = [(name, tensor_hash(t)) for name, t in module.state_dict().items() if _counts(name, t, names)]
+        except Exception:  # whatever a packed tensor raises that does not want to be read
+            if names:
+                raise
+            held = []
+        return parts_hash(held or [("outputs", _outputs_hash(module))])
+
+
+def _counts(name: str, value: Any, names: set[str]) -> bool:
+    return isinstance(value, Tensor) and (not names or name in names)
+
+
+@contextmanager
+def _brought_in(module: nn.Module) -> Iterator[None]:
+    """Weights that accelerate keeps on disk or in memory come to their device for the length of this block."""
+    with ExitStack() as after:
+        for part in module.modules():
+            if hasattr(part, "_hf_hook"):
+                from accelerate.utils import align_module_device
+
+                after.enter_context(align_module_device(part))
+        yield
+
+
+@torch.no_grad()
+def _outputs_hash(module: Any) -> str:
+    """Of the outputs for two fixed inputs of unit length; of the kind of module alone where its inputs are unknown."""
+    size = getattr(module, "in_features", None)
+    if size is None:
+        return type(module).__name__
+    x = torch.randn(2, size, generator=torch.Generator().manual_seed(0))
+    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    return tensor_hash(module((x / x.norm(dim=1, keepdim=True)).to(device)))
 
 
 def parts_hash(parts: Iterable[tuple[str, str]]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llmva.errors import UsageError
 from llmva.models.batching import Batching, first_guess, longest_first
-from llmva.models.chat import encode, forward_inputs, pad_left, render
+from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
 from llmva.models.sublayers import Decoder, contiguous_head, find_decoder, first_tensor, hooked, text_config
 
 CHECK_EVERY = 4  # decoding steps between two looks at which rows have settled
@@ -89,7 +89,7 @@ def _run(
     from transformers import StoppingCriteriaList
 
     model = decoder.model
-    ids, mask = pad_left(rows, tokenizer.pad_token_id, model.get_input_embeddings().weight.device)
+    ids, mask = pad_left(rows, tokenizer.pad_token_id, input_device(model))
     width = ids.shape[1]
     taken: dict[int, Tensor] = {}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from llmva.edit import Edit
 from llmva.errors import LlmvaError
 from llmva.models.batching import Batching, longest_first
-from llmva.models.chat import encode, forward_inputs, pad_left, render
+from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
 from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
 
 MAX_ANSWER = 48  # tokens of each answer that are compared
@@ -93,7 +93,7 @@ def outputs_on_text(
 
     def work(batch: list[int]) -> dict[int, Tensor]:
         rows = [[*pairs[i][0], *pairs[i][1]] for i in batch]
-        ids, mask = pad_left(rows, tokenizer.pad_token_id, decoder.model.get_input_embeddings().weight.device)
+        ids, mask = pad_left(rows, tokenizer.pad_token_id, input_device(decoder.model))
         shifts = [ids.shape[1] - len(row) for row in rows]
         columns = [[shift + t for t in wanted.get(i, [])] for i, shift in zip(batch, shifts, strict=True)]
         taken: dict[int, Tensor] = {}
@@ -142,9 +142,7 @@ def _tokens(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[i
 @torch.inference_mode()
 def _log_probabilities(decoder: Decoder, tokenizer: Any, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
     """For each row, log-probabilities at the positions that predict its answer and what follows it, [answer + 1, V]."""
-    ids, mask = pad_left(
-        [[*p, *a] for p, a in rows], tokenizer.pad_token_id, decoder.model.get_input_embeddings().weight.device
-    )
+    ids, mask = pad_left([[*p, *a] for p, a in rows], tokenizer.pad_token_id, input_device(decoder.model))
     keep = max(len(a) for _, a in rows) + 1
     inputs = forward_inputs(decoder.model, ids, mask)
     with hooked([contiguous_head(decoder.model)]):

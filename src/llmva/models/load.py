@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from llmva.errors import LlmvaError, UsageError
 from llmva.models.chat import render
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+QUANTIZED = ("4bit", "8bit")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -50,12 +53,18 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     device_map: str | dict[str, Any] | None = None,
+    quantize: str = "none",
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> tuple[Any, Any]:
     """Load `(model, tokenizer)`, in evaluation mode, in one copy.
 
-    `name` is a hub id, a local folder, or a .gguf file (its weights are unpacked to `dtype`).
+    Args:
+        name: a hub id, a local folder, or a .gguf file (its weights are unpacked to `dtype`).
+        device_map: spread the model over devices, as accelerate does; modules may be mapped to "disk" too.
+        quantize: "4bit" or "8bit" packs the linear layers with bitsandbytes. A checkpoint that is stored packed is
+            loaded as it is, with "none".
+
     Raises UsageError when there is no such model and LlmvaError when its weights are unusable.
     """
     from transformers import AutoConfig, AutoTokenizer
@@ -66,12 +75,20 @@ def load_model(
         options["revision"] = revision
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"dtype '{dtype}' is unknown: use auto, {', '.join(DTYPES)}.")
+    if quantize not in ("none", *QUANTIZED):
+        raise UsageError(f"quantize '{quantize}' is unknown: use none, {', '.join(QUANTIZED)}.")
     where = pick_device(device)
-    placement = {} if device_map is None else {"device_map": _check_map(device_map)}
+    placement: dict[str, Any] = {} if device_map is None else {"device_map": _check_map(device_map)}
     with _explained(str(name), "configuration"):
         config = AutoConfig.from_pretrained(source, **options)
     stored = torch.float32 if extra else (getattr(config, "dtype", None) or torch.float32)
     wanted = DTYPES[dtype] if dtype != "auto" else pick_dtype(stored, where)
+    packed = getattr(config, "quantization_config", None) is not None or quantize != "none"
+    if quantize != "none":
+        _check_quantize(config, str(name), bool(extra))
+        placement["quantization_config"] = _bits(quantize, wanted)
+    if packed:
+        placement.setdefault("device_map", {"": where})  # packed weights are made on their device, and stay there
     with _explained(str(name), "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         check_template(tokenizer, str(name))
@@ -80,7 +97,7 @@ def load_model(
             source, dtype=wanted, output_loading_info=True, **placement, **options
         )
         model, report = loaded
-        if device_map is None and where.type != "cpu":
+        if "device_map" not in placement and where.type != "cpu":
             model.to(where)
     missing = sorted(report["missing_keys"])  # transformers fills them with random numbers and goes on
     if missing:
@@ -92,6 +109,26 @@ def load_model(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     check_weights(model, str(name))
     return model, tokenizer
+
+
+def _check_quantize(config: Any, name: str, gguf: bool) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise UsageError(f"'{name}' is stored quantised already: leave --quantize out.")
+    if gguf:
+        raise UsageError(f"'{name}' is a .gguf file, which is unpacked as it is: leave --quantize out.")
+    if find_spec("bitsandbytes") is None:
+        raise UsageError("Quantising needs bitsandbytes, which is not installed: pip install bitsandbytes.")
+
+
+def _bits(quantize: str, compute: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    make: Any = BitsAndBytesConfig
+    if quantize == "8bit":
+        # it says at every call that it computes in float16
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return make(load_in_8bit=True)
+    return make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
 def auto_class(config: Any) -> Any:
@@ -122,9 +159,14 @@ def check_template(tokenizer: Any, name: str) -> None:
 
 
 def check_weights(model: Any, name: str) -> None:
-    """Refuse weights that are not finite: every later figure would be nonsense. Reads each tensor once."""
+    """Refuse weights that are not finite: every later figure would be nonsense. Reads each tensor once.
+
+    Packed weights, whose bits are no numbers whatever dtype they claim, are not read, nor are offloaded ones.
+    """
     for key, weight in model.named_parameters():
-        if not weight.is_floating_point() or weight.numel() == 0 or weight.device.type == "meta":
+        if type(weight) is not torch.nn.Parameter or not weight.is_floating_point():
+            continue
+        if weight.numel() == 0 or weight.device.type == "meta":
             continue
         plain = weight.float() if weight.element_size() == 1 else weight  # torch compares no float8
         low, high = torch.aminmax(plain)  # NaN propagates, and no copy of the tensor is made
@@ -196,6 +238,8 @@ def _explain(name: str, part: str, error: Exception) -> LlmvaError:
         return UsageError(
             f"'{name}' is neither a local folder nor a model that the hub gives: check its name and the network."
         )
+    if isinstance(error, ImportError):
+        return UsageError(f"'{name}' needs a package that is missing ({_first_line(error)}): install it with pip.")
     if "Unrecognized model" in text:
         return UsageError(f"The config.json of '{name}' names no model_type: download the model again.")
     if found := re.search(r"model type `?([\w.-]+)`? but", text):

@@ -60,8 +60,9 @@ def is_linear(module: nn.Module) -> bool:
 
 def _of_linear(module: Any) -> tuple[Writer, ...]:
     """Conv1D keeps its weight as (in, out). A float8 weight means nothing without its scales, wherever they are."""
-    # packed weights hide in subclasses of Linear, as bitsandbytes' do, whose values are integers or a flat buffer
-    if module.weight.dtype not in PLAIN or module.weight.ndim != 2:
+    # packed weights hide in subclasses of Linear and of Parameter, as bitsandbytes' do, whose dtype may be a plain one
+    parameter = dict(module.named_parameters(recurse=False)).get("weight")
+    if type(parameter) is not nn.Parameter or parameter.dtype not in PLAIN or parameter.ndim != 2:
         return ()
     weight = Writer("weight", -1 if type(module).__name__ == "Conv1D" else -2)
     return (weight,) if getattr(module, "bias", None) is None else (weight, Writer("bias", -1))
