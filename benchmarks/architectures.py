@@ -1,45 +1,156 @@
-"""Write docs/architectures.md: a taught model of every architecture, aligned end to end.
+"""Write docs/architectures.md: every architecture's taught model aligned, and the paper's models by their shapes.
 
     python benchmarks/architectures.py
 
-The models are those of tests/architectures.py, and tests/test_architectures.py checks the page against them.
+The small models are those of tests/architectures.py; tests/test_architectures.py checks the page against them. The
+paper's models are built on the meta device, from the numbers in their config.json, so nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+ITERATIONS = 30  # the paper's
+ENDS = re.compile(r"^.*?\.\d+\.")
+# config class, vocabulary, width, inner width, blocks, heads, key-value heads, the rest
+PAPER: dict[str, tuple[str, int, int, int, int, int, int, dict[str, Any]]] = {
+    "Llama-3.1-8B": ("LlamaConfig", 128256, 4096, 14336, 32, 32, 8, {}),
+    "gemma-2-9b": ("Gemma2Config", 256000, 3584, 14336, 42, 16, 8, {"head_dim": 256, "tie_word_embeddings": True}),
+    "Mistral-7B-v0.3": ("MistralConfig", 32768, 4096, 14336, 32, 32, 8, {}),
+    "Phi-3.5-mini": ("Phi3Config", 32064, 3072, 8192, 32, 32, 32, {}),
+    "Phi-4-mini": ("Phi3Config", 200064, 3072, 8192, 32, 24, 8, {"tie_word_embeddings": True}),
+    "Phi-4": ("Phi3Config", 100352, 5120, 17920, 40, 40, 10, {}),
+    "Qwen2.5-3B": ("Qwen2Config", 151936, 2048, 11008, 36, 16, 2, {"tie_word_embeddings": True}),
+    "Qwen2.5-7B": ("Qwen2Config", 152064, 3584, 18944, 28, 28, 4, {}),
+    "Qwen2.5-14B": ("Qwen2Config", 152064, 5120, 13824, 48, 40, 8, {}),
+    "Qwen3-4B": ("Qwen3Config", 151936, 2560, 9728, 36, 32, 8, {"head_dim": 128, "tie_word_embeddings": True}),
+    "Qwen3-8B": ("Qwen3Config", 151936, 4096, 12288, 36, 32, 8, {"head_dim": 128}),
+    "Qwen3-14B": ("Qwen3Config", 151936, 5120, 17408, 40, 40, 8, {"head_dim": 128}),
+}
 
 HEAD = """# Architectures
 
-Made by `python benchmarks/architectures.py`. For each row a model of 3 or 4 blocks, 32 wide, is trained for seconds to
-answer and refuse for the wrong reason, then aligned under the defaults for at most 6 iterations. Its tests
-(`tests/test_architectures.py`) also prove that the edit by hook, baked, as a merged checkpoint and, where the table
+Made by `python benchmarks/architectures.py`.
+
+## Every form of the edit, and a model aligned end to end
+
+For each row a model of 3 blocks (2 for qwen3_next), 32 wide, is trained for seconds to answer and refuse for the
+wrong reason, then aligned by `llmva align`'s defaults for at most 6 iterations. Its tests
+(`tests/test_architectures.py`, `tests/test_sublayers.py`) prove that the sublayers are found in float32 and bfloat16,
+that a capture holds what they put out, and that the edit by hook, baked, as a merged checkpoint and, where the table
 says so, as a LoRA adapter loaded by PEFT gives the same logits to 1e-4.
 
-F1 that stays as it was means that no iteration was better on validation prompts: the run kept the untouched model. That
-says something about so small a model and so short a schooling, not about the architecture at its real size.
+F1 that stays as it was means that no iteration was better on validation prompts: the run kept the untouched model.
+That says something about so small a model and so short a schooling, not about the architecture at its real size.
 
 | model_type | edited modules | F1 before | F1 after | LoRA |
 | --- | --- | --- | --- | --- |
 """
+FURTHER = """
+## Further model types
+
+A random model of each is tested too: its sublayers are found, and the edit baked equals the edit by hook.
+
+{more}.
+
+By hook only, since a bake does not know how their weights are laid out: {hook}.
+
+## Refused
+
+`find_decoder` refuses a model of which no two modules explain what a block adds to the residual stream. Tested:
+
+| model_type | why |
+| --- | --- |
+{refused}
+Encoders, encoder-decoder models and models that normalise the residual stream itself (bert, bart and their kin) are
+refused for the same reason.
+"""
+SIZES = """
+## The models of the paper
+
+By their real shapes, on the meta device: names alone find the sublayers here; with the weights at hand one forward
+pass proves them. L is the number of sublayers edited in an iteration unless told, and sizes are those of {iterations}
+iterations. The edit is 2 d float32 values an iteration and sublayer, wherever they fall. An adapter is larger where
+wide modules are chosen: its size is the most that it can be, with the L widest chosen each time. Merging holds the
+largest changed tensor in bfloat16, its result, and a part in float32, beside what Python and torch take.
+
+| model | sublayers, L | edited tensors | outputs read from | edit, MB | adapter at most, MB | merging, MB |
+| --- | --- | --- | --- | --- | --- | --- |
+"""
 
 
-def _shown(f1: float | None) -> str:
-    return "not taught" if f1 is None else f"{f1:.3f}"
+@dataclass(frozen=True)
+class Sizes:
+    """What an edit of a model comes to; bytes."""
+
+    sublayers: int
+    count: int  # edited in an iteration
+    tensors: list[tuple[str, tuple[int, ...]]]
+    outputs: str
+    edit_bytes: int
+    adapter_bytes: int
+    merge_bytes: int
+
+
+def on_meta(name: str) -> Any:
+    """A model of the paper without its weights."""
+    import torch
+    import transformers
+
+    kind, vocabulary, width, inner, blocks, heads, groups, rest = PAPER[name]
+    plain = {"tie_word_embeddings": False, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = getattr(transformers, kind)(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        **{**plain, **rest},
+    )
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+
+
+def measure(name: str, model: Any) -> Sizes:
+    from llmva.models.sublayers import find_decoder
+    from llmva.models.writers import CHUNK, find_writers
+    from llmva.selection import default_count
+
+    decoder = find_decoder(model, verify=False)
+    count = default_count(len(decoder.sublayers))
+    tensors, widths, largest = {}, [], 0
+    for sublayer in decoder.sublayers:
+        for writer in find_writers(sublayer.projection, decoder.width, prove=False):
+            parameter = sublayer.projection.get_parameter(writer.name)
+            tensors[ENDS.sub("", f"{sublayer.name}.{writer.name}")] = tuple(parameter.shape)
+            largest = max(largest, parameter.numel() * parameter.element_size())
+        widths.append(sum(sublayer.projection.weight.shape))  # type: ignore[operator, arg-type]
+    post = any(sublayer.output is not sublayer.projection for sublayer in decoder.sublayers)
+    return Sizes(
+        len(decoder.sublayers),
+        count,
+        list(tensors.items()),
+        "post-norms" if post else "projections",
+        ITERATIONS * count * 2 * decoder.width * 4,
+        ITERATIONS * sum(sorted(widths)[-count:]) * 4,
+        2 * largest + 4 * CHUNK,
+    )
 
 
 def main() -> None:
+    sys.path.insert(0, str(ROOT / "tests"))
     import torch
 
-    from architectures import ARCHITECTURES, tiny
+    from architectures import ARCHITECTURES, HOOK_ONLY, MORE, REFUSED, tiny
     from llmva.cli.inputs import quiet_libraries
     from llmva.models.sublayers import find_decoder
-    from test_architectures import SLOW, aligned, expressible
+    from test_architectures import aligned, expressible
 
     quiet_libraries()
     torch.set_num_threads(1)
@@ -47,12 +158,20 @@ def main() -> None:
     for row in ARCHITECTURES:
         model = tiny(row)
         lora = expressible(model)
-        names = find_decoder(model).names
-        ends = dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", name) for name in names)
-        before, after = (None, None) if row in SLOW else aligned(row)
+        ends = dict.fromkeys(ENDS.sub("", name) for name in find_decoder(model).names)
+        before, after = aligned(row)
         kinds = ", ".join(f"`{end}`" for end in ends)
-        text += f"| {row} | {kinds} | {_shown(before)} | {_shown(after)} | {'yes' if lora else 'no: fused experts'} |\n"
+        text += f"| {row} | {kinds} | {before:.3f} | {after:.3f} | {'yes' if lora else 'no: fused experts'} |\n"
         print(text.splitlines()[-1], flush=True)
+    more = ", ".join(name for name in sorted(MORE) if name not in HOOK_ONLY)
+    refused = "".join(f"| {name} | {why} |\n" for name, (_, why) in REFUSED.items())
+    text += FURTHER.format(more=more, hook=", ".join(HOOK_ONLY), refused=refused)
+    text += SIZES.format(iterations=ITERATIONS)
+    for name in PAPER:
+        s = measure(name, on_meta(name))
+        edited = ", ".join(f"`{end}` {shape[0]} x {shape[1]}" for end, shape in s.tensors)
+        sizes = " | ".join(f"{n / 1e6:.0f}" for n in (s.edit_bytes, s.adapter_bytes, s.merge_bytes))
+        text += f"| {name} | {s.sublayers}, {s.count} | {edited} | {s.outputs} | {sizes} |\n"
     (ROOT / "docs" / "architectures.md").write_text(text, encoding="utf-8")
 
 
