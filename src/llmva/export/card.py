@@ -19,9 +19,9 @@ HERE = "path/to/this/repository"  # until a push knows its name
 LIBRARY = {"lora": "peft", "merged": "transformers", "edit": "llmva"}
 RELATION = {"lora": "adapter", "merged": "finetune", "edit": "adapter"}
 WHAT = {
-    "lora": "a PEFT LoRA adapter that makes",
-    "merged": "a merged model: the base's weights with an edit that makes",
-    "edit": "an edit, two thin matrices a sublayer, that makes",
+    "lora": "a PEFT LoRA adapter that is to make",
+    "merged": "a merged model: the base's weights with an edit that is to make",
+    "edit": "an edit, two thin matrices a sublayer, that is to make",
 }
 METRICS = {"f1": "F1 (positive: answered)", "asr": "harmful prompts answered (ASR)", "orr": "benign refused (ORR)"}
 METHOD = f"""LLM-VA ([arXiv 2601.19487]({PAPER})): in each chosen sublayer, the direction along which the model decides
