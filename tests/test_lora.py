@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import tiny_model
-from llmva.errors import LlmvaError
+from llmva.errors import LlmvaError, UsageError
 from llmva.export.lora import export_lora, read_through
 from llmva.export.plan import make_plan
 from test_edit import far, logits
@@ -62,6 +62,7 @@ def test_peft_gives_the_edited_models_logits(config: str, rank: int | None, tmp_
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert settings["r"] == settings["lora_alpha"] == found["rank"]
     assert bool(settings["rank_pattern"]) == (rank is None)
+    assert any("ranks of their own" in warning for warning in found["warnings"]) == (rank is None)
     assert any("lora_B.bias" in warning for warning in found["warnings"]) == settings["lora_bias"]
     assert settings["lora_bias"] == (config in ("PhiConfig", "GPT2Config", "OPTConfig", "GPTNeoXConfig"))
 
@@ -82,7 +83,126 @@ def test_a_cut_rank_tells_its_true_error(tmp_path: Path) -> None:
         best = torch.linalg.svdvals(wanted)[2:].norm() / wanted.norm()
         assert errors[-1] == pytest.approx(float(best), abs=1e-6)
     assert found["truncation"] == pytest.approx(max(errors), abs=1e-6)
+    assert found["truncation_at"] == list(plan.edit.factors)[errors.index(max(errors))]
     assert "off by" in found["warnings"][0]
+
+
+def test_padding_adds_zeros_and_changes_nothing_else(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    made(tmp_path)
+    plan = make_plan(tmp_path)
+    found = export_lora(plan, tmp_path / "own")
+    padded = export_lora(plan, tmp_path / "padded", rank=16)
+    assert (padded["truncation"], padded["truncation_at"], padded["warnings"]) == (0.0, None, [])
+    assert found["rank"] < 16
+    with (
+        safe_open(tmp_path / "own" / "adapter_model.safetensors", "pt") as own,
+        safe_open(tmp_path / "padded" / "adapter_model.safetensors", "pt") as wide,
+    ):
+        assert own.metadata() == {"format": "pt"}
+        assert set(own.keys()) == set(wide.keys())
+        for key in own.keys():  # noqa: SIM118 (not a dict)
+            axis = 0 if "lora_A" in key else 1
+            tensor = wide.get_tensor(key)
+            k = own.get_tensor(key).shape[axis]
+            assert tensor.shape[axis] == 16
+            assert torch.equal(tensor.narrow(axis, 0, k), own.get_tensor(key))
+            assert not tensor.narrow(axis, k, 16 - k).any()
+
+
+def scale_in_llama_cpp(settings: dict[str, Any], A: Tensor) -> float:
+    """get_scale of its llama-adapter.h: the one alpha of the file over the rank of the tensor at hand."""
+    return float(settings["lora_alpha"]) / len(A)
+
+
+@pytest.mark.parametrize("rank", [None, 16])
+def test_one_rank_gives_one_scale_to_loaders_without_patterns(rank: int | None, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    made(tmp_path)
+    found = export_lora(make_plan(tmp_path), tmp_path / "adapter", rank=rank)
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    scales = {scale_in_llama_cpp(settings, A) for key, A in tensors.items() if "lora_A" in key}
+    assert (scales == {1.0}) == (rank is not None)
+    assert any("llama.cpp" in warning for warning in found["warnings"]) == (scales != {1.0})
+
+
+def test_an_earlier_iteration_has_its_own_adapter(tmp_path: Path) -> None:
+    model = made(tmp_path)
+    whole, plan = make_plan(tmp_path), make_plan(tmp_path, iteration=1, strength=1.5)
+    export_lora(plan, tmp_path / "adapter")
+    with plan.edit.apply(model):
+        wanted = logits(model)
+    with whole.edit.apply(model):
+        assert far(logits(model), wanted) > 1e-3
+    assert far(logits(with_adapter(model, tmp_path / "adapter")), wanted) < 1e-5
+
+
+def test_strength_0_is_the_base_at_any_rank(tmp_path: Path) -> None:
+    model = made(tmp_path)
+    plain = logits(model)
+    found = export_lora(make_plan(tmp_path, strength=0.0), tmp_path / "adapter", rank=2)
+    assert (found["truncation"], found["truncation_at"]) == (0.0, None)
+    assert far(logits(with_adapter(model, tmp_path / "adapter")), plain) < 1e-6
+
+
+@pytest.mark.parametrize("rank", [0, -8])
+def test_a_rank_below_one_is_refused(rank: int, tmp_path: Path) -> None:
+    made(tmp_path)
+    with pytest.raises(UsageError, match="choose 1 or more"):
+        export_lora(make_plan(tmp_path), tmp_path / "adapter", rank=rank)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    made(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError):
+        export_lora(make_plan(tmp_path), tmp_path / "adapter")
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["mine.txt"]
+
+
+def test_another_base_is_refused(tmp_path: Path) -> None:
+    made(tmp_path)
+    tiny_model(seed=5).save_pretrained(tmp_path / "base", max_shard_size="40KB")
+    with pytest.raises(LlmvaError, match="belongs to"):
+        export_lora(make_plan(tmp_path), tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("config", ["LlamaConfig", "PhiConfig", "GPT2Config", "OPTConfig"])
+def test_a_loaded_model_gives_the_adapter_that_its_checkpoint_gives(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of packed and .gguf bases, taken with weights that can be read, so that both ways can be compared."""
+    from safetensors.torch import load_file
+
+    import llmva.export.lora as lora
+
+    made(tmp_path, config, **DENSE[config])
+    plan = make_plan(tmp_path)
+    export_lora(plan, tmp_path / "read")
+    monkeypatch.setattr(lora, "_readable", lambda base: False)
+    export_lora(plan, tmp_path / "through")
+    wanted, got = (load_file(tmp_path / way / "adapter_model.safetensors") for way in ("read", "through"))
+    assert set(got) == set(wanted)
+    for key, tensor in wanted.items():
+        assert far(got[key], tensor) < 1e-5, key
+    settings = [json.loads((tmp_path / way / "adapter_config.json").read_text()) for way in ("read", "through")]
+    assert settings[0] == settings[1]
+    assert settings[0]["fan_in_fan_out"] == (config == "GPT2Config")
+
+
+def test_experts_of_a_loaded_model_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import llmva.export.lora as lora
+
+    made(tmp_path, "MixtralConfig", num_local_experts=4)
+    monkeypatch.setattr(lora, "_readable", lambda base: False)
+    with pytest.raises(LlmvaError, match=r"LoRA cannot express .*--as merged"):
+        export_lora(make_plan(tmp_path), tmp_path / "adapter")
 
 
 def test_experts_are_refused_and_merged_is_offered(tmp_path: Path) -> None:
@@ -116,6 +236,28 @@ def test_packed_projections_are_read_by_their_outputs(bias: bool) -> None:
     U = torch.randn(32, 5, generator=generator)
     found = read_through(Sealed(linear), 600, U, torch.float32)
     torch.testing.assert_close(found, U.T @ linear.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_large_bias_costs_packed_projections_no_precision_at_bfloat16() -> None:
+    """As a bias is on real packed linears, a parameter of their own: W + b rounds W away where b is the larger."""
+
+    class Biased(Sealed):
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__(linear)
+            self.bias = nn.Parameter(linear.bias.detach().clone())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self._linear[0].weight, self.bias)
+
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(600, 32).to(torch.bfloat16).requires_grad_(False)
+    linear.weight.copy_(0.02 * torch.randn(32, 600, generator=generator))
+    linear.bias.copy_(torch.randn(32, generator=generator))
+    U = torch.randn(32, 5, generator=generator)
+    packed = Biased(linear)
+    found = read_through(packed, 600, U, torch.bfloat16)
+    assert far(found, U.T @ linear.weight.float()) < 1e-5
+    assert torch.equal(packed.bias, linear.bias)
 
 
 def test_at_bfloat16_peft_is_no_farther_from_the_truth_than_rounded_weights(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llmva.edit import Factors
-from llmva.errors import LlmvaError
+from llmva.errors import LlmvaError, UsageError
 from llmva.export.card import card, embed
 from llmva.export.merged import fresh, in_workplace
 from llmva.export.plan import Plan
@@ -39,9 +39,11 @@ def export_lora(
             the error in `truncation` and in a warning. None keeps each module's own.
 
     Raises:
-        UsageError: `out` is there already.
+        UsageError: `out` is there already, or a rank below 1.
         LlmvaError: another base, or an edit that LoRA cannot express.
     """
+    if rank is not None and rank < 1:
+        raise UsageError(f"There is no adapter of rank {rank}: choose 1 or more.")
     progress = progress or Progress()
     out = fresh(out)
     progress.stage("reading the base")
@@ -50,12 +52,18 @@ def export_lora(
     if rank is not None:
         for name, part in parts.items():
             parts[name], errors[name] = _at_rank(part, rank)
-        worst = max(errors, key=errors.__getitem__)
-        if errors[worst] > 0:
-            warnings.append(
-                f"Rank {rank} is below what the edit needs: {worst} is off by {errors[worst]:.2%} of its change. "
-                "Leave --rank out, or choose a higher one, for the exact edit."
-            )
+    worst = max(errors, key=errors.__getitem__, default=None)
+    if worst is not None and errors[worst] > 0:
+        warnings.append(
+            f"Rank {rank} is below what the edit needs: {worst} is off by {errors[worst]:.2%} of its change. "
+            "Leave --rank out, or choose a higher one, for the exact edit."
+        )
+    if len({len(A) for A, _, _ in parts.values()}) > 1:
+        # llama.cpp divides the one alpha by each tensor's own rank, so it would amplify all but the widest modules
+        warnings.append(
+            "The modules have ranks of their own, which PEFT reads; llama.cpp would scale them wrongly and other "
+            "servers may refuse them. For those, choose one with --rank."
+        )
     biased = any(bias is not None for _, _, bias in parts.values())
     if biased:
         warnings.append(
@@ -82,6 +90,7 @@ def export_lora(
         "rank": max(ranks.values()),
         "modules": len(ranks),
         "truncation": max(errors.values(), default=0.0),
+        "truncation_at": worst if worst is not None and errors[worst] > 0 else None,
         "warnings": warnings,
         "peak_bytes": peak_bytes(),
     }
@@ -145,17 +154,21 @@ def _from_model(plan: Plan) -> tuple[bool, dict[str, Parts]]:
     model, _ = load_model(plan.base)
     plan.edit.apply(model).remove()  # tells another base
     found = {}
+    conv1d = False
     for module, f in plan.edit.factors.items():
         projection = model.get_submodule(module)
-        if not hasattr(projection, "in_features"):
+        turned = type(projection).__name__ == "Conv1D"  # which has nx and nf, and its weight as (in, out)
+        size = getattr(projection, "nx" if turned else "in_features", None)
+        if size is None:
             raise _inexpressible(module)
+        conv1d |= turned
         bias = getattr(projection, "bias", None)
         found[module] = (
-            read_through(projection, projection.in_features, f.U, model.dtype),
+            read_through(projection, size, f.U, model.dtype),
             f.V,
             None if bias is None else _moved(f, bias.detach().cpu()),
         )
-    return False, found
+    return conv1d, found
 
 
 def _moved(f: Factors, bias: Tensor) -> Tensor | None:
@@ -180,14 +193,23 @@ def read_through(projection: nn.Module, size: int, U: Tensor, dtype: torch.dtype
         dtype: what the projection computes in.
     """
     device = next((t.device for t in (*projection.parameters(), *projection.buffers())), torch.device("cpu"))
-    nothing = projection(torch.zeros(1, size, dtype=dtype, device=device)).float()
+    # without its bias: at bfloat16 the sum of a small weight and a large bias is rounded, and what is left after
+    # taking the bias away again is mostly that rounding
+    own = {**dict(projection.named_parameters(recurse=False)), **dict(projection.named_buffers(recurse=False))}
+    unbiased = {"bias": torch.zeros_like(own["bias"])} if own.get("bias") is not None else {}
+
+    def outputs(x: Tensor) -> Tensor:
+        y: Tensor = torch.func.functional_call(projection, unbiased, (x,)) if unbiased else projection(x)
+        return y.float()
+
+    nothing = outputs(torch.zeros(1, size, dtype=dtype, device=device))
     U = U.to(device)
     columns = []
     for start in range(0, size, ROWS):
         count = min(ROWS, size - start)
         unit = torch.zeros(count, size, dtype=dtype, device=device)
         unit[torch.arange(count), torch.arange(start, start + count)] = 1.0
-        columns.append(((projection(unit).float() - nothing) @ U).T.cpu())
+        columns.append(((outputs(unit) - nothing) @ U).T.cpu())
     return torch.cat(columns, 1).contiguous()
 
 
@@ -203,4 +225,5 @@ def _at_rank(part: Parts, rank: int) -> tuple[Parts, float]:
     left, values, right = torch.linalg.svd(Rb @ Ra.T)
     root = values[:rank].sqrt()
     cut = (root[:, None] * (right[:rank] @ Qa.T)).float(), ((Qb @ left[:, :rank]) * root).float(), bias
-    return cut, float(values[rank:].norm() / values.norm())
+    whole = float(values.norm())
+    return cut, float(values[rank:].norm()) / whole if whole else 0.0
