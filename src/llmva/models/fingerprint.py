@@ -47,19 +47,17 @@ def module_hash(module: nn.Module) -> str:
 
     Where it holds nothing to be read, over its outputs: such a hash is of the device and its kernels too.
     """
-    names = {writer.name for writer in find_writers(module, 0, prove=False)}
+    written = {writer.name for writer in find_writers(module, 0, prove=False)}
+    # not what else is in the state: bitsandbytes lays its scales out anew on their first use
+    names = written or {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     with _brought_in(module):
         try:
-            held = [(name, tensor_hash(t)) for name, t in module.state_dict().items() if _counts(name, t, names)]
+            held = [(n, tensor_hash(t)) for n, t in module.state_dict().items() if n in names and isinstance(t, Tensor)]
         except Exception:  # whatever a packed tensor raises that does not want to be read
-            if names:
+            if written:
                 raise
             held = []
         return parts_hash(held or [("outputs", _outputs_hash(module))])
-
-
-def _counts(name: str, value: Any, names: set[str]) -> bool:
-    return isinstance(value, Tensor) and (not names or name in names)
 
 
 @contextmanager
