@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from llmva.errors import UsageError
+from llmva.export.merged import edited_tensors
 from llmva.export.plan import Plan
 from llmva.models.checkpoint import Checkpoint
 
@@ -19,27 +20,29 @@ def diff(plan: Plan) -> list[dict[str, Any]]:
     if plan.base.endswith(".gguf"):
         raise UsageError("A .gguf holds no tensors under their own names: export with --as merged and compare.")
     checkpoint = Checkpoint.open(plan.base)
-    checkpoint.check(plan.edit.base, plan.edit.factors)
+    ranks: dict[int, int] = {}  # by the identity of the factors, which experts share
     rows = []
-    for module, places in checkpoint.writers_of(plan.edit.factors).items():
-        f = plan.edit.factors[module]
+    for name, (axis, f) in edited_tensors(checkpoint, plan).items():
         V, U = f.V.double(), f.U.double()
-        rank = int(torch.linalg.matrix_rank(torch.linalg.qr(V).R @ torch.linalg.qr(U).R.T, rtol=1e-6))
-        for place in places:
-            weight = checkpoint.tensor(place.name)
+        if id(f) not in ranks:
+            ranks[id(f)] = int(torch.linalg.matrix_rank(torch.linalg.qr(V).R @ torch.linalg.qr(U).R.T, rtol=1e-6))
+        weight = checkpoint.tensor(name)
+        inner, square, base = V.T @ V, 0.0, 0.0
+        for part in weight if weight.ndim == 3 else [weight]:  # an expert at a time, so that float32 copies are small
+            wide = part.float()
             # |V (U^T W)|_F^2 = tr((V^T V) (A A^T)), A = U^T W: no matrix of W's size is made in float64
-            wide = weight.float()
-            A = (wide @ f.U).mT if place.axis == -1 and wide.ndim > 1 else f.U.T @ wide
-            A = A.double().reshape(*A.shape[:-1], -1) if wide.ndim > 1 else A.double()[:, None]
-            square = ((V.T @ V) * (A @ A.mT)).sum()
-            rows.append(
-                {
-                    "tensor": place.name,
-                    "shape": list(weight.shape),
-                    "dtype": str(weight.dtype).removeprefix("torch."),
-                    "norm": float(square.clamp_min(0).sqrt()),
-                    "base_norm": float(wide.norm()),
-                    "rank": rank,
-                }
-            )
+            A = (wide @ f.U).mT if axis == -1 and wide.ndim > 1 else f.U.T @ wide
+            A = A.double().reshape(len(inner), -1)
+            square += float((inner * (A @ A.mT)).sum())
+            base += float(wide.norm()) ** 2
+        rows.append(
+            {
+                "tensor": name,
+                "shape": list(weight.shape),
+                "dtype": str(weight.dtype).removeprefix("torch."),
+                "norm": max(square, 0.0) ** 0.5,
+                "base_norm": base**0.5,
+                "rank": ranks[id(f)],
+            }
+        )
     return rows

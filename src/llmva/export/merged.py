@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -49,19 +50,9 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
     else:
         progress.stage("reading the base")
         checkpoint = Checkpoint.open(plan.base)
-        if checkpoint.packed:
-            raise LlmvaError(
-                f"The weights of '{plan.title}' are packed: serve the edit by hook, or give the unpacked model with "
-                "--base."
-            )
-        checkpoint.check(plan.edit.base, plan.edit.factors)
-        edited = {
-            place.name: (place.axis, plan.edit.factors[module])
-            for module, places in checkpoint.writers_of(plan.edit.factors).items()
-            for place in places
-        }
+        edited = edited_tensors(checkpoint, plan)
         others = _others(checkpoint.folder)
-        _check_disk(out, [*checkpoint.files, *others])
+        _check_disk(out, sum(file.stat().st_size for file in [*checkpoint.files, *others]))
         with in_workplace(out) as work:
             changed = len(edited)
             for index, file in enumerate(checkpoint.files):
@@ -84,6 +75,26 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
         "seconds": round(time.monotonic() - started, 2),
         "peak_bytes": peak_bytes(),
     }
+
+
+def edited_tensors(checkpoint: Checkpoint, plan: Plan) -> dict[str, tuple[int, Factors]]:
+    """The tensors that the edit changes: the axis that runs over the outputs, and the map.
+
+    Raises LlmvaError where the checkpoint is another base, packed, or lacks some of them.
+    """
+    checkpoint.check(plan.edit.base, plan.edit.factors)
+    edited = {
+        place.name: (place.axis, plan.edit.factors[module])
+        for module, places in checkpoint.writers_of(plan.edit.factors).items()
+        for place in places
+    }
+    for name, (axis, f) in edited.items():
+        if (wide := checkpoint.stored[name].shape[axis]) != len(f.V):
+            raise LlmvaError(
+                f"The edit is {len(f.V)} wide and {name} of '{plan.base}' {wide}: give the edit's own model with "
+                "--base."
+            )
+    return edited
 
 
 def fresh(out: str | Path) -> Path:
@@ -134,8 +145,8 @@ def _others(folder: Path) -> list[Path]:
     return found
 
 
-def _check_disk(out: Path, files: list[Path]) -> None:
-    needed = sum(file.stat().st_size for file in files) + MARGIN
+def _check_disk(out: Path, size: int) -> None:
+    needed = size + MARGIN
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise LlmvaError(
@@ -145,16 +156,25 @@ def _check_disk(out: Path, files: list[Path]) -> None:
 
 
 def _write_shard(checkpoint: Checkpoint, source: Path, target: Path, edited: dict[str, tuple[int, Factors]]) -> None:
-    """Copy the file up to the next changed tensor, write that one, and so on."""
-    with source.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
+    """Copy the file up to the next changed tensor, which a second thread computes meanwhile, write that, and so on."""
+    changed = [(name, place) for name, place in in_file_order(checkpoint.stored, source) if name in edited]
+
+    def compute(name: str) -> Tensor:
+        axis, f = edited[name]
+        return left_map(checkpoint.tensor(name), axis, f.V, f.U)
+
+    with (
+        source.open("rb", buffering=0) as reader,
+        target.open("wb", buffering=0) as writer,
+        ThreadPoolExecutor(1) as worker,
+    ):
         done = 0
-        for name, place in in_file_order(checkpoint.stored, source):
-            if name not in edited:
-                continue
+        for name, place in changed:
+            coming = worker.submit(compute, name)  # not earlier: one changed tensor in memory at a time
             _copy(reader.fileno(), writer.fileno(), done, place.begin)
-            axis, f = edited[name]
-            _write(writer.fileno(), place.begin, left_map(checkpoint.tensor(name), axis, f.V, f.U))
+            _write(writer.fileno(), place.begin, coming.result())
             done = place.end
+            del coming
         _copy(reader.fileno(), writer.fileno(), done, source.stat().st_size)
 
 
@@ -184,6 +204,7 @@ def _from_gguf(plan: Plan, work: Path) -> int:
 
     model, tokenizer = load_model(plan.base, device="cpu")
     plan.edit.bake(model)
+    _check_disk(work, sum(p.numel() * p.element_size() for p in model.parameters()))
     model.save_pretrained(work)
     tokenizer.save_pretrained(work)
     (work / "config.json").rename(work / "config.json.part")

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.models.fingerprint import parts_hash, slices_hash, tensor_hash
+from llmva.models.fingerprint import HASHED_VALUES, parts_hash, slices_hash, tensor_hash
 from llmva.models.load import auto_class
-from llmva.models.writers import PLAIN, find_writers
+from llmva.models.writers import PLAIN, Writer, find_writers
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -56,7 +56,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, stored: Mapping[str, Stored], config: Any) -> None:
         self.folder, self.stored, self.config = folder, stored, config
-        self._known: tuple[Any, dict[str, list[str]], set[str]] | None = None
+        self._known: tuple[Any, dict[str, list[str]], dict[str, list[Any]]] | None = None
 
     @classmethod
     def open(cls, source: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
@@ -87,7 +87,8 @@ class Checkpoint:
 
     @property
     def packed(self) -> bool:
-        return getattr(self.config, "quantization_config", None) is not None
+        configs = (self.config, self.config.get_text_config())
+        return any(getattr(config, "quantization_config", None) is not None for config in configs)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, in a buffer of its own."""
@@ -108,98 +109,118 @@ class Checkpoint:
 
     def writers_of(self, modules: Iterable[str]) -> dict[str, list[Place]]:
         """For each edited module, the tensors that carry its output. Raises LlmvaError where they are not all there."""
-        model, sources, transposed = self._model()
-        found = {}
-        by_name = dict(model.named_modules())
-        for module in modules:
-            if module not in by_name:
-                raise LlmvaError(f"The edit has a sublayer {module}, and '{self.folder.name}' has none: give its base.")
-            width = int(self.config.get_text_config().hidden_size)
-            writers = find_writers(by_name[module], width, prove=False)
-            places = []
-            for writer in writers:
-                parameter = f"{module}.{writer.name}"
-                whole = tuple(model.get_parameter(parameter).shape)
-                for name in sources.get(parameter, []):
-                    places.append(Place(name, self._axis(name, whole, writer.axis, name in transposed)))
-            covered = {w.name for w in writers if sources.get(f"{module}.{w.name}")}
-            if not writers or covered != {w.name for w in writers}:
-                raise LlmvaError(
-                    f"The weights of {module} are packed or missing in '{self.folder.name}': serve the edit by hook, "
-                    "or give the unpacked model with --base."
-                )
-            found[module] = places
-        return found
+        if self.packed:
+            raise LlmvaError(
+                f"The weights of '{self.folder.name}' are packed: serve the edit by hook or export it --as lora, or "
+                "give the unpacked model with --base."
+            )
+        return {
+            module: [
+                Place(name, self._axis(name, f"{module}.{writer.name}", writer.axis))
+                for writer in self._writers(module)
+                for name in self._sources(f"{module}.{writer.name}")
+            ]
+            for module in modules
+        }
 
     def check(self, base: Mapping[str, Any], modules: Iterable[str]) -> None:
-        """Raises LlmvaError if the edit with this `base` was fitted on another model."""
-        model, sources, transposed = self._model()
+        """Raises LlmvaError if the edit with this `base` was fitted on another model, or this one is not whole."""
+        modules = list(modules)
+        self.writers_of(modules)  # what is packed or missing is not another model
         hashes = base.get("hashes", {})
-        by_name = dict(model.named_modules())
         for module in modules:
-            if module not in hashes or module not in by_name:
-                continue
-            parts = []
-            for writer in find_writers(by_name[module], 0, prove=False):
-                names = sources.get(f"{module}.{writer.name}", [])
-                whole = model.get_parameter(f"{module}.{writer.name}").shape
-                parts.append((writer.name, self._hash(names, len(whole), transposed)))
-            here = parts_hash(parts)
-            if here != hashes[module]:
+            parts = [(w.name, self._hash(f"{module}.{w.name}")) for w in self._writers(module) if module in hashes]
+            if module in hashes and (here := parts_hash(parts)) != hashes[module]:
                 raise LlmvaError(
                     f"The edit belongs to the model '{base.get('model')}', whose {module} has hash {hashes[module]}, "
                     f"and that of '{self.folder.name}' has {here}: give the edit's own model with --base."
                 )
 
-    def _hash(self, names: list[str], ndim: int, transposed: set[str]) -> str:
-        from llmva.models.fingerprint import HASHED_VALUES
+    def _writers(self, module: str) -> tuple[Writer, ...]:
+        known = self._model()[0]
+        try:
+            found = known.get_submodule(module)
+        except AttributeError as error:
+            raise LlmvaError(
+                f"The edit has a sublayer {module}, and '{self.folder.name}' has none: give its base."
+            ) from error
+        writers = find_writers(found, int(self.config.get_text_config().hidden_size), prove=False)
+        if not writers:
+            raise LlmvaError(f"The weights of {module} are of a layout that cannot be edited: serve the edit by hook.")
+        return writers
+
+    def _sources(self, parameter: str) -> list[str]:
+        """The tensors that make up a parameter: one, or an expert each. Raises LlmvaError where some are missing."""
+        model, sources, _ = self._model()
+        names, whole = sources.get(parameter, []), model.get_parameter(parameter).shape
+        wanted = whole[0] if names and len(self.stored[names[0]].shape) < len(whole) else 1
+        if len(names) != wanted:
+            raise LlmvaError(
+                f"'{self.folder.name}' holds {len(names)} tensors of {parameter}, where {wanted} belong: download the "
+                "model again or, if its weights are packed, serve the edit by hook."
+            )
+        return names
+
+    def _hash(self, parameter: str) -> str:
+        """As `tensor_hash` of the parameter in memory."""
+        names = self._sources(parameter)
 
         def read(name: str) -> Tensor:
             tensor = self.tensor(name)
-            return tensor.transpose(-1, -2).contiguous() if name in transposed else tensor
+            return tensor.mT.contiguous() if self._turned(name, parameter) else tensor
 
-        if ndim == 3 and len(self.stored[names[0]].shape) == 2:  # an expert a tensor
-            return slices_hash(tensor_hash(read(n), max(HASHED_VALUES // len(names), 4096)) for n in names)
-        return tensor_hash(read(names[0]))
+        if len(names) == 1:
+            return tensor_hash(read(names[0]))
+        if len(self.stored[names[0]].shape) == 1:  # a bias an expert, which are small
+            return tensor_hash(torch.stack([read(name) for name in names]))
+        return slices_hash(tensor_hash(read(name), max(HASHED_VALUES // len(names), 4096)) for name in names)
 
-    def _axis(self, name: str, whole: tuple[int, ...], axis: int, transposed: bool) -> int:
-        place = self.stored[name]
-        if DTYPES.get(place.dtype) not in PLAIN:
+    def _axis(self, name: str, parameter: str, axis: int) -> int:
+        """The axis of the tensor that is `axis` of the parameter."""
+        if DTYPES.get(self.stored[name].dtype) not in PLAIN:
             raise LlmvaError(
-                f"{name} is packed as {place.dtype}: serve the edit by hook, or give the unpacked model with --base."
+                f"{name} is packed as {self.stored[name].dtype}: serve the edit by hook, or give the unpacked model "
+                "with --base."
             )
-        wanted = whole[-len(place.shape) :]
-        turned = (*wanted[:-2], *reversed(wanted[-2:]))
-        if place.shape != (turned if transposed else wanted):
-            raise LlmvaError(f"{name} has the shape {list(place.shape)}, which its config does not explain.")
-        return (-3 - axis) if transposed else axis
+        return -3 - axis if self._turned(name, parameter) else axis
 
-    def _model(self) -> tuple[Any, dict[str, list[str]], set[str]]:
-        """The model on the meta device; parameter -> its tensors in order; tensors stored the other way round."""
+    def _turned(self, name: str, parameter: str) -> bool:
+        """Whether the tensor has its last two axes the other way round. Raises LlmvaError where that cannot be told."""
+        model, _, operations = self._model()
+        shape, whole = self.stored[name].shape, tuple(model.get_parameter(parameter).shape)
+        wanted = whole[-len(shape) :]
+        kinds = {type(operation).__name__: operation for operation in operations[name]}
+        turn = kinds.get("Transpose")
+        turned = len(shape) > 1 and turn is not None and not (turn.check_dims and shape == wanted)
+        if kinds.keys() - {"MergeModulelist", "Transpose"} or shape != (
+            (*wanted[:-2], *reversed(wanted[-2:])) if turned else wanted
+        ):
+            raise LlmvaError(
+                f"{name}, of the shape {list(shape)}, is stored in a way that is unknown for {parameter}, of the shape "
+                f"{list(whole)}: download the model again, or serve the edit by hook."
+            )
+        return turned
+
+    def _model(self) -> tuple[Any, dict[str, list[str]], dict[str, list[Any]]]:
+        """The model on the meta device; parameter -> its tensors in order; tensor -> what transformers does to it."""
         if self._known is None:
             from transformers.conversion_mapping import get_model_conversion_mapping
-            from transformers.core_model_loading import Transpose, WeightConverter, rename_source_key
+            from transformers.core_model_loading import WeightConverter, rename_source_key
 
             with torch.device("meta"):
                 model = auto_class(self.config).from_config(self.config)
             mapping = get_model_conversion_mapping(model)
             converters = [t for t in mapping if isinstance(t, WeightConverter)]
             renamings: Any = [t for t in mapping if not isinstance(t, WeightConverter)]
-            turned = {
-                pattern
-                for converter in converters
-                if any(isinstance(operation, Transpose) for operation in converter.operations)
-                for pattern in converter.source_patterns
-            }
+            by_pattern = {pattern: c.operations for c in converters for pattern in c.source_patterns}
             state = model.state_dict()
             sources: dict[str, list[str]] = {}
-            transposed = set()
+            operations: dict[str, list[Any]] = {}
             for name in sorted(self.stored, key=_natural):
                 target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
                 sources.setdefault(target, []).append(name)
-                if pattern in turned:
-                    transposed.add(name)
-            self._known = model, sources, transposed
+                operations[name] = by_pattern[pattern] if pattern is not None else []
+            self._known = model, sources, operations
         return self._known
 
 
@@ -252,20 +273,24 @@ def read_header(file: Path) -> tuple[int, dict[str, Stored]]:
         try:
             header = json.loads(stream.read(length))
             begin = 8 + length
-            stored = {
-                name: Stored(
-                    file, entry["dtype"], tuple(entry["shape"]), *(begin + int(o) for o in entry["data_offsets"])
-                )
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
+            stored = {name: _entry(file, begin, entry) for name, entry in header.items() if name != "__metadata__"}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise broken from error
-    for place in stored.values():
+    last = begin
+    for place in sorted(stored.values(), key=lambda place: (place.begin, place.end)):
         bits = DTYPES[place.dtype].itemsize * math.prod(place.shape) if place.dtype in DTYPES else None
-        if not begin <= place.begin <= place.end <= size or (bits is not None and bits != place.end - place.begin):
+        if not last <= place.begin <= place.end <= size or (bits is not None and bits != place.end - place.begin):
             raise broken
+        last = place.end
     return begin, stored
+
+
+def _entry(file: Path, begin: int, entry: Any) -> Stored:
+    first, last = entry["data_offsets"]
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    if not isinstance(dtype, str) or any(type(n) is not int or n < 0 for n in (first, last, *shape)):
+        raise ValueError("no tensor")
+    return Stored(file, dtype, shape, begin + first, begin + last)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
