@@ -211,12 +211,11 @@ class Edit:
             raise broken("no base model")
         if best is not None and (type(best) is not int or not 0 <= best <= LAST):
             raise broken(f"best iteration {_short(best)}")
+        factors, hashes = _factors(tensors, broken), base.get("hashes")
         # a name that was not hashed may be a module that nothing calls, whose hook would do nothing
-        if (hashes := base.get("hashes")) and (
-            strange := [key for key in names if key.rsplit(".", 1)[0] not in hashes]
-        ):
+        if hashes and (strange := [name for name in factors if name not in hashes]):
             raise broken(f"{_short(strange[0])[1:-1]} is of no sublayer of its base model")
-        return cls(_factors(tensors, broken), base, best)
+        return cls(factors, base, best)
 
 
 def edit_file(path: str | Path) -> Path:
