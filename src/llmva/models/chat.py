@@ -38,7 +38,9 @@ def input_device(model: Any) -> torch.device:
     """Where token ids go: to the input embedding, or where accelerate brings an offloaded one."""
     embedding = model.get_input_embeddings()
     device: torch.device = embedding.weight.device
-    return torch.device(embedding._hf_hook.execution_device) if device.type == "meta" else device
+    if device.type == "meta":
+        return torch.device(getattr(getattr(embedding, "_hf_hook", None), "execution_device", "cpu"))
+    return device
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

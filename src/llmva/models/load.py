@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,8 +124,6 @@ def _bits(quantize: str, compute: torch.dtype) -> Any:
 
     make: Any = BitsAndBytesConfig
     if quantize == "8bit":
-        # it says at every call that it computes in float16
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return make(load_in_8bit=True)
     return make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
