@@ -122,6 +122,11 @@ def seeds(model: Tiny) -> list[bytes]:
     return found
 
 
+def evil(rng: random.Random) -> Any:
+    """A copy, since what holds it may be changed again."""
+    return copy.deepcopy(rng.choice(EVIL))
+
+
 # -- breaking an edit ------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +189,7 @@ def header_length(data: bytes, rng: random.Random) -> bytes:
 
 
 def number(rng: random.Random, like: int) -> Any:
-    return rng.choice((like - 1, like + 1, like * 2, rng.randrange(200), *(rng.choice(EVIL) for _ in range(3))))
+    return rng.choice((like - 1, like + 1, like * 2, rng.randrange(200), *(evil(rng) for _ in range(3))))
 
 
 def tensors(data: bytes, rng: random.Random) -> bytes:
@@ -198,7 +203,7 @@ def tensors(data: bytes, rng: random.Random) -> bytes:
         name, facts = header[i]
         kind = rng.randrange(9)
         if not isinstance(facts, dict) or not {"shape", "dtype", "data_offsets"} <= facts.keys() or kind == 0:
-            header[i] = (name, rng.choice(EVIL))
+            header[i] = (name, evil(rng))
         elif kind == 1 and isinstance(facts["shape"], list) and facts["shape"]:
             facts["shape"][rng.randrange(len(facts["shape"]))] = number(rng, WIDTH)
         elif kind == 2:
@@ -216,7 +221,7 @@ def tensors(data: bytes, rng: random.Random) -> bytes:
         elif kind == 7:
             del header[i]
         else:
-            facts[rng.choice(("x", "shape", "dtype"))] = rng.choice(EVIL)
+            facts[rng.choice(("x", "shape", "dtype"))] = evil(rng)
     return whole(header, note, body, rng)
 
 
@@ -267,12 +272,12 @@ def metadata(data: bytes, rng: random.Random) -> bytes:
     kind = rng.randrange(10)
     if kind < 3:
         i = rng.randrange(len(note))
-        note[i] = (note[i][0], rng.choice(EVIL))
+        note[i] = (note[i][0], evil(rng))
     elif kind < 6:
         base = dict(note)["base"]
         keys = ["model", "sha256", "model_type", "blocks", "hidden_size", "parameters", "hashes", "dtype", "x"]
         for _ in range(rng.choice((1, 2))):
-            base[rng.choice(keys)] = rng.choice(EVIL)
+            base[rng.choice(keys)] = evil(rng)
     elif kind == 6:
         name, value = rng.choice(note)
         note.append((name, rng.choice((value, *rng.sample(EVIL, 3)))))
@@ -404,7 +409,7 @@ def broken_run(rng: random.Random) -> bytes:
             if rng.random() < 0.2:
                 del spot[key]
             else:
-                spot[key] = rng.choice(EVIL)
+                spot[key] = evil(rng)
             break
     data = json.dumps(record, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
     kind = rng.randrange(10)
