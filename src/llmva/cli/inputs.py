@@ -105,7 +105,7 @@ def quiet_libraries(*names: str) -> None:
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for name in ("huggingface_hub", "datasets", "httpx", "transformers"):
+    for name in ("huggingface_hub", "datasets", "httpx", "transformers", "accelerate", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
