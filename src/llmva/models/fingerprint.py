@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -52,12 +53,23 @@ def module_hash(module: nn.Module) -> str:
     names = written or {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     with _brought_in(module):
         try:
-            held = [(n, tensor_hash(t)) for n, t in module.state_dict().items() if n in names and isinstance(t, Tensor)]
+            state = _to_be_saved(module).state_dict()
+            held = [(n, tensor_hash(t)) for n, t in state.items() if n in names and isinstance(t, Tensor)]
         except Exception:  # whatever a packed tensor raises that does not want to be read
             if written:
                 raise
             held = []
         return parts_hash(held or [("outputs", _outputs_hash(module))])
+
+
+def _to_be_saved(module: nn.Module) -> nn.Module:
+    """`module`, or a copy where reading its state would harm it.
+
+    On CPUs bitsandbytes lays 4-bit weights out anew for use, and lays them back for saving, but not their scales.
+    """
+    states = (getattr(parameter, "quant_state", None) for parameter in module.parameters())
+    relaid = any(getattr(state, "packing_format_for_cpu", False) for state in states)
+    return copy.deepcopy(module) if relaid else module
 
 
 @contextmanager
@@ -99,4 +111,9 @@ def fingerprint(decoder: Decoder, name: str) -> dict[str, Any]:
         "hashes": {sublayer.name: module_hash(sublayer.projection) for sublayer in decoder.sublayers},
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return {"model": name, "sha256": digest, **facts}
+    return {"model": name, "quantize": _quantised(decoder.model), "sha256": digest, **facts}
+
+
+def _quantised(model: Any) -> str | None:
+    """How bitsandbytes packed the model when it was loaded, as `load_model` takes it; None where it did not."""
+    return next((bits for bits in ("4bit", "8bit") if getattr(model, f"is_loaded_in_{bits}", False)), None)
