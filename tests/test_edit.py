@@ -578,3 +578,10 @@ def test_a_folder_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(LlmvaError, match="cannot be written"):
         Edit().save(tmp_path / "file" / "edit.safetensors")
+
+
+def test_a_sublayer_that_is_never_called_is_an_error(model: Any) -> None:
+    """A hook on a list of modules would sit there for ever: the edit would do nothing without a word."""
+    edit = Edit().then("model.layers", torch.ones(32), torch.ones(32), 1)
+    with pytest.raises(LlmvaError, match=r"no sublayer model\.layers"):
+        edit.apply(model)

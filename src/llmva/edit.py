@@ -126,7 +126,8 @@ class Edit:
 
     def _projections(self, model: nn.Module, names: Mapping[str, Factors], check: bool) -> dict[str, Any]:
         modules = dict(model.named_modules())
-        missing = [name for name in names if name not in modules]
+        # a list of modules has a name too, and a hook on it would never be called
+        missing = [n for n in names if n not in modules or type(modules[n]).forward is nn.Module.forward]
         if missing:
             raise LlmvaError(f"The edit belongs to {self._title()}: this model has no sublayer {missing[0]}.")
         if check:

@@ -143,7 +143,7 @@ def read_run(directory: Path) -> dict[str, Any]:
                 f"'{path}' is of format version {record['version']} and this llmva reads {VERSION}: update llmva."
             )
         _check_fields(record)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"'{path}' is no run of llmva: choose another folder or pass --restart.") from error
     return dict(record)
 

@@ -39,11 +39,18 @@ JudgeName = Annotated[str, typer.Option("--judge", help="who decides whether an 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32")]
 DeviceMap = Annotated[Optional[str], typer.Option("--device-map", help="spread the model over devices: auto")]  # noqa: UP045
+Quantize = Annotated[str, typer.Option("--quantize", help="none, or 4bit or 8bit to pack the weights by bitsandbytes")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="run code that the model brings along")]
 BatchTokens = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--batch-tokens", min=1, help="tokens in a batch; chosen by memory unless given"),
 ]
+
+
+def _loading(device: str, dtype: str, device_map: str | None, quantize: str, trust: bool) -> dict[str, Any]:
+    """What `load_model` takes beside the name."""
+    given: dict[str, Any] = {"device": device, "dtype": dtype, "device_map": device_map, "quantize": quantize}
+    return {**given, "trust_remote_code": trust}
 
 
 @app.command()
@@ -77,6 +84,7 @@ def align(
     device: Device = "auto",
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
+    quantize: Quantize = "none",
     batch_tokens: BatchTokens = None,
     trust_remote_code: Trust = False,
     json_: Json = False,
@@ -108,7 +116,7 @@ def align(
         judge=judge,
         seed=seed,
         restart=restart,
-        loading={"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code},
+        loading=_loading(device, dtype, device_map, quantize, trust_remote_code),
         batch_tokens=batch_tokens,
         json=json_,
         quiet=quiet,
@@ -144,6 +152,7 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
+    quantize: Quantize = "none",
     batch_tokens: BatchTokens = None,
     trust_remote_code: Trust = False,
     json_: Json = False,
@@ -165,7 +174,7 @@ def evaluate(
         judge=judge,
         max_new_tokens=max_new_tokens,
         seed=seed,
-        loading={"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code},
+        loading=_loading(device, dtype, device_map, quantize, trust_remote_code),
         batch_tokens=batch_tokens,
         json=json_,
         quiet=quiet,
@@ -187,6 +196,7 @@ def chat(
     device: Device = "auto",
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
+    quantize: Quantize = "none",
     trust_remote_code: Trust = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -202,7 +212,7 @@ def chat(
         iteration=iteration,
         strength=strength,
         max_new_tokens=max_new_tokens,
-        loading={"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code},
+        loading=_loading(device, dtype, device_map, quantize, trust_remote_code),
         json=json_,
         quiet=quiet,
     )
@@ -273,6 +283,7 @@ def verify(
     device: Device = "auto",
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
+    quantize: Quantize = "none",
     trust_remote_code: Trust = False,
     seed: Seed = 42,
     json_: Json = False,
@@ -287,7 +298,7 @@ def verify(
     code = run_verify(
         base,
         artefacts,
-        loading={"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code},
+        loading=_loading(device, dtype, device_map, quantize, trust_remote_code),
         json=json_,
         quiet=quiet,
     )

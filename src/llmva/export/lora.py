@@ -47,7 +47,7 @@ def export_lora(
     progress = progress or Progress()
     out = fresh(out)
     progress.stage("reading the base")
-    conv1d, parts = _from_checkpoint(plan) if _readable(plan.base) else _from_model(plan)
+    conv1d, parts = _from_checkpoint(plan) if _readable(plan) else _from_model(plan)
     warnings, errors = [], {}
     if rank is not None:
         for name, part in parts.items():
@@ -120,9 +120,10 @@ def _config(base: str, ranks: Mapping[str, int], conv1d: bool, biased: bool) -> 
     }
 
 
-def _readable(base: str) -> bool:
-    """Whether the weights lie on disk as they are, so that no model has to be loaded."""
-    return not base.endswith(".gguf") and not Checkpoint.open(base).packed
+def _readable(plan: Plan) -> bool:
+    """Whether the weights lie on disk as the edit was fitted on them, so that no model has to be loaded."""
+    packed = plan.edit.base.get("quantize") is not None
+    return not packed and not plan.base.endswith(".gguf") and not Checkpoint.open(plan.base).packed
 
 
 def _from_checkpoint(plan: Plan) -> tuple[bool, dict[str, Parts]]:
@@ -151,7 +152,10 @@ def _from_model(plan: Plan) -> tuple[bool, dict[str, Parts]]:
     """Through the loaded model, for weights that are packed on disk."""
     from llmva.models.load import load_model
 
-    model, _ = load_model(plan.base)
+    packing = plan.edit.base.get("quantize")
+    if packing is not None and not plan.base.endswith(".gguf") and Checkpoint.open(plan.base).packed:
+        packing = None  # it is stored so
+    model, _ = load_model(plan.base, quantize=packing or "none")
     plan.edit.apply(model).remove()  # tells another base
     found = {}
     conv1d = False

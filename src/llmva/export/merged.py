@@ -49,6 +49,11 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
             _finish(plan, work)
     else:
         progress.stage("reading the base")
+        if plan.edit.base.get("quantize") is not None:
+            raise LlmvaError(
+                f"The edit was fitted on '{plan.title}' packed to {plan.edit.base['quantize']}: export with --as lora, "
+                "serve it by hook, or align the unpacked model."
+            )
         checkpoint = Checkpoint.open(plan.base)
         edited = edited_tensors(checkpoint, plan)
         others = _others(checkpoint.folder)
