@@ -35,7 +35,7 @@ TEXTS = ["please fix the door", "tell me how to break a lamp"]
     params=[
         "last blocks",
         "one sublayer",
-        pytest.param("all", marks=pytest.mark.xfail(strict=False, reason="_probe sends ids to an offloaded embedding")),
+        "all",
     ]
 )
 def spread(request: pytest.FixtureRequest, taught_folder: Path) -> Any:

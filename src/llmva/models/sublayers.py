@@ -18,6 +18,8 @@ import torch
 from torch import nn
 
 from llmva.errors import LlmvaError, UsageError
+from llmva.models.chat import input_device
+from llmva.models.writers import is_linear
 
 # Ends of names, inside a block, of the projection that writes a sublayer's output.
 ATTENTION = (
@@ -184,7 +186,7 @@ def _probe(model: Any, blocks: nn.ModuleList) -> list[dict[str, torch.Tensor]]:
     size = int(text_config(model).vocab_size)
     ids = (torch.arange(1, PROBE_TOKENS + 1) * 7919 % size).unsqueeze(0)
     with hooked(handles):
-        model(input_ids=ids.to(model.get_input_embeddings().weight.device), use_cache=False)
+        model(input_ids=ids.to(input_device(model)), use_cache=False)
     for index, record in enumerate(records):
         if not record["output"].isfinite().all():
             kind = str(model.dtype).removeprefix("torch.")
@@ -245,19 +247,13 @@ def _proved(block: nn.Module, named: Pair | None, record: dict[str, torch.Tensor
         best = min(misfits, key=misfits.__getitem__, default=None)
         if best is not None and misfits[best] <= 1:
             return (named[0][0], best[0]), (named[1][0], best[1])
-    linear = [
-        n for n, m in block.named_modules() if n in record and getattr(m, "weight", None) is not None and _is_linear(m)
-    ]
+    linear = [n for n, m in block.named_modules() if n in record and is_linear(m)]
     pairs = [(a, b) for i, a in enumerate(linear) for b in linear[i + 1 :]]
     fitting = [pair for pair in pairs if _misfit(record, *pair, epsilon) <= 1]
     if len(fitting) != 1:
         return None
     ((attention, mlp),) = fitting
     return (attention, attention), (mlp, mlp)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def contiguous_head(model: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # weights that are what they say
 LAST = ("down_proj", "w2", "fc2", "c_proj", "output_linear", "dense_4h_to_h", "fc_out", "linear_2", "wo")
-CHUNK = 2**22  # values of a weight that are held in float32 at once
+CHUNK = 2**19  # values of a weight that are held in float32 at once
 PROBES = 16
 
 
@@ -115,30 +115,35 @@ def _proved(module: nn.Module, writers: tuple[Writer, ...], width: int) -> bool:
 
 
 @torch.no_grad()
-def left_map(weight: Tensor, axis: int, V: Tensor, U: Tensor) -> Tensor:
+def left_map(weight: Tensor, axis: int, V: Tensor, U: Tensor, *, out: Tensor | None = None) -> Tensor:
     """`weight` with I + V U^T applied along its outputs: same shape, dtype and device, rounded once.
 
     Args:
         weight: [d], [.., d, in] or [.., in, d].
         axis: -2 or -1, where d stands.
         V, U: [d, k].
+        out: where to write; may be `weight` itself. None makes a new tensor.
 
-    The arithmetic is float32 and done in parts, so that beside the result only a few MB are needed.
+    The arithmetic is float32 and done a few rows at a time: they stay in the processor's cache, and beside the result
+    only a few MB are needed.
     """
     V, U = V.to(weight.device, torch.float32), U.to(weight.device, torch.float32)
-    result = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    result = torch.empty_like(weight, memory_format=torch.contiguous_format) if out is None else out
     if weight.ndim == 1:
         wide = weight.float()
         return result.copy_(wide + V @ (U.T @ wide))
-    slices = weight.reshape(-1, *weight.shape[-2:])
-    targets = result.view(-1, *weight.shape[-2:])
-    size = max(1, CHUNK // V.shape[0])
+    size = max(1, CHUNK // max(1, weight.shape[-1]))
+    slices, targets = weight.reshape(-1, *weight.shape[-2:]), result.view(-1, *weight.shape[-2:])
     for source, target in zip(slices, targets, strict=True):
-        other = -1 if axis == -2 else 0  # the axis to go along in parts: the projection's inputs
-        for part, out in zip(source.split(size, other), target.split(size, other), strict=True):
-            wide = part.float()
-            if axis == -2:
-                out.copy_(wide.addmm_(V, U.T @ wide))
-            else:
-                out.copy_(wide.addmm_(wide @ U, V.T))
+        if axis == -1:
+            for start in range(0, len(source), size):
+                wide = source[start : start + size].float()
+                target[start : start + size] = wide.addmm_(wide @ U, V.T)
+            continue
+        A = torch.zeros(U.shape[1], source.shape[1], device=weight.device)  # U^T W, of which every row has a share
+        for start in range(0, len(source), size):
+            A.addmm_(U[start : start + size].T, source[start : start + size].float())
+        for start in range(0, len(source), size):
+            wide = source[start : start + size].float()
+            target[start : start + size] = wide.addmm_(V[start : start + size], A)
     return result
