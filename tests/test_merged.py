@@ -202,6 +202,35 @@ def test_the_list_of_changes_is_what_the_export_changes(config: str, tmp_path: P
     assert {row["rank"] for row in rows.values()} == ranks
 
 
+@pytest.mark.parametrize("use", ["merged", "diff"])
+def test_a_base_that_differs_in_one_tensor_is_refused(use: str, tmp_path: Path) -> None:
+    """The tensors are checked when they are read, one by one: each of them must be."""
+    from llmva.export.diff import diff
+
+    model = made(tmp_path)
+    plan = make_plan(tmp_path)
+    for name in plan.edit.factors:
+        other = tiny_model()
+        other.load_state_dict(model.state_dict())
+        other.get_submodule(name).weight[3, 5] += 0.5
+        other.save_pretrained(tmp_path / "other", max_shard_size="40KB")
+        changed = make_plan(tmp_path, base=str(tmp_path / "other"))
+        with pytest.raises(LlmvaError, match=f"whose {name} has hash"):
+            diff(changed) if use == "diff" else export_merged(changed, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        assert not (tmp_path / ".out.part").exists()
+
+
+def test_names_alone_and_the_model_itself_tell_the_same_tensors(tmp_path: Path) -> None:
+    made(tmp_path)
+    plan = make_plan(tmp_path)
+    checkpoint = Checkpoint.open(plan.base)
+    asked = checkpoint.writers_of(plan.edit.factors)
+    assert {m: checkpoint.plain(m, 32) for m in plan.edit.factors} == asked
+    assert checkpoint.plain(next(iter(plan.edit.factors)), 48) is None
+    assert checkpoint.plain("model.layers.0.mlp", 32) is None
+
+
 def test_an_export_that_fails_leaves_nothing(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import llmva.export.merged as merged
 

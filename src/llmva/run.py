@@ -198,13 +198,22 @@ def versions() -> dict[str, str]:
 
 def peak_bytes() -> int:
     """Most memory this process has held: resident on the CPU, plus allocated on every CUDA device."""
+    import torch
+
+    return _peak_resident() + sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+
+
+def _peak_resident() -> int:
+    """In bytes. Linux's getrusage also counts the process that started this one, so its own figure is read instead."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        if found:
+            return int(found[0]) * 1024
     import resource
     import sys
 
-    import torch
-
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return resident + sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _lock(directory: Path) -> IO[bytes] | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from llmva.errors import UsageError
-from llmva.export.merged import edited_tensors
+from llmva.export.merged import edited_tensors, read_proved
 from llmva.export.plan import Plan
 from llmva.models.checkpoint import Checkpoint
 
@@ -22,11 +22,12 @@ def diff(plan: Plan) -> list[dict[str, Any]]:
     checkpoint = Checkpoint.open(plan.base)
     ranks: dict[int, int] = {}  # by the identity of the factors, which experts share
     rows = []
-    for name, (axis, f) in edited_tensors(checkpoint, plan).items():
+    for name, change in edited_tensors(checkpoint, plan).items():
+        axis, f = change.axis, change.factors
         V, U = f.V.double(), f.U.double()
         if id(f) not in ranks:
             ranks[id(f)] = int(torch.linalg.matrix_rank(torch.linalg.qr(V).R @ torch.linalg.qr(U).R.T, rtol=1e-6))
-        weight = checkpoint.tensor(name)
+        weight = read_proved(checkpoint, plan, name, change)
         inner, square, base = V.T @ V, 0.0, 0.0
         for part in weight if weight.ndim == 3 else [weight]:  # an expert at a time, so that float32 copies are small
             wide = part.float()

@@ -6,14 +6,17 @@ once. The folder gets its name, and its config.json, only when all is there.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ from llmva.progress import Progress
 from llmva.run import peak_bytes
 
 MARGIN = 64 * 2**20  # bytes of disk beyond what is written
+MOST_SHARDS = 4  # at once, each with a tensor in memory
 PIECE = 2**26  # bytes that the kernel copies in a call
 SKIPPED = ("llmva", ".cache", ".git", ".locks")  # folders that do not belong to a model
 
@@ -38,7 +42,7 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
 
     Raises:
         UsageError: `out` is there already.
-        LlmvaError: another base, packed weights, or too little disk, all told before anything is written.
+        LlmvaError: another base, packed weights, or too little disk; nothing stays written then.
     """
     started = time.monotonic()
     progress = progress or Progress()
@@ -60,9 +64,7 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
         _check_disk(out, sum(file.stat().st_size for file in [*checkpoint.files, *others]))
         with in_workplace(out) as work:
             changed = len(edited)
-            for index, file in enumerate(checkpoint.files):
-                progress.stage(f"writing {file.name} ({index + 1}/{len(checkpoint.files)})")
-                _write_shard(checkpoint, file, work / file.name, edited)
+            _write_shards(checkpoint, plan, work, edited, progress)
             for path in others:
                 target = work / path.relative_to(checkpoint.folder)
                 if target == work / "README.md":
@@ -82,24 +84,56 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
     }
 
 
-def edited_tensors(checkpoint: Checkpoint, plan: Plan) -> dict[str, tuple[int, Factors]]:
-    """The tensors that the edit changes: the axis that runs over the outputs, and the map.
+@dataclass(frozen=True)
+class Change:
+    """What happens to a tensor: `axis` runs over the outputs; `unproved` is its module where its hash is to be seen."""
+
+    axis: int
+    factors: Factors
+    unproved: str | None = None
+
+
+def edited_tensors(checkpoint: Checkpoint, plan: Plan) -> dict[str, Change]:
+    """The tensors that the edit changes.
+
+    Where all of them lie under their modules' names, one is checked here, and the others when they are read to be
+    written: it saves reading all twice, and importing the model's code.
 
     Raises LlmvaError where the checkpoint is another base, packed, or lacks some of them.
     """
-    checkpoint.check(plan.edit.base, plan.edit.factors)
+    factors, hashes = plan.edit.factors, plan.edit.base.get("hashes", {})
+    plain = {module: checkpoint.plain(module, len(f.V)) for module, f in factors.items() if module in hashes}
+    if len(plain) == len(factors) and all(plain.values()) and not checkpoint.packed:
+        first = min(factors, key=lambda module: math.prod(checkpoint.stored[f"{module}.weight"].shape))
+        if checkpoint.plain_hash(first) == hashes[first]:
+            return {
+                place.name: Change(place.axis, factors[module], module if place.axis == -2 else None)
+                for module, places in plain.items()
+                for place in places or []
+            }
+    checkpoint.check(plan.edit.base, factors)
     edited = {
-        place.name: (place.axis, plan.edit.factors[module])
-        for module, places in checkpoint.writers_of(plan.edit.factors).items()
+        place.name: Change(place.axis, factors[module])
+        for module, places in checkpoint.writers_of(factors).items()
         for place in places
     }
-    for name, (axis, f) in edited.items():
-        if (wide := checkpoint.stored[name].shape[axis]) != len(f.V):
+    for name, change in edited.items():
+        if (wide := checkpoint.stored[name].shape[change.axis]) != len(change.factors.V):
             raise LlmvaError(
-                f"The edit is {len(f.V)} wide and {name} of '{plan.base}' {wide}: give the edit's own model with "
-                "--base."
+                f"The edit is {len(change.factors.V)} wide and {name} of '{plan.base}' {wide}: give the edit's own "
+                "model with --base."
             )
     return edited
+
+
+def read_proved(checkpoint: Checkpoint, plan: Plan, name: str, change: Change) -> Tensor:
+    """A tensor that is to be changed. Raises LlmvaError if it is not the one that the edit was fitted on."""
+    tensor = checkpoint.tensor(name)
+    if change.unproved is not None:
+        here = checkpoint.plain_hash(change.unproved, tensor)
+        if here != plan.edit.base["hashes"][change.unproved]:
+            raise checkpoint.another(plan.edit.base, change.unproved, here)
+    return tensor
 
 
 def fresh(out: str | Path) -> Path:
@@ -160,26 +194,44 @@ def _check_disk(out: Path, size: int) -> None:
         )
 
 
-def _write_shard(checkpoint: Checkpoint, source: Path, target: Path, edited: dict[str, tuple[int, Factors]]) -> None:
-    """Copy the file up to the next changed tensor, which a second thread computes meanwhile, write that, and so on."""
-    changed = [(name, place) for name, place in in_file_order(checkpoint.stored, source) if name in edited]
+def _write_shards(
+    checkpoint: Checkpoint, plan: Plan, work: Path, edited: Mapping[str, Change], progress: Progress
+) -> None:
+    """All shards, some at once: the kernel copies for one thread what another's arithmetic leaves it time for."""
+    files = checkpoint.files
+    count = min(len(files), os.cpu_count() or 1, MOST_SHARDS)
+    stop = Event()
+    # a thread's products are too small to be shared out among threads of their own
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+        jobs = [workers.submit(_write_shard, checkpoint, plan, f, work / f.name, edited, stop) for f in files]
+        advance = progress.stage("writing shards", len(files))
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                advance(1)
+        except BaseException:
+            stop.set()
+            workers.shutdown(cancel_futures=True)
+            raise
 
-    def compute(name: str) -> Tensor:
-        axis, f = edited[name]
-        return left_map(checkpoint.tensor(name), axis, f.V, f.U)
 
-    with (
-        source.open("rb", buffering=0) as reader,
-        target.open("wb", buffering=0) as writer,
-        ThreadPoolExecutor(1) as worker,
-    ):
+def _write_shard(
+    checkpoint: Checkpoint, plan: Plan, source: Path, target: Path, edited: Mapping[str, Change], stop: Event
+) -> None:
+    """Copy the file up to the next changed tensor, compute and write that one in its place, and so on."""
+    with source.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
         done = 0
-        for name, place in changed:
-            coming = worker.submit(compute, name)  # not earlier: one changed tensor in memory at a time
+        for name, place in in_file_order(checkpoint.stored, source):
+            change = edited.get(name)
+            if change is None:
+                continue
+            if stop.is_set():
+                return
             _copy(reader.fileno(), writer.fileno(), done, place.begin)
-            _write(writer.fileno(), place.begin, coming.result())
+            tensor = read_proved(checkpoint, plan, name, change)
+            left_map(tensor, change.axis, change.factors.V, change.factors.U, out=tensor)
+            _write(writer.fileno(), place.begin, tensor)
             done = place.end
-            del coming
         _copy(reader.fileno(), writer.fileno(), done, source.stat().st_size)
 
 

@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "gpt_bigcode")  # weights as (in, out), some of them
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.msgpack", "*.h5", "*.ot", "*.ckpt")  # other forms of them
 
@@ -54,8 +56,8 @@ class Place:
 class Checkpoint:
     """Names, places and meaning of the tensors in a model's folder."""
 
-    def __init__(self, folder: Path, stored: Mapping[str, Stored], config: Any) -> None:
-        self.folder, self.stored, self.config = folder, stored, config
+    def __init__(self, folder: Path, stored: Mapping[str, Stored], fields: Mapping[str, Any], trust: bool) -> None:
+        self.folder, self.stored, self.fields, self._trust = folder, stored, fields, trust
         self._known: tuple[Any, dict[str, list[str]], dict[str, list[Any]]] | None = None
 
     @classmethod
@@ -65,16 +67,26 @@ class Checkpoint:
         Raises UsageError where there is no such model and LlmvaError where its files are broken.
         """
         folder = local_folder(str(source))
-        from transformers import AutoConfig
-
         try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except Exception as error:  # transformers reports a bad config by many classes of error
+            fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if not isinstance(fields, dict):
+                raise ValueError("no object")
+        except (ValueError, OSError, RecursionError) as error:
             raise LlmvaError(f"The config.json of '{source}' cannot be read: download the model again.") from error
         stored: dict[str, Stored] = {}
         for file in _shards(folder):
             stored |= read_header(file)[1]
-        return cls(folder, stored, config)
+        return cls(folder, stored, fields, trust_remote_code)
+
+    @cached_property
+    def config(self) -> Any:
+        """The config as transformers reads it, which takes seconds to import."""
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=self._trust)
+        except Exception as error:  # transformers reports a bad config by many classes of error
+            raise LlmvaError(f"The config.json of '{self.folder}' cannot be read: download the model again.") from error
 
     @property
     def names(self) -> list[str]:
@@ -87,25 +99,52 @@ class Checkpoint:
 
     @property
     def packed(self) -> bool:
-        configs = (self.config, self.config.get_text_config())
-        return any(getattr(config, "quantization_config", None) is not None for config in configs)
+        parts = [self.fields, *(part for part in self.fields.values() if isinstance(part, dict))]
+        return any(part.get("quantization_config") is not None for part in parts)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, in a buffer of its own."""
         place = self.stored[name]
         if place.dtype not in DTYPES:
             raise LlmvaError(f"{name} is stored as {place.dtype}, which is unknown: give the unpacked model.")
-        data = bytearray(place.end - place.begin)
+        data = torch.empty(place.end - place.begin, dtype=torch.uint8)
         with place.file.open("rb", buffering=0) as file:
             file.seek(place.begin)
-            view, got = memoryview(data), 0
-            while got < len(data) and (n := file.readinto(view[got:])):
+            view: Any = memoryview(data.numpy())  # type: ignore[arg-type]
+            got = 0
+            while got < len(view) and (n := file.readinto(view[got:])):
                 got += n
-        if got < len(data):
+        if got < len(view):
             raise LlmvaError(f"'{place.file}' ends within {name}: download the model again.")
-        dtype = DTYPES[place.dtype]
-        flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        return flat.reshape(place.shape)
+        return data.view(DTYPES[place.dtype]).reshape(place.shape)
+
+    def plain(self, module: str, width: int) -> list[Place] | None:
+        """The tensors of an ordinary projection, by their names alone; None where the model has to be asked.
+
+        What is found so must be proved by its hash: a name says little of what transformers does to the tensor.
+        """
+        weight, bias = f"{module}.weight", f"{module}.bias"
+        others = [n for n in self.stored if n.startswith(f"{module}.") and n not in (weight, bias)]
+        shapes = [self.stored[n].shape for n in (weight, bias) if n in self.stored]
+        dtypes = [DTYPES.get(self.stored[n].dtype) for n in (weight, bias) if n in self.stored]
+        if (
+            others
+            or weight not in self.stored
+            or self.fields.get("model_type") in CONV1D
+            or len(shapes[0]) != 2
+            or any(shape[0] != width for shape in shapes)
+            or not all(dtype in PLAIN for dtype in dtypes)
+        ):
+            return None
+        return [Place(weight, -2), *([Place(bias, -1)] if bias in self.stored else [])]
+
+    def plain_hash(self, module: str, weight: Tensor | None = None) -> str:
+        """As `module_hash` of an ordinary projection; `weight` saves reading it again."""
+        weight = self.tensor(f"{module}.weight") if weight is None else weight
+        parts = [("weight", tensor_hash(weight))]
+        if f"{module}.bias" in self.stored:
+            parts.append(("bias", tensor_hash(self.tensor(f"{module}.bias"))))
+        return parts_hash(parts)
 
     def writers_of(self, modules: Iterable[str]) -> dict[str, list[Place]]:
         """For each edited module, the tensors that carry its output. Raises LlmvaError where they are not all there."""
@@ -131,10 +170,14 @@ class Checkpoint:
         for module in modules:
             parts = [(w.name, self._hash(f"{module}.{w.name}")) for w in self._writers(module) if module in hashes]
             if module in hashes and (here := parts_hash(parts)) != hashes[module]:
-                raise LlmvaError(
-                    f"The edit belongs to the model '{base.get('model')}', whose {module} has hash {hashes[module]}, "
-                    f"and that of '{self.folder.name}' has {here}: give the edit's own model with --base."
-                )
+                raise self.another(base, module, here)
+
+    def another(self, base: Mapping[str, Any], module: str, here: str) -> LlmvaError:
+        """The error of an edit with this `base` whose `module` has the hash `here` in this checkpoint."""
+        return LlmvaError(
+            f"The edit belongs to the model '{base.get('model')}', whose {module} has hash {base['hashes'][module]}, "
+            f"and that of '{self.folder.name}' has {here}: give the edit's own model with --base."
+        )
 
     def _writers(self, module: str) -> tuple[Writer, ...]:
         known = self._model()[0]
