@@ -46,7 +46,9 @@ that a capture holds what they put out, and that the edit by hook, baked, as a m
 says so, as a LoRA adapter loaded by PEFT gives the same logits to 1e-4.
 
 F1 that stays as it was means that no iteration was better on validation prompts: the run kept the untouched model.
-That says something about so small a model and so short a schooling, not about the architecture at its real size.
+On these tiny models a first step often overshoots until everything is answered, and the run ends there. That says
+something about so small a model and so short a schooling, not about the architecture at its real size. The lengths of
+schooling of gemma3_text, gpt2, opt and olmo2 were raised after their first tries failed, with these figures in view.
 
 | model_type | edited modules | F1 before | F1 after | LoRA |
 | --- | --- | --- | --- | --- |
@@ -77,7 +79,8 @@ By their real shapes, on the meta device: names alone find the sublayers here; w
 pass proves them. L is the number of sublayers edited in an iteration unless told, and sizes are those of {iterations}
 iterations. The edit is 2 d float32 values an iteration and sublayer, wherever they fall. An adapter is larger where
 wide modules are chosen: its size is the most that it can be, with the L widest chosen each time. Merging holds the
-largest changed tensor in bfloat16, its result, and a part in float32, beside what Python and torch take.
+largest changed tensor in bfloat16 and a part of it in float32, for each of at most 4 shards that are written at once,
+beside what Python and torch take.
 
 | model | sublayers, L | edited tensors | outputs read from | edit, MB | adapter at most, MB | merging, MB |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -118,6 +121,7 @@ def on_meta(name: str) -> Any:
 
 
 def measure(name: str, model: Any) -> Sizes:
+    from llmva.export.merged import MOST_SHARDS
     from llmva.models.sublayers import find_decoder
     from llmva.models.writers import CHUNK, find_writers
     from llmva.selection import default_count
@@ -139,7 +143,7 @@ def measure(name: str, model: Any) -> Sizes:
         "post-norms" if post else "projections",
         ITERATIONS * count * 2 * decoder.width * 4,
         ITERATIONS * sum(sorted(widths)[-count:]) * 4,
-        2 * largest + 4 * CHUNK,
+        MOST_SHARDS * (largest + 2 * 4 * CHUNK),
     )
 
 
@@ -150,7 +154,7 @@ def main() -> None:
     from architectures import ARCHITECTURES, HOOK_ONLY, MORE, REFUSED, tiny
     from llmva.cli.inputs import quiet_libraries
     from llmva.models.sublayers import find_decoder
-    from test_architectures import SLOW, aligned, expressible
+    from test_architectures import aligned, expressible
 
     quiet_libraries()
     torch.set_num_threads(1)
@@ -159,7 +163,7 @@ def main() -> None:
         model = tiny(row)
         lora = expressible(model)
         ends = dict.fromkeys(ENDS.sub("", name) for name in find_decoder(model).names)
-        f1 = "not taught | not taught" if row in SLOW else "{:.3f} | {:.3f}".format(*aligned(row))
+        f1 = "{:.3f} | {:.3f}".format(*aligned(row))
         kinds = ", ".join(f"`{end}`" for end in ends)
         text += f"| {row} | {kinds} | {f1} | {'yes' if lora else 'no: fused experts'} |\n"
         print(text.splitlines()[-1], flush=True)

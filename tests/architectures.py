@@ -82,10 +82,10 @@ ARCHITECTURES: dict[str, Row] = {
     "qwen3_next": Row(  # one block of each kind: linear attention without its kernels trains slowly
         "Qwen3NextConfig",
         {**MOE, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"],
-         "shared_expert_intermediate_size": 16},
+         "shared_expert_intermediate_size": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+         "linear_key_head_dim": 8, "linear_value_head_dim": 8},
         SPARSE,
         own={0: LINEAR},
-        lesson=(50, 5e-3),
     ),
     "gemma3": Row(
         "Gemma3Config",
