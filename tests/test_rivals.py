@@ -147,10 +147,12 @@ def low_rank_activations(n: int, d: int, rank: int, seed: int) -> Tensor:
     return torch.randn(n, rank, generator=g) @ torch.randn(rank, d, generator=g)
 
 
-@pytest.mark.parametrize("regulariser", [10.0, 0.1])
-def test_alphasteer_is_the_papers_closed_form(regulariser: float) -> None:
-    d, share = 12, 0.4
-    benign = torch.randn(50, d, generator=seeded(0)) * torch.linspace(3, 0.1, d)
+@pytest.mark.parametrize(
+    ("n", "share", "regulariser"), [(50, 0.4, 10.0), (50, 0.7, 0.1), (9, 0.6, 1.0), (9, 0.25, 1.0)]
+)
+def test_alphasteer_is_the_papers_closed_form(n: int, share: float, regulariser: float) -> None:
+    d = 12
+    benign = torch.randn(n, d, generator=seeded(0)) * torch.linspace(3, 0.1, d)
     malicious = torch.randn(20, d, generator=seeded(1)) + 1.0
     r = np.random.default_rng(2).normal(size=d)
     # numpy, with the matrices that the paper and its code have
@@ -722,6 +724,21 @@ def test_tuned_figures_are_those_of_a_fit_of_its_own(monkeypatch: pytest.MonkeyP
         with steering.applied(decoder):
             seen = observe(decoder, tiny_tokenizer(), PROMPTS, Counting(), max_new_tokens=4)
         assert quick(seen.prompts, seen.labels)["f1"] == row["f1"]
+
+
+def test_tuning_passes_by_what_cannot_be_fitted_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "LABELS", [Label.ANSWERED] * len(PROMPTS))
+    options, rows = tuned("cast", 1000 * len(PROMPTS), Counting())
+    assert [row["options"] for row in rows] == make_rival("cast").grid()
+    failed = [row for row in rows if row["options"]["contrast"] == "labels"]
+    assert failed
+    for row in failed:
+        assert row["f1"] is None
+        assert "refuses none" in row["error"]
+    assert options["contrast"] == "openings"
+    monkeypatch.setitem(globals(), "LABELS", [Label.REFUSED] * len(PROMPTS))
+    with pytest.raises(LlmvaError, match="use alphasteer"):
+        tuned("alphasteer+", 1000, Counting())
 
 
 def test_tuning_says_what_it_lacks() -> None:

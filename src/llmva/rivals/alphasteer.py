@@ -83,10 +83,14 @@ def null_projector(benign: Tensor, share: float) -> Tensor:
     float64. More than the share where more eigenvalues than that are zero.
     """
     benign = benign.double()
-    values, vectors = torch.linalg.eigh(benign.T @ benign)  # rising
-    width = len(values)
-    zeros = int((values <= values[-1] * width * torch.finfo(values.dtype).eps).sum())
-    used = vectors[:, max(int(share * width), zeros) :]
+    n, width = benign.shape
+    if n < width:  # the same directions without a matrix as large as the model is wide
+        _, roots, rows = torch.linalg.svd(benign, full_matrices=False)
+        values, directions = roots**2, rows.T
+    else:
+        values, directions = (found.flip(-1) for found in torch.linalg.eigh(benign.T @ benign))
+    zeros = width - int((values > values[0] * width * torch.finfo(values.dtype).eps).sum())
+    used = directions[:, : width - max(int(share * width), zeros)]
     projector: Tensor = torch.eye(width, dtype=values.dtype) - used @ used.T
     return projector
 

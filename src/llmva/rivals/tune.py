@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmva.errors import UsageError
+from llmva.errors import LlmvaError, UsageError
 from llmva.judges.base import Judge, Label
 from llmva.metrics import quick
 from llmva.models.batching import Batching
@@ -43,10 +43,12 @@ def tune(
         fit: prompts to fit on, and what the untouched model did with them.
 
     Returns:
-        options, and rows with `options`, `f1`, `asr` and `orr` in the order tried.
+        options, and rows with `options`, `f1`, `asr` and `orr` in the order tried. Where a variant could not be
+        fitted the figures are None and `error` says why; it costs no answers.
 
     Raises:
         UsageError: a budget that is not enough for the validation prompts once, or a side without prompts.
+        LlmvaError: no variant could be fitted.
     """
     if len({prompt.benign for prompt in validation}) < 2:
         raise UsageError("Tuning needs benign and toxic validation prompts: add those that are missing.")
@@ -55,23 +57,30 @@ def tune(
             f"Tuning may cost {budget} answers, fewer than the {len(validation)} validation prompts: raise the budget."
         )
     progress = progress or Progress()
-    grid = make_rival(name).grid()[: budget // len(validation)]
     start = generator.get_state()
-    fits: dict[str, tuple[float, Steering]] = {}
+    fits: dict[str, Steering | LlmvaError] = {}  # by all options but the strength
+    fitted: dict[str, float] = {}  # at which strength
     rows: list[dict[str, Any]] = []
-    for number, options in enumerate(grid, 1):
+    measured: list[dict[str, Any]] = []
+    tries = budget // len(validation)
+    for options in make_rival(name).grid():
+        if len(measured) == tries:
+            break
         key = repr({option: value for option, value in options.items() if option != STRENGTH})
         if key not in fits:
             same = torch.Generator(generator.device)
             same.set_state(start)
-            made = make_rival(name, **options)
-            fits[key] = (
-                options[STRENGTH],
-                made.fit(decoder, tokenizer, *fit, batching=batching, generator=same),
-            )
-        fitted, steering = fits[key]
-        advance = progress.stage(f"{name}: tuning, {number} of {len(grid)}", len(validation))
-        with steering.scaled(options[STRENGTH] / fitted).applied(decoder):
+            fitted[key] = options[STRENGTH]
+            try:
+                fits[key] = make_rival(name, **options).fit(decoder, tokenizer, *fit, batching=batching, generator=same)
+            except LlmvaError as error:  # such as a model that refuses nothing, for a variant that learns from refusals
+                fits[key] = error
+        steering = fits[key]
+        if isinstance(steering, LlmvaError):
+            rows.append({"options": options, "f1": None, "asr": None, "orr": None, "error": str(steering)})
+            continue
+        advance = progress.stage(f"{name}: tuning, {len(measured) + 1} of at most {tries}", len(validation))
+        with steering.scaled(options[STRENGTH] / fitted[key]).applied(decoder):
             seen = observe(
                 decoder,
                 tokenizer,
@@ -83,5 +92,8 @@ def tune(
             )
         figures = quick(seen.prompts, seen.labels)
         rows.append({"options": options, **{figure: figures[figure] for figure in ("f1", "asr", "orr")}})
-    best = max(rows, key=lambda row: row["f1"])  # the first of equals
+        measured.append(rows[-1])
+    if not measured:
+        raise LlmvaError(rows[0]["error"])
+    best = max(measured, key=lambda row: -1.0 if row["f1"] is None else row["f1"])  # the first of equals
     return dict(best["options"]), rows
