@@ -12,8 +12,9 @@ import torch
 
 import llmva
 from conftest import taught_model, taught_requests
-from llmva.alignment import choose, stop_reason
+from llmva.alignment import stop_reason
 from llmva.models.batching import Batching
+from llmva.objective import Aim
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt
 from llmva.settings import make_settings
@@ -108,8 +109,11 @@ def test_it_stops_when_a_class_empties_later(taught: Any, tokenizer: Any, prompt
 
     train = llmva.PromptSet(prompts.train, prompts.validation, prompts.test)
     result = align(taught, tokenizer, train, judge=Stub(tires), per_source=200, patience=9)
-    assert result.record["stopped"].startswith("no training prompt was answered")
-    assert len(result.record["iterations"]) == 2
+    # each time it goes back to the untouched model and tries half the step
+    assert result.record["stopped"] == "it went too far 4 times"
+    assert [entry.get("undone") for entry in result.record["iterations"]] == [None, True, True, True, True]
+    assert result.record["best_iteration"] == 0
+    assert not result.every.factors
 
 
 def test_it_stops_when_it_is_perfect(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
@@ -120,6 +124,10 @@ def test_it_stops_when_it_is_perfect(taught: Any, tokenizer: Any, prompts: llmva
 
 
 # -- what it keeps
+
+
+def aim(**settings: Any) -> Aim:
+    return Aim.of(make_settings(**settings), 50, 50)
 
 
 def entry(iteration: int, f1: float | None, kept: float | None = 1.0) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def entry(iteration: int, f1: float | None, kept: float | None = 1.0) -> dict[st
     ],
 )
 def test_choose(entries: list[dict[str, Any]], best: int) -> None:
-    assert choose(entries, 0.9) == best
+    assert aim(min_kept=0.9).choose(entries) == best
 
 
 @pytest.mark.parametrize(
@@ -160,12 +168,12 @@ def test_choose(entries: list[dict[str, Any]], best: int) -> None:
 )
 def test_stop_reason(f1: list[float], reason: str | None) -> None:
     entries = [entry(t, value) for t, value in enumerate(f1)]
-    assert stop_reason(entries, make_settings(patience=2, iterations=4)) == reason
+    assert stop_reason(entries, make_settings(patience=2, iterations=4), aim()) == reason
 
 
 def test_a_collapsed_iteration_does_not_stop_the_run_as_perfect() -> None:
     entries = [entry(0, 0.5), entry(1, 1.0, 0.2)]
-    assert stop_reason(entries, make_settings(patience=2, iterations=4)) is None
+    assert stop_reason(entries, make_settings(patience=2, iterations=4), aim()) is None
 
 
 def test_the_untouched_model_is_kept_if_nothing_is_better(

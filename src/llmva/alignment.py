@@ -5,38 +5,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from llmva import figures
 from llmva.edit import Edit
 from llmva.errors import UsageError
-from llmva.judges.base import Judge
+from llmva.foresight import Foresight
+from llmva.judges.base import Judge, Judgement, Label
 from llmva.metrics import quick
-from llmva.models.batching import Batching, first_guess
+from llmva.models.batching import first_guess
 from llmva.models.chat import encode, render
 from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import capture, check_rows
-from llmva.models.harmless import agreement, outputs_on_text, random_messages
+from llmva.models.harmless import agreement
 from llmva.models.sublayers import Decoder, find_decoder
+from llmva.objective import Aim
 from llmva.observation import Observation, observe
+from llmva.passes import TRUST, Change, Work, advance, fit
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
 from llmva.run import Run, harmless_texts, versions
-from llmva.selection import default_count, select
+from llmva.selection import default_count
 from llmva.settings import Settings, check_seed, make_settings
 from llmva.skills import PROBE_TOKENS, Probe
-from llmva.steps import Vectors, align_sublayers, identify
+from llmva.steps import Vectors
 
 HARMLESS_TEXTS = 64  # per use: for the quiet readers, for the choice of the iteration, for the report
-HARMLESS_POSITIONS = 512  # of those texts, for the quiet readers
-RANDOM_MESSAGES = 256  # likewise
-Change = Callable[[Vectors, Observation, int], Vectors]  # of the vectors, the training prompts and the iteration
+SETBACK = 0.05  # an iteration that is worth so much less than the best is undone and tried again with half the step
+MOST_SETBACKS = 3
 
 
 @dataclass(frozen=True)
@@ -98,48 +97,41 @@ def align(
     if resumed:
         progress.note(f"going on with the run in {run.directory}, {run.done} iterations done")
     batching = first_guess(model, batch_tokens or run.record.get("batch_tokens"))
+    benign = sum(prompt.benign for prompt in prompts.validation)
+    aim = Aim.of(chosen_settings, benign, len(prompts.validation) - benign)
+    work = Work(decoder, tokenizer, prompts, chosen_settings, aim, count, seed, batching, progress, change)
 
     while run.record["stopped"] is None:
         t = run.done
-        draw = prompts.draw(chosen_settings.per_source, _generator(seed, t))
-        everyone = [*draw, *prompts.validation]
-        advance = progress.stage(f"iteration {t}: answering", len(everyone))
-        with run.edit.apply(model, check=False):
-            seen = observe(
-                decoder,
-                tokenizer,
-                everyone,
-                judge,
-                max_new_tokens=chosen_settings.max_new_tokens,
-                batching=batching,
-                advance=advance,
-            )
-        train, validation = seen.part(0, len(draw)), seen.part(len(draw), len(everyone))
-        run.log(t, "train", train)
-        run.log(t, "validation", validation)
-        train, validation = train.judged(), validation.judged()  # of the others nobody knows what they show
-        run.record["cost"]["generated_tokens"] += seen.capture.tokens
+        train, validation = _answer(work, run, judge)
         entry: dict[str, Any] = {"iteration": t, **quick(validation.prompts, validation.labels)}
-        entry |= _measure_harm(run, decoder, tokenizer, prompts, batching, progress)
-
+        entry |= _measure_harm(work, run)
+        foresight, entry["foretold"] = _learn(run, train, validation)
         measured = [*run.record["iterations"], entry]
-        best, empty = choose(measured, chosen_settings.min_kept), figures.emptied(train)
-        stopped = empty or stop_reason(measured, chosen_settings)
+        best, empty = aim.choose(measured), figures.emptied(train)
 
-        edit = run.edit
-        if empty is None:  # the last iteration's vectors are wanted too: the report shows where the angles ended
+        edit, texts = run.edit, harmless_texts(run.answers, prompts, "train", HARMLESS_TEXTS)
+        if best < t and (empty or aim.worth(measured[best]) - aim.worth(entry) > SETBACK):
+            entry["undone"] = True  # it went too far: back to the best, to go on with half the step
+            edit, (train, validation) = edit.at(best), _recall(work, run, best)
+        setbacks = sum(bool(e.get("undone")) for e in measured)
+        stopped = stop_reason(measured, chosen_settings, aim) or figures.emptied(train)
+        if stopped is None:
             progress.stage(f"iteration {t}: fitting")
-            vectors = _fit(run, decoder, tokenizer, prompts, train, validation, chosen_settings, seed, batching)
-            vectors = change(vectors, train, t) if change else vectors
-            chosen = [] if stopped else select(vectors.scores, count)
-            edit = align_sublayers(edit, decoder.sublayers, vectors, chosen, t + 1, chosen_settings.step)
-            entry |= figures.of_vectors(vectors, chosen) | {
-                "projection": figures.projection(vectors, validation, decoder)
-            }
+            trusted = foresight if chosen_settings.passes > 1 and entry["foretold"] >= TRUST else None
+            step = chosen_settings.step / 2**setbacks
+            forward = advance(work, edit, train, validation, trusted, texts, t + 1, step)
+            edit, entry["passes"], entry["foreseen"] = forward.edit, forward.passes, forward.foreseen
+            entry |= _seen(forward.vectors, forward.chosen, validation, decoder)
+            if not forward.passes:
+                stopped = "no step is foreseen to bring it nearer"
+        elif figures.emptied(train) is None:  # the last vectors are wanted too: the report shows where the angles ended
+            entry |= _seen(fit(work, edit, train, validation, texts, t + 1), [], validation, decoder)
         run.record |= {
             "iterations": measured,
             "best_iteration": best,
             "stopped": stopped,
+            "first_tokens": foresight.plain(),
             "batch_tokens": batching.tokens,
         }
         progress.iteration(entry, best, chosen_settings.iterations)
@@ -151,60 +143,80 @@ def align(
     return Result(run.edit.at(run.record["best_iteration"]), run.edit, run.record, run.directory)
 
 
-def choose(iterations: Sequence[Mapping[str, Any]], min_kept: float) -> int:
-    """The iteration with the best validation F1 among those that keep harmless text; the earliest of equals."""
-    kept = [e for e in iterations if e.get("kept") is None or e["kept"] >= min_kept or e["iteration"] == 0]
-    return int(max(kept, key=lambda e: (e["f1"] or 0.0, -e["iteration"]))["iteration"])
-
-
-def stop_reason(iterations: Sequence[Mapping[str, Any]], settings: Settings) -> str | None:
+def stop_reason(iterations: Sequence[Mapping[str, Any]], settings: Settings, aim: Aim) -> str | None:
     """Why no further iteration is worth its cost, or None."""
-    t, best = len(iterations) - 1, choose(iterations, settings.min_kept)
-    if iterations[best]["f1"] == 1.0:
+    t, best = len(iterations) - 1, aim.choose(iterations)
+    if iterations[best]["f1"] == 1.0 and not aim.excess(iterations[best]):
         return "validation F1 is 1"
     if t - best >= settings.patience:
         return f"validation F1 has not improved for {settings.patience} iterations"
     if t >= settings.iterations:
         return f"all {settings.iterations} iterations are done"
+    if sum(bool(entry.get("undone")) for entry in iterations) > MOST_SETBACKS:
+        return f"it went too far {MOST_SETBACKS + 1} times"
     return None
 
 
-def _fit(
-    run: Run,
-    decoder: Decoder,
-    tokenizer: Any,
-    prompts: PromptSet,
-    train: Observation,
-    validation: Observation,
-    settings: Settings,
-    seed: int,
-    batching: Batching,
-) -> Vectors:
-    """Both vectors of every sublayer, with readers that are quiet on harmless text."""
-    harmless: Tensor | None = None
-    if settings.quiet > 0 and settings.svm == "exact":
-        generator = _generator(seed, run.done)
-        messages = random_messages(tokenizer, RANDOM_MESSAGES, generator)
-        texts = harmless_texts(run.answers, prompts, "train", HARMLESS_TEXTS)
-        with run.edit.apply(decoder.model, check=False):
-            harmless = capture(decoder, tokenizer, messages, max_new_tokens=0, batching=batching).outputs
-            if texts:
-                said = outputs_on_text(decoder, tokenizer, texts, HARMLESS_POSITIONS, generator, batching)
-                harmless = torch.cat([harmless, said], 1)
-    return identify(
-        train, validation, harmless=harmless, quiet=settings.quiet, svm=settings.svm, C=settings.C, seed=seed
-    )
+def _answer(work: Work, run: Run, judge: Judge) -> tuple[Observation, Observation]:
+    """Steps 1 and 2 of an iteration: the training prompts drawn for it, and the validation prompts."""
+    t = run.done
+    draw = work.prompts.draw(work.settings.per_source, work.generator(t))
+    everyone = [*draw, *work.prompts.validation]
+    advance_bar = work.progress.stage(f"iteration {t}: answering", len(everyone))
+    with run.edit.apply(work.decoder.model, check=False):
+        seen = observe(
+            work.decoder,
+            work.tokenizer,
+            everyone,
+            judge,
+            max_new_tokens=work.settings.max_new_tokens,
+            batching=work.batching,
+            advance=advance_bar,
+        )
+    train, validation = seen.part(0, len(draw)), seen.part(len(draw), len(everyone))
+    run.log(t, "train", train)
+    run.log(t, "validation", validation)
+    run.record["cost"]["generated_tokens"] += seen.capture.tokens
+    return train.judged(), validation.judged()  # of the others nobody knows what they show
 
 
-def _measure_harm(
-    run: Run, decoder: Decoder, tokenizer: Any, prompts: PromptSet, batching: Batching, progress: Progress
-) -> dict[str, float | None]:
+def _learn(run: Run, train: Observation, validation: Observation) -> tuple[Foresight, float]:
+    """What first tokens foretell, and how much of the validation labels that was before these were learnt."""
+    foresight = Foresight.of(run.record.get("first_tokens", {})).faded().learn(train)
+    return foresight.learn(validation), foresight.agreement(validation)
+
+
+def _recall(work: Work, run: Run, iteration: int) -> tuple[Observation, Observation]:
+    """An earlier iteration's observations: captured anew, which costs a prefill, with the labels that it had."""
+    found = []
+    for split in ("train", "validation"):
+        by_id = {prompt.id: prompt for prompt in getattr(work.prompts, split)}
+        rows = [row for row in run.answers if row["iteration"] == iteration and row["split"] == split]
+        texts = [by_id[row["id"]] for row in rows]
+        with run.edit.at(iteration).apply(work.decoder.model, check=False):
+            seen = capture(
+                work.decoder, work.tokenizer, [p.text for p in texts], max_new_tokens=0, batching=work.batching
+            )
+        judgements = [Judgement(Label(row["label"]), row["confidence"], row["reason"]) for row in rows]
+        found.append(Observation(texts, judgements, seen).judged())
+    return found[0], found[1]
+
+
+def _seen(vectors: Vectors, chosen: list[int], validation: Observation, decoder: Decoder) -> dict[str, Any]:
+    """What an iteration's entry says of the vectors."""
+    return figures.of_vectors(vectors, chosen) | {"projection": figures.projection(vectors, validation, decoder)}
+
+
+def _measure_harm(work: Work, run: Run) -> dict[str, float | None]:
     """What the edit so far costs on harmless text of the validation split."""
-    texts = harmless_texts(run.answers, prompts, "validation", HARMLESS_TEXTS)
+    texts = harmless_texts(run.answers, work.prompts, "validation", HARMLESS_TEXTS)
     if run.done == 0 or not texts:
         return {"kept": 1.0 if texts else None, "kl": 0.0 if texts else None}
-    advance = progress.stage(f"iteration {run.done}: comparing harmless text", len(texts))
-    found = agreement(decoder, tokenizer, texts, lambda: run.edit.apply(decoder.model, check=False), batching, advance)
+    bar = work.progress.stage(f"iteration {run.done}: comparing harmless text", len(texts))
+    model = work.decoder.model
+    found = agreement(
+        work.decoder, work.tokenizer, texts, lambda: run.edit.apply(model, check=False), work.batching, bar
+    )
     return {"kept": found.mean_kept, "kl": found.mean_kl}
 
 
@@ -256,8 +268,3 @@ def _describe(
         "sublayers": decoder.names,
         "kinds": [sublayer.kind for sublayer in decoder.sublayers],
     }
-
-
-def _generator(seed: int, iteration: int) -> torch.Generator:
-    """Draws depend on seed and iteration alone, so a resumed run makes the same ones."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + iteration)

@@ -50,15 +50,13 @@ class Observation:
         if not self.unjudged:
             return self
         kept = [i for i, label in enumerate(self.labels) if label is not Label.UNJUDGED]
-        c = self.capture
-        cut = Capture([c.answers[i] for i in kept], c.outputs[:, kept], c.final[kept], c.tokens)
+        cut = self.capture.rows(kept, self.capture.tokens)
         return Observation([self.prompts[i] for i in kept], [self.judgements[i] for i in kept], cut)
 
     def part(self, start: int, end: int) -> Observation:
         """The prompts from `start` up to `end`."""
-        c = self.capture
-        cut = Capture(c.answers[start:end], c.outputs[:, start:end], c.final[start:end], 0)
-        return Observation(self.prompts[start:end], self.judgements[start:end], cut)
+        rows = slice(start, end)
+        return Observation(self.prompts[rows], self.judgements[rows], self.capture.rows(rows))
 
 
 def observe(

@@ -19,15 +19,20 @@ class Settings(BaseModel):
     iterations: int = Field(30, ge=0, description="most iterations (the paper's T)")
     layers: int | None = Field(None, ge=1, description="sublayers edited in an iteration (the paper's L)")
     step: float = Field(1.0, gt=0, le=1, description="share of the way to alignment that one iteration goes")
+    passes: int = Field(8, ge=1, description="most alignments from one round of answers; the paper's is 1")
     svm: Literal["exact", "sklearn"] = Field("exact", description="solver: exact, or scikit-learn's as in the paper")
     C: float = Field(1.0, gt=0, description="cost of a margin violation in the SVMs")
     quiet: float = Field(1.0, ge=0, description="weight of harmless text in the SVMs' regulariser; 0 is the paper's")
     per_source: int = Field(128, ge=1, description="training prompts drawn from each data set in an iteration")
     max_new_tokens: int = Field(128, ge=1, description="most tokens of an answer")
-    patience: int = Field(4, ge=1, description="iterations without a better validation F1 before stopping")
+    patience: int = Field(3, ge=1, description="iterations without a better validation F1 before stopping")
+    prefer: Literal["safety", "balance", "usefulness"] = Field("balance", description="which failure weighs more")
+    max_asr: float | None = Field(None, ge=0, le=1, description="most harmful prompts answered by the chosen iteration")
+    max_orr: float | None = Field(None, ge=0, le=1, description="most benign prompts refused by the chosen iteration")
     min_kept: float = Field(
-        0.9, ge=0, le=1, description="least share of harmless next tokens kept by the chosen iteration"
+        0.98, ge=0, le=1, description="least share of harmless next tokens kept by the chosen iteration"
     )
+    max_kl: float = Field(0.05, ge=0, description="most divergence on harmless text of the chosen iteration, in nats")
 
 
 def check_seed(seed: int) -> int:

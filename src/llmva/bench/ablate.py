@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmva.alignment import Change, Result, align
+from llmva.alignment import Result, align
 from llmva.bench.cells import Cells
 from llmva.bench.measure import Bench
 from llmva.bench.summary import figures
@@ -26,6 +26,7 @@ from llmva.models.batching import first_guess
 from llmva.models.fingerprint import fingerprint
 from llmva.models.sublayers import Decoder, find_decoder
 from llmva.observation import Observation
+from llmva.passes import Change
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
 from llmva.run import versions
@@ -167,7 +168,7 @@ def _point(x: float | None, label: str, rows: Sequence[Mapping[str, Any]], promp
 
 def _variants(what: str, decoder: Decoder) -> list[Variant]:
     if what == "iterations":
-        return [("LLM-VA", None, "every iteration", None, {"patience": 1000, "min_kept": 0.0})]
+        return [("LLM-VA", None, "every iteration", None, {"patience": 1000, "min_kept": 0.0, "passes": 1})]
     if what == "layers":
         most = len(decoder.sublayers)
         counts = sorted({max(1, round(share * most)) for share in SHARES})

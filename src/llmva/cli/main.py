@@ -60,16 +60,22 @@ def align(
     iterations: Annotated[int, typer.Option("--iterations", help="most iterations")] = 30,
     layers: Annotated[Optional[int], typer.Option("--layers", help="sublayers edited in an iteration")] = None,  # noqa: UP045
     step: Annotated[float, typer.Option("--step", help="share of the way that one iteration goes")] = 1.0,
+    passes: Annotated[int, typer.Option("--passes", help="most alignments from one round of answers")] = 8,
     svm: Annotated[str, typer.Option("--svm", help="exact, or sklearn as in the paper")] = "exact",
     quiet_readers: Annotated[
         float, typer.Option("--quiet-readers", help="weight of harmless text in the fit; 0 is the paper's")
     ] = 1.0,
     per_source: Annotated[int, typer.Option("--per-source", help="training prompts drawn from each data set")] = 128,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="most tokens of an answer")] = 128,
-    patience: Annotated[int, typer.Option("--patience", help="iterations without improvement before stopping")] = 4,
+    patience: Annotated[int, typer.Option("--patience", help="iterations without improvement before stopping")] = 3,
+    prefer: Annotated[str, typer.Option("--prefer", help="safety, balance or usefulness")] = "balance",
+    max_asr: Annotated[Optional[float], typer.Option("--max-asr", help="most harmful prompts answered")] = None,  # noqa: UP045
+    max_orr: Annotated[Optional[float], typer.Option("--max-orr", help="most benign prompts refused")] = None,  # noqa: UP045
     min_kept: Annotated[
-        float, typer.Option("--min-kept", help="least share of harmless next tokens that the edit must keep")
-    ] = 0.9,
+        float,
+        typer.Option("--min-kept", "--min-utility", help="least share of harmless next tokens that the edit must keep"),
+    ] = 0.98,
+    max_kl: Annotated[float, typer.Option("--max-kl", help="most divergence on harmless text, in nats")] = 0.05,
     restart: Annotated[bool, typer.Option("--restart", help="discard an earlier run in DIR")] = False,
     seed: Seed = 42,
     device: Device = "auto",
@@ -97,12 +103,17 @@ def align(
             "iterations": iterations,
             "layers": layers,
             "step": step,
+            "passes": passes,
             "svm": svm,
             "quiet": quiet_readers,
             "per_source": per_source,
             "max_new_tokens": max_new_tokens,
             "patience": patience,
+            "prefer": prefer,
+            "max_asr": max_asr,
+            "max_orr": max_orr,
             "min_kept": min_kept,
+            "max_kl": max_kl,
         },
         judge=judge,
         seed=seed,

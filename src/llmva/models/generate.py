@@ -7,7 +7,7 @@ length in left-padded batches, and a row ends as soon as nothing more it could s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,22 @@ class Capture:
     outputs: Tensor  # o of every sublayer at the last prompt token, [S, n, d], in the model's dtype, on the CPU
     final: Tensor  # final residual stream there, [n, d]
     tokens: int  # generated
+    first: Tensor | None = None  # most likely first token of each answer, int64 [n]
+    shares: Tensor | None = None  # of the first token's probability, by `weigh`: [n, k]
+
+    def rows(self, index: list[int] | slice, tokens: int = 0) -> Capture:
+        """Some of the prompts; `tokens` is what they count as generated."""
+        answers = self.answers[index] if isinstance(index, slice) else [self.answers[i] for i in index]
+        first, shares = (None if x is None else x[index] for x in (self.first, self.shares))
+        return replace(
+            self,
+            answers=answers,
+            outputs=self.outputs[:, index],
+            final=self.final[index],
+            tokens=tokens,
+            first=first,
+            shares=shares,
+        )
 
 
 def capture(
@@ -38,6 +54,7 @@ def capture(
     *,
     max_new_tokens: int = 128,
     settled: Callable[[str], bool] = lambda answer: False,
+    weigh: Tensor | None = None,
     batching: Batching | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Capture:
@@ -48,6 +65,8 @@ def capture(
         prompts: user messages; the chat template is applied here.
         max_new_tokens: at most; 0 captures without answering.
         settled: a judge's `settled`: generation of a row stops once it is True of the answer so far.
+        weigh: [vocabulary, k]; the expectation of its rows under the first token's distribution comes back as
+            `shares`. Only without answering, since generation keeps no distributions.
         batching: keeps the batches' size between calls; None guesses one.
         advance: told the number of prompts done after every batch.
 
@@ -63,29 +82,38 @@ def capture(
     answers = [""] * len(rows)
     outputs: Tensor | None = None
     final: Tensor | None = None
+    first = torch.zeros(len(rows), dtype=torch.long)
+    shares = None if weigh is None else torch.zeros(len(rows), weigh.shape[1])
     tokens = 0
-    for batch, (texts, o, x, n) in batching.over(
+    for batch, (texts, o, x, n, token, share) in batching.over(
         longest_first(lengths),
         lengths.__getitem__,
-        lambda batch: _run(decoder, tokenizer, [rows[i] for i in batch], max_new_tokens, settled),
+        lambda batch: _run(decoder, tokenizer, [rows[i] for i in batch], max_new_tokens, settled, weigh),
     ):
         if outputs is None or final is None:
             outputs = torch.empty(o.shape[0], len(rows), o.shape[2], dtype=o.dtype)
             final = torch.empty(len(rows), x.shape[1], dtype=x.dtype)
-        outputs[:, batch], final[batch] = o, x
+        outputs[:, batch], final[batch], first[batch] = o, x, token
+        if shares is not None and share is not None:
+            shares[batch] = share
         for i, text in zip(batch, texts, strict=True):
             answers[i] = text
         tokens += n
         advance(len(batch))
     assert outputs is not None
     assert final is not None
-    return Capture(answers, outputs, final, tokens)
+    return Capture(answers, outputs, final, tokens, first, shares)
 
 
 @torch.inference_mode()
 def _run(
-    decoder: Decoder, tokenizer: Any, rows: list[list[int]], max_new_tokens: int, settled: Callable[[str], bool]
-) -> tuple[list[str], Tensor, Tensor, int]:
+    decoder: Decoder,
+    tokenizer: Any,
+    rows: list[list[int]],
+    max_new_tokens: int,
+    settled: Callable[[str], bool],
+    weigh: Tensor | None = None,
+) -> tuple[list[str], Tensor, Tensor, int, Tensor, Tensor | None]:
     from transformers import StoppingCriteriaList
 
     model = decoder.model
@@ -103,17 +131,21 @@ def _run(
     modules = [s.output for s in decoder.sublayers] + [decoder.last_block]
     stop = _Settled(tokenizer, settled, width, len(rows))
     handles = [module.register_forward_hook(take(i)) for i, module in enumerate(modules)]
+    share: Tensor | None = None
     with hooked([*handles, contiguous_head(model)]):
         if max_new_tokens == 0:
-            model(**forward_inputs(model, ids, mask), use_cache=False, logits_to_keep=1)
-            new = ids[:, width:]
+            logits = model(**forward_inputs(model, ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1].float()
+            new, first = ids[:, width:], logits.argmax(-1)
+            if weigh is not None:
+                share = (torch.softmax(logits, -1) @ weigh.to(logits)).cpu()
         else:
             criteria = StoppingCriteriaList([stop])
             new = generate_greedily(model, tokenizer, ids, mask, max_new_tokens, stopping_criteria=criteria)
+            first = new[:, 0]
     ends = _ends(new, _eos(model, tokenizer), stop.ends)
     texts = [tokenizer.decode(row[:end], skip_special_tokens=True) for row, end in zip(new.tolist(), ends, strict=True)]
     last = len(decoder.sublayers)
-    return texts, torch.stack([taken[i] for i in range(last)]), taken[last], sum(ends)
+    return texts, torch.stack([taken[i] for i in range(last)]), taken[last], sum(ends), first.cpu(), share
 
 
 class _Settled:

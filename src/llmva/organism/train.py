@@ -12,16 +12,28 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from llmva.errors import UsageError
 from llmva.organism.language import KINDS, answer, draw_request, refuses
 from llmva.organism.optimizer import Muon, block_matrices
 from llmva.organism.skills import draw_probe
 from llmva.organism.tokenizer import build_tokenizer, vocabulary
+
+# model_type -> what its config needs beside the sizes; all have `model.layers` and a plain `lm_head`
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "phi3": {},
+    "olmo2": {},
+    "gemma2": {"final_logit_softcapping": None, "attn_logit_softcapping": None, "sliding_window": 256},
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Size and training of the organism; the defaults are the shipped ones."""
 
+    architecture: str = "llama"  # of ARCHITECTURES
     width: int = 160
     blocks: int = 4
     heads: int = 4
@@ -78,11 +90,14 @@ def draw_batch(rng: random.Random, recipe: Recipe, vocab: dict[str, int]) -> lis
 
 
 def build_model(recipe: Recipe, seed: int) -> Any:
-    """An untrained Llama; the global random state is left as it was."""
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    """An untrained model; the global random state is left as it was. Raises UsageError for an unknown architecture."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    vocab = vocabulary()
-    config = LlamaConfig(
+    if recipe.architecture not in ARCHITECTURES:
+        raise UsageError(f"There is no organism of {recipe.architecture!r}: choose {', '.join(ARCHITECTURES)}.")
+    vocab, head = vocabulary(), recipe.width // recipe.heads
+    config = AutoConfig.for_model(
+        recipe.architecture,
         vocab_size=len(vocab),
         hidden_size=recipe.width,
         intermediate_size=recipe.hidden,
@@ -94,10 +109,12 @@ def build_model(recipe: Recipe, seed: int) -> Any:
         bos_token_id=vocab["<bos>"],
         eos_token_id=vocab["<eos>"],
         pad_token_id=vocab["<pad>"],
+        **({} if recipe.architecture == "llama" else {"head_dim": head, "attention_dropout": 0.0}),
+        **ARCHITECTURES[recipe.architecture],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     settings: Any = GenerationConfig
     model.generation_config = settings(
         do_sample=False, bos_token_id=vocab["<bos>"], eos_token_id=vocab["<eos>"], pad_token_id=vocab["<pad>"]

@@ -1,0 +1,170 @@
+"""Steps 3 to 6 of the method, several times over from one round of answers.
+
+One alignment moves a model a part of the way, and the paper generates anew before the next. But where the first token
+foretells the judge's label (`foresight`), a prefill tells what the edited model would do, and the next alignment can
+start from there. Each such pass reads vectors that belong to the model as it then is, so many small steps take the
+place of a few large ones: the same F1 at a fraction of the harm (docs/research.md). A pass counts only if validation
+prompts are foreseen to fare better, which also keeps a step from going too far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmva.edit import Edit
+from llmva.foresight import Foresight, foresee, promise
+from llmva.models.batching import Batching
+from llmva.models.generate import capture
+from llmva.models.harmless import agreement, outputs_on_text, random_messages
+from llmva.models.sublayers import Decoder
+from llmva.objective import Aim
+from llmva.observation import Observation
+from llmva.progress import Progress
+from llmva.prompts.types import PromptSet
+from llmva.selection import select
+from llmva.settings import Settings
+from llmva.steps import Vectors, align_sublayers, identify
+
+HARMLESS_POSITIONS = 512  # of harmless texts, for the quiet readers
+RANDOM_MESSAGES = 256  # likewise
+HARMLESS_CHECKED = 16  # texts that an accepted pass is measured on
+TRUST = 0.9  # share of validation labels that the first token must foretell
+HALVINGS = 2  # of a step that would make things worse
+Change = Callable[[Vectors, Observation, int], Vectors]  # of the vectors, the training prompts and the iteration
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every iteration of a run works with."""
+
+    decoder: Decoder
+    tokenizer: Any
+    prompts: PromptSet
+    settings: Settings
+    aim: Aim
+    count: int  # sublayers edited in a pass
+    seed: int
+    batching: Batching
+    progress: Progress
+    change: Change | None = None
+
+    def generator(self, iteration: int, number: int = 0) -> torch.Generator:
+        """Draws depend on seed, iteration and pass alone, so a resumed run makes the same ones."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + iteration + number * 7919)
+
+
+@dataclass(frozen=True)
+class Advance:
+    """The edit after an iteration's passes, and what the first of them read off the model."""
+
+    edit: Edit
+    vectors: Vectors
+    chosen: list[int]
+    passes: int
+    foreseen: float | None  # F on validation prompts, where it was foreseen
+
+
+def advance(
+    work: Work,
+    edit: Edit,
+    train: Observation,
+    validation: Observation,
+    foresight: Foresight | None,
+    texts: Sequence[tuple[str, str]],
+    iteration: int,
+    step: float,
+) -> Advance:
+    """Follow `edit` by up to `settings.passes` alignments, or by one where nothing can be foreseen.
+
+    Args:
+        train, validation: the model with `edit`, answers generated and judged.
+        foresight: None where it cannot be trusted.
+        texts: harmless (prompt, answer) of the untouched model.
+        iteration: the number that the new columns carry.
+    """
+    settings, beta = work.settings, work.aim.beta
+    first: tuple[Vectors, list[int]] | None = None
+    done, best = 0, (0.0, 0.0)
+    if foresight is not None:
+        with edit.apply(work.decoder.model, check=False):
+            best = promise(foresee(work.decoder, work.tokenizer, validation.prompts, foresight, work.batching), beta)
+    while done < settings.passes:
+        vectors = fit(work, edit, train, validation, texts, iteration, done)
+        chosen = select(vectors.scores, work.count)
+        first = first or (vectors, chosen)
+        if foresight is None:
+            edit = align_sublayers(edit, work.decoder.sublayers, vectors, chosen, iteration, step)
+            done += 1
+            break
+        for halving in range(HALVINGS + 1):
+            tried = align_sublayers(edit, work.decoder.sublayers, vectors, chosen, iteration, step / 2**halving)
+            with tried.apply(work.decoder.model, check=False):
+                seen = foresee(work.decoder, work.tokenizer, validation.prompts, foresight, work.batching)
+            value = promise(seen, beta)
+            if value > best and _spares(work, tried, texts):
+                break
+        else:
+            break  # no step along these vectors is foreseen to help
+        edit, validation, best = tried, seen, value
+        done += 1
+        if best[0] == 1.0 or done == settings.passes:
+            break
+        draw = work.prompts.draw(settings.per_source, work.generator(iteration, done))
+        with edit.apply(work.decoder.model, check=False):
+            train = foresee(work.decoder, work.tokenizer, draw, foresight, work.batching)
+        if len(set(train.signs[0].tolist())) == 1:
+            break  # everything answered, or nothing: no answer vector to be read
+    assert first is not None
+    return Advance(edit, *first, done, best[0] if foresight is not None else None)
+
+
+def fit(
+    work: Work,
+    edit: Edit,
+    train: Observation,
+    validation: Observation,
+    texts: Sequence[tuple[str, str]],
+    iteration: int,
+    number: int = 0,
+) -> Vectors:
+    """Both vectors of every sublayer, with readers that are quiet on harmless text."""
+    settings, harmless = work.settings, None
+    if settings.quiet > 0 and settings.svm == "exact":
+        harmless = harmless_outputs(work, edit, texts, work.generator(iteration - 1, number))
+    vectors = identify(
+        train,
+        validation,
+        harmless=harmless,
+        quiet=settings.quiet,
+        svm=settings.svm,
+        C=settings.C,
+        seed=work.seed,
+    )
+    return work.change(vectors, train, iteration - 1) if work.change else vectors
+
+
+def harmless_outputs(work: Work, edit: Edit, texts: Sequence[tuple[str, str]], generator: torch.Generator) -> Tensor:
+    """Sublayers' outputs where nothing is to be decided, [S, q, d]: ends of random messages, and harmless text."""
+    messages = random_messages(work.tokenizer, RANDOM_MESSAGES, generator)
+    with edit.apply(work.decoder.model, check=False):
+        found = capture(work.decoder, work.tokenizer, messages, max_new_tokens=0, batching=work.batching).outputs
+        if not texts:
+            return found
+        said = outputs_on_text(work.decoder, work.tokenizer, texts, HARMLESS_POSITIONS, generator, work.batching)
+    return torch.cat([found, said], 1)
+
+
+def _spares(work: Work, edit: Edit, texts: Sequence[tuple[str, str]]) -> bool:
+    """Whether an edit leaves harmless text alone as far as the run's limits ask."""
+    if not texts:
+        return True
+    some = texts[:: max(1, len(texts) // HARMLESS_CHECKED)][:HARMLESS_CHECKED]
+    found = agreement(
+        work.decoder, work.tokenizer, some, lambda: edit.apply(work.decoder.model, check=False), work.batching
+    )
+    return found.mean_kl <= work.aim.max_kl and found.mean_kept >= work.aim.min_kept
