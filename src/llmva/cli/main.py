@@ -1,4 +1,4 @@
-"""`llmva align | demo | evaluate | chat | inspect | export | verify | push | compare | ablate | judge`."""
+"""`llmva align | demo | evaluate | chat | inspect | export | verify | push | compare | ablate | judge | data`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from llmva.cli import data as data_command
 from llmva.cli import studies
 from llmva.cli.options import (
     Base,
     BatchTokens,
     Benign,
+    Data,
     Device,
     DeviceMap,
     Dtype,
@@ -21,7 +23,10 @@ from llmva.cli.options import (
     Iteration,
     Json,
     JudgeName,
+    KeepDuplicates,
+    Markdown,
     ModelArg,
+    PerSet,
     Quantize,
     Quiet,
     Rank,
@@ -52,6 +57,8 @@ def align(
     ] = None,
     toxic: Toxic = None,
     benign: Benign = None,
+    data: Data = None,
+    per_set: PerSet = None,
     skills: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--skills", metavar="FILE", help="JSONL of probes with known answers, measured before and after"),
@@ -92,6 +99,8 @@ def align(
         out=out,
         toxic=toxic or [],
         benign=benign or [],
+        data=data or [],
+        per_set=per_set,
         skills=skills,
         settings={
             "iterations": iterations,
@@ -135,6 +144,10 @@ def evaluate(
     edit: EditDir = None,
     toxic: Toxic = None,
     benign: Benign = None,
+    data: Data = None,
+    per_set: PerSet = None,
+    keep_duplicates: KeepDuplicates = False,
+    markdown: Markdown = None,
     iteration: Iteration = None,
     strength: Strength = 1.0,
     judge: JudgeName = "phrases",
@@ -151,7 +164,8 @@ def evaluate(
 ) -> None:
     """ASR, ORR and F1 of MODEL on test prompts, with and without an edit.
 
-    With --toxic and --benign on exactly those prompts; else on the test prompts of the edit's run.
+    With --toxic and --benign on exactly those prompts; with --data on test prompts of public data sets, one by one;
+    else on the test prompts of the edit's run.
     """
     from llmva.cli.commands import run_evaluate
 
@@ -160,6 +174,8 @@ def evaluate(
         edit=edit,
         toxic=toxic or [],
         benign=benign or [],
+        data=data or [],
+        sets={"per_set": per_set, "keep_duplicates": keep_duplicates, "markdown": markdown},
         iteration=iteration,
         strength=strength,
         judge=judge,
@@ -319,6 +335,7 @@ def push(
 
 
 studies.add_to(app)
+data_command.add_to(app)
 
 
 def _version(value: bool) -> None:
