@@ -60,11 +60,15 @@ class Seen:
                 self._holders[prompt.benign].setdefault(gram, []).append(len(self._grams))
             self._grams.append(grams)
 
+    def __contains__(self, text: str) -> bool:
+        """Is there a prompt of exactly this text, by `normalise`?"""
+        return normalise(text) in self._texts
+
     def overlap(self, test: Sequence[Prompt]) -> Overlap:
         """Which of `test` are in here."""
         exact, near = [], []
         for i, prompt in enumerate(test):
-            if normalise(prompt.text) in self._texts:
+            if prompt.text in self:
                 exact.append(i)
             elif self._is_near(trigrams(prompt.text), self._holders[prompt.benign]):
                 near.append(i)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from llmva.errors import UsageError
+from llmva.prompts.contamination import Seen
 from llmva.prompts.sources import Source, read_source
 from llmva.prompts.spec import parse_spec
 from llmva.prompts.split import LEAST, check_sides, cut, draw_splits, drop_repeats, join, normalise
@@ -121,7 +123,20 @@ def _assemble(sources: list[Sided], seed: int, drawn: Collection[str] = (), per_
     unique = drop_repeats(everything)
     _need("toxic", sum(not prompt.benign for prompt in unique), LEAST)
     _need("benign", sum(prompt.benign for prompt in unique), LEAST)
-    return join(cuts, warnings)
+    found = join(cuts, warnings)
+    return replace(found, warnings=(*found.warnings, *_near_repeats(found)))
+
+
+def _near_repeats(prompts: PromptSet) -> list[str]:
+    """What a reader of test figures must know of test prompts that are nearly training prompts, by source."""
+    overlap = Seen([*prompts.train, *prompts.validation]).overlap(prompts.test)
+    near = [prompts.test[i].source for i in overlap.near]
+    sizes = {source: sum(prompt.source == source for prompt in prompts.test) for source in set(near)}
+    return [
+        f"{source}: {near.count(source)} of {sizes[source]} test prompts share most of their words with a train or "
+        "validation prompt, which flatters the figures."
+        for source in dict.fromkeys(near)
+    ]
 
 
 def _need(side: str, found: int, least: int = 1) -> None:

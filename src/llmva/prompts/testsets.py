@@ -119,12 +119,17 @@ def _test_set(
         "split": "test" if own else "all",
         "available": _sides(pool),
         "drawn": _sides(chosen),
-        "fitted_on": None if fitted is None else any(source.name in fitted for _, source in sources),
+        "fitted_on": None if seen is None or fitted is None else any(_is_of(one, fitted, seen) for _, one in sources),
         "contamination": None
         if overlap is None
         else {**overlap.counts(), "of": len(pool), "kept": sum(prompt in known for prompt in chosen)},
     }
     return TestSet(name, tuple(chosen), about, tuple(limits))
+
+
+def _is_of(source: Source, fitted: set[str], seen: Seen) -> bool:
+    """Was the edit fitted on this source? A name alone may be of other prompts, shared texts alone be chance."""
+    return source.name in fitted and any(text in seen for text in source.all_texts())
 
 
 def _sides(prompts: Sequence[Prompt]) -> dict[str, int]:
