@@ -2,10 +2,10 @@
 
 Exact is what `split.normalise` makes equal. Near is a test prompt that shares more than NEAR of its word trigrams with
 one fit prompt of its side. That is the line which the bundled prompts keep between their splits, and it is where one
-word changed in the middle of a prompt still counts from eleven words on (3 of 9 trigrams go), one changed at an end
-from five words on. It is counted as a share of the test prompt: a request that was fitted on inside a longer prompt has
-been seen, while a short fit prompt inside a new wrapper leaves the wrapper to be tested. Across the sides only equal
-texts count, since data sets put contrasts that differ in one word on the two sides by design.
+word changed in the middle of a prompt still counts from ten words on (3 of 8 trigrams go), one changed at an end from
+five words on (1 of 3). It is counted as a share of the test prompt: a request that was fitted on inside a longer
+prompt has been seen, while a short fit prompt inside a new wrapper leaves the wrapper to be tested. Across the sides
+only equal texts count, since data sets put contrasts that differ in one word on the two sides by design.
 """
 
 from __future__ import annotations
