@@ -314,6 +314,13 @@ def test_a_cap_without_sets(model_folder: Path, command: Command, tmp_path: Path
     assert "add --data" in said.err
 
 
+def test_a_comparison_on_public_sets(taught_folder: Path, copies: Path, command: Command, tmp_path: Path) -> None:
+    data = ("--data", f"xstest={copies}/xs.csv", "--per-set", 15, "--methods", "none", "--seeds", 1, "--no-curves")
+    said = command("compare", taught_folder, *data, *TOKENS, "--out", tmp_path / "c", "--json", "--quiet")
+    assert said.err.startswith("The data set xstest has the licence")
+    assert set(one_object(said)["rows"][0]["by_source"]) == {"xstest (toxic)", "xstest (benign)"}
+
+
 # --- data list -------------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +335,7 @@ def test_the_list(command: Command) -> None:
     ]  # fmt: skip
     found = one_object(command("data", "list", "--json"))
     assert [one["name"] for one in found["data"]] == [line.split()[0] for line in lines[1:]]
+    assert command("data", "list", "--quiet") == Said(0, "", "")
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

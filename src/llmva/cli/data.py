@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llmva.cli.options import Json
+from llmva.cli.options import Json, Quiet
 from llmva.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def _only() -> None:
     """Public data sets that --data knows by name."""  # the callback keeps `list` a command of its own
 
 
-def data_list(json_: Json = False) -> None:
+def data_list(json_: Json = False, quiet: Quiet = False) -> None:
     """The data sets that --data knows: sides, number of prompts, licence, whether a login is needed, home."""
     from llmva.cli.console import emit, say
     from llmva.prompts.registry import list_data
@@ -36,7 +36,7 @@ def data_list(json_: Json = False) -> None:
     found = list_data()
     if json_:
         emit({"data": found})
-    else:
+    elif not quiet:
         say(_table(found))
 
 

@@ -11,6 +11,7 @@ import typer
 
 from llmva.cli import data as data_command
 from llmva.cli import studies
+from llmva.cli.arguments import check_text
 from llmva.cli.options import (
     Base,
     BatchTokens,
@@ -375,15 +376,6 @@ def main(arguments: list[str] | None = None) -> None:
         if not hasattr(error, "format_message"):  # typer's errors of usage: their class has moved between its versions
             raise
         _fail(f"{error.format_message().rstrip('.')}: see llmva --help.", UsageError.exit_code)
-
-
-def check_text(text: str) -> str:
-    """The text, if it is one; bytes that are no UTF-8 reach a program as halves of surrogate pairs."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{text[:60]!a} is not UTF-8: write it in UTF-8, or rename the file.") from error
-    return text
 
 
 def _fail(sentence: str, code: int) -> None:
