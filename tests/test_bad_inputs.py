@@ -575,7 +575,8 @@ def test_the_program_says_the_same(name: str, place: Path) -> None:
     assert re.search(says, lines[-1]), said.err
     assert is_one_sentence(lines[-1] + "\n")
     assert (said.code, said.out) == (code, "")
-    assert lines[:-1] in ([], [f"loading {arguments[1]}"])
+    told = [line for line in lines[:-1] if "share most of their words" not in line]  # of the prompts, which are alike
+    assert told in ([], [f"loading {arguments[1]}"])
 
 
 def test_no_network_is_told_at_once(place: Path) -> None:

@@ -211,6 +211,13 @@ def test_settings_table_is_complete_and_true() -> None:
             assert options[option.strip("`")].default == field.default
 
 
+def test_the_tables_of_data_sets_are_those_of_the_registry() -> None:
+    """`python -m llmva.prompts.registry` prints them."""
+    from llmva.prompts.registry import markdown_table
+
+    assert _text(ROOT / "docs" / "datasets.md").endswith("\n\n" + markdown_table())
+
+
 def _table_of(toml: str) -> list[str]:
     """Names in the lists of requirements of pyproject.toml (Python 3.10 has no tomllib)."""
     lists = re.findall(r"^(?:dependencies|\w+) = (\[\n.*?^\]|\[.*?\]$)", toml, re.MULTILINE | re.DOTALL)

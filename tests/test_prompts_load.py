@@ -119,8 +119,8 @@ def test_only_text_column_is_guessed_and_told(tmp_path: Path) -> None:
     write_rows(tmp_path / "p.jsonl", [{"n": i, "bitte": f"text {i}"} for i in range(9)])
     prompts = PromptSet.load([f"{tmp_path}/p.jsonl"], [text_file(tmp_path / "b.txt", BENIGN)])
     assert prompts.counts()["p"] == {"train": 5, "validation": 2, "test": 2}
-    assert len(prompts.warnings) == 1
-    assert "'bitte'" in prompts.warnings[0]
+    (told,) = [warning for warning in prompts.warnings if warning.startswith(str(tmp_path))]
+    assert "'bitte'" in told
 
 
 def test_chat_cells_give_the_first_user_turn(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_another_source_or_order_moves_nothing(tmp_path: Path) -> None:
 def test_repeats_are_dropped_and_counted() -> None:
     prompts = PromptSet.from_lists([*TOXIC, "How to  DO bad thing 3"], BENIGN)
     assert sum(prompts.counts()["toxic"].values()) == 20
-    assert prompts.warnings == ("toxic: 1 left out, repeats of an earlier prompt.",)
+    assert prompts.warnings[0] == "toxic: 1 left out, repeats of an earlier prompt."
 
 
 def test_a_text_of_test_leaves_train(tmp_path: Path) -> None:
@@ -210,13 +210,23 @@ def test_a_text_of_test_leaves_train(tmp_path: Path) -> None:
     prompts = PromptSet.load([f"{tmp_path}/p.csv"], [text_file(tmp_path / "b.txt", BENIGN)])
     assert prompts.counts()["p"] == {"train": 4, "validation": 4, "test": 4}
     assert {p.text for p in prompts.test if p.source == "p"} == {f"test {i}" for i in range(4)}
-    assert prompts.warnings == ("p: 3 left out, the same text being in another split or source.",)
+    assert prompts.warnings[0] == "p: 3 left out, the same text being in another split or source."
 
 
 def test_the_same_text_in_two_sources_stays_in_one_split() -> None:
     prompts = PromptSet.from_lists({"a": TOXIC, "b": [text.upper() for text in TOXIC]}, BENIGN, seed=3)
     found = [p.text.lower() for _, split in prompts.splits() for p in split if not p.benign]
     assert sorted(found) == sorted(TOXIC)
+
+
+def test_near_repeats_between_splits_are_told_by_source() -> None:
+    own = [f"please tell me all about the history of subject number {i}" for i in range(20)]
+    apart = [" ".join(f"{word}{i}" for word in ("some", "words", "of", "their", "own")) for i in range(20)]
+    assert PromptSet.from_lists({"alike": own}, {"apart": apart}).warnings == (
+        "alike: 4 of 4 test prompts share most of their words with a train or validation prompt, which flatters the "
+        "figures.",
+    )
+    assert PromptSet.from_lists({"other": apart[:10]}, {"apart": apart[10:]}).warnings == ()
 
 
 def test_load_prompts_keeps_exactly_what_is_there(tmp_path: Path) -> None:

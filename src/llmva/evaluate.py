@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,10 +32,12 @@ def evaluate(
     max_new_tokens: int = 128,
     batch_tokens: int | None = None,
     progress: Progress | None = None,
+    parts: Mapping[str, tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
     """ASR, ORR and F1 on exactly `prompts`: `{"test": {"before": ..., "after": ...}, "utility": ..., "cost": ...}`.
 
-    "after" and "utility" are there only with an edit.
+    "after" and "utility" are there only with an edit. `parts` asks for the same of prompts from one position up to
+    another, by name; it is in "parts" then.
     """
     started = time.monotonic()
     check_seed(seed)
@@ -51,14 +53,21 @@ def evaluate(
             decoder, tokenizer, prompts, judge, max_new_tokens=max_new_tokens, batching=batching, advance=advance
         )
 
+    def figures(name: str, seen: Observation) -> None:
+        found["test"][name] = summarise(seen.prompts, seen.labels, seed=seed)
+        for part, (start, end) in (parts or {}).items():
+            of_part = summarise(seen.prompts[start:end], seen.labels[start:end], seed=seed)
+            found.setdefault("parts", {}).setdefault(part, {})[name] = of_part
+
+    found: dict[str, Any] = {"test": {}}
     before = run("original")
-    found: dict[str, Any] = {"test": {"before": summarise(before.prompts, before.labels, seed=seed)}}
+    figures("before", before)
     tokens = before.capture.tokens
     if edit is not None:
         with edit.apply(model, check=False):
             after = run("edited")
         tokens += after.capture.tokens
-        found["test"]["after"] = summarise(after.prompts, after.labels, seed=seed)
+        figures("after", after)
         texts = [
             (prompt.text, answer)
             for prompt, answer, label in zip(before.prompts, before.capture.answers, before.labels, strict=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmva.cli import inputs
 from llmva.cli.console import Display, emit
+from llmva.errors import UsageError
 
 
 def run_align(
@@ -21,6 +22,8 @@ def run_align(
     name: str | None = None,
     toxic: Sequence[str] = (),
     benign: Sequence[str] = (),
+    data: Sequence[str] = (),
+    per_set: int | None = None,
     skills: Path | None = None,
     settings: Mapping[str, Any] | None = None,
     judge: str = "phrases",
@@ -28,8 +31,9 @@ def run_align(
     batch_tokens: int | None = None,
 ) -> None:
     """Prompts and judge are read before the model, so that a mistake in them costs no loading."""
-    inputs.quiet_libraries(model, *toxic, *benign)
+    inputs.quiet_libraries(model, *toxic, *benign, *inputs.places(data))
     from llmva.alignment import align
+    from llmva.cli.data import parse_and_tell
     from llmva.judges import make_judge
     from llmva.models.load import load_model
     from llmva.report import before_after_table, write_report
@@ -39,7 +43,8 @@ def run_align(
     out = out or inputs.default_out(model)
     make_settings(**(settings or {}))
     judge_ = make_judge(judge)
-    prompts = inputs.choose_prompts(model, toxic, benign, seed)
+    parse_and_tell(data, Display(quiet))
+    prompts = inputs.choose_prompts(model, toxic, benign, seed, data, per_set)
     probes = inputs.choose_probes(model, skills)
     with Display(quiet) as display:
         for warning in prompts.warnings:
@@ -78,6 +83,8 @@ def run_evaluate(
     edit: Path | None,
     toxic: Sequence[str],
     benign: Sequence[str],
+    data: Sequence[str],
+    sets: Mapping[str, Any],
     iteration: int | None,
     strength: float,
     judge: str,
@@ -88,6 +95,30 @@ def run_evaluate(
     json: bool,
     quiet: bool,
 ) -> None:
+    """With `data` on sets one by one, by `sets` (options of `run_transfer`); else on one list of prompts."""
+    if data:
+        from llmva.cli.data import run_transfer
+
+        run_transfer(
+            model,
+            edit=edit,
+            data=data,
+            toxic=toxic,
+            benign=benign,
+            **sets,
+            iteration=iteration,
+            strength=strength,
+            judge=judge,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            loading=loading,
+            batch_tokens=batch_tokens,
+            json=json,
+            quiet=quiet,
+        )
+        return
+    if any(sets.values()):
+        raise UsageError("--per-set, --keep-duplicates and --markdown are about sets of --data: add --data.")
     inputs.quiet_libraries(model, *toxic, *benign)
     from llmva.evaluate import evaluate
     from llmva.judges import make_judge
@@ -119,16 +150,18 @@ def run_evaluate(
         "prompts": counts,
         "judge": judge_.name,
         **found,
+        **inputs.seen_in_fit(prompts, edit, named=bool(toxic or benign)),
     }
     if not quiet:
         display.console.print(before_after_table(found))
+        for limit in found.get("limits", []):
+            display.line(limit)
     if json:
         emit(found)
 
 
 def run_inspect(directory: Path, *, json: bool, quiet: bool) -> None:
     from llmva.edit import Edit, edit_file
-    from llmva.errors import UsageError
     from llmva.report import before_after_table
     from llmva.run import read_run
 

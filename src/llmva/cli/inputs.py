@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -42,10 +43,19 @@ def model_stem(model: str) -> str:
     return Path(model).name.removesuffix(".gguf") or "model"
 
 
-def choose_prompts(model: str, toxic: Sequence[str], benign: Sequence[str], seed: int) -> PromptSet:
+def choose_prompts(
+    model: str,
+    toxic: Sequence[str],
+    benign: Sequence[str],
+    seed: int,
+    data: Sequence[str] = (),
+    per_set: int | None = None,
+) -> PromptSet:
     """What the user named, else what lies in the model's folder, else the bundled set."""
-    if toxic or benign:
-        return PromptSet.load(toxic, benign, seed=seed)
+    if per_set is not None and not data:
+        raise UsageError("--per-set is about the sets of --data: add --data, or leave it out.")
+    if toxic or benign or data:
+        return PromptSet.load(toxic, benign, seed=seed, data=data, per_set=per_set)
     own = Path(model) / BESIDE / "prompts.jsonl"
     return PromptSet.from_jsonl(own) if own.is_file() else PromptSet.bundled()
 
@@ -64,10 +74,44 @@ def test_prompts(model: str, edit: Path | None, toxic: Sequence[str], benign: Se
 
     if toxic or benign:
         return list(load_prompts(toxic, benign))
-    of_run = edit_file(edit).parent / "prompts.jsonl" if edit is not None else None
-    if of_run is not None and of_run.is_file():
-        return list(PromptSet.from_jsonl(of_run).test)
-    return list(choose_prompts(model, (), (), seed).test)
+    of_run = run_prompts(edit)
+    return list((of_run or choose_prompts(model, (), (), seed)).test)
+
+
+def run_prompts(edit: Path | None) -> PromptSet | None:
+    """The prompts of an edit's run, None where they do not lie beside it."""
+    path = edit_file(edit).parent / "prompts.jsonl" if edit is not None else None
+    return PromptSet.from_jsonl(path) if path is not None and path.is_file() else None
+
+
+def fit_prompts(edit: Path | None) -> list[Prompt] | None:
+    """What an edit was fitted on and chosen by: the train and validation prompts of its run; None if not known."""
+    found = run_prompts(edit)
+    return None if found is None else [*found.train, *found.validation]
+
+
+def seen_in_fit(prompts: Sequence[Prompt], edit: Path | None, named: bool) -> dict[str, Any]:
+    """`contamination` and `limits` of a record: how many prompts that the user named the edit's fit has seen.
+
+    They stay in the figures, for the user asked for exactly these.
+    """
+    fit = fit_prompts(edit) if named else None
+    if fit is None:
+        return {}
+    from llmva.prompts.contamination import Seen
+
+    found = Seen(fit).overlap(prompts)
+    n = len(found.positions)
+    said = [
+        f"{n} of {len(prompts)} prompts were seen in the fit ({len(found.exact)} the same, {len(found.near)} nearly), "
+        "which flatters the edit."
+    ]
+    return {"contamination": {**found.counts(), "of": len(prompts)}, "limits": said if n else []}
+
+
+def places(data: Sequence[str]) -> list[str]:
+    """The paths in values of --data, and the names of sets that have none."""
+    return [term.partition("=")[2] or term for value in data for term in value.split(",")]
 
 
 def load_edit(path: Path | None, iteration: int | None, strength: float) -> Edit | None:

@@ -1,4 +1,4 @@
-"""`llmva align | demo | evaluate | chat | inspect | export | verify | push | compare | ablate | judge`."""
+"""`llmva align | demo | evaluate | chat | inspect | export | verify | push | compare | ablate | judge | data`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from llmva.cli import data as data_command
 from llmva.cli import studies
+from llmva.cli.arguments import check_text
 from llmva.cli.options import (
     Base,
     BatchTokens,
     Benign,
+    Data,
     Device,
     DeviceMap,
     Dtype,
@@ -21,7 +24,10 @@ from llmva.cli.options import (
     Iteration,
     Json,
     JudgeName,
+    KeepDuplicates,
+    Markdown,
     ModelArg,
+    PerSet,
     Quantize,
     Quiet,
     Rank,
@@ -52,6 +58,8 @@ def align(
     ] = None,
     toxic: Toxic = None,
     benign: Benign = None,
+    data: Data = None,
+    per_set: PerSet = None,
     skills: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--skills", metavar="FILE", help="JSONL of probes with known answers, measured before and after"),
@@ -98,6 +106,8 @@ def align(
         out=out,
         toxic=toxic or [],
         benign=benign or [],
+        data=data or [],
+        per_set=per_set,
         skills=skills,
         settings={
             "iterations": iterations,
@@ -146,6 +156,10 @@ def evaluate(
     edit: EditDir = None,
     toxic: Toxic = None,
     benign: Benign = None,
+    data: Data = None,
+    per_set: PerSet = None,
+    keep_duplicates: KeepDuplicates = False,
+    markdown: Markdown = None,
     iteration: Iteration = None,
     strength: Strength = 1.0,
     judge: JudgeName = "phrases",
@@ -162,7 +176,8 @@ def evaluate(
 ) -> None:
     """ASR, ORR and F1 of MODEL on test prompts, with and without an edit.
 
-    With --toxic and --benign on exactly those prompts; else on the test prompts of the edit's run.
+    With --toxic and --benign on exactly those prompts; with --data on test prompts of public data sets, one by one;
+    else on the test prompts of the edit's run.
     """
     from llmva.cli.commands import run_evaluate
 
@@ -171,6 +186,8 @@ def evaluate(
         edit=edit,
         toxic=toxic or [],
         benign=benign or [],
+        data=data or [],
+        sets={"per_set": per_set, "keep_duplicates": keep_duplicates, "markdown": markdown},
         iteration=iteration,
         strength=strength,
         judge=judge,
@@ -330,6 +347,7 @@ def push(
 
 
 studies.add_to(app)
+data_command.add_to(app)
 
 
 def _version(value: bool) -> None:
@@ -369,15 +387,6 @@ def main(arguments: list[str] | None = None) -> None:
         if not hasattr(error, "format_message"):  # typer's errors of usage: their class has moved between its versions
             raise
         _fail(f"{error.format_message().rstrip('.')}: see llmva --help.", UsageError.exit_code)
-
-
-def check_text(text: str) -> str:
-    """The text, if it is one; bytes that are no UTF-8 reach a program as halves of surrogate pairs."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{text[:60]!a} is not UTF-8: write it in UTF-8, or rename the file.") from error
-    return text
 
 
 def _fail(sentence: str, code: int) -> None:

@@ -16,6 +16,21 @@ Benign = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--benign", metavar="PATH_OR_ID[:COLUMN[:SPLIT]]", help="prompts to answer; repeatable"),
 ]
+Data = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--data", metavar="NAME[=PATH],...", help="data sets that llmva data list shows; repeatable"),
+]
+PerSet = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--per-set", min=1, help="most prompts of each side of a set of --data, drawn by the seed"),
+]
+KeepDuplicates = Annotated[
+    bool, typer.Option("--keep-duplicates", help="with --data, also measure on prompts that the fit has seen")
+]
+Markdown = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--markdown", metavar="FILE", help="with --data, also write the table to a file in Markdown"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object on stdout")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no table")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="seed of every random draw")]

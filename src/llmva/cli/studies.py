@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -11,12 +11,14 @@ import typer
 from llmva.cli.options import (
     BatchTokens,
     Benign,
+    Data,
     Device,
     DeviceMap,
     Dtype,
     Json,
     JudgeName,
     ModelArg,
+    PerSet,
     Quantize,
     Quiet,
     Seed,
@@ -54,6 +56,8 @@ def compare(
     ] = None,
     toxic: Toxic = None,
     benign: Benign = None,
+    data: Data = None,
+    per_set: PerSet = None,
     judge: JudgeName = "phrases",
     tuned: Annotated[
         bool, typer.Option("--tuned/--no-tuned", help="a second row for each rival, tuned on validation prompts")
@@ -118,7 +122,8 @@ def compare(
         )
 
     loading = loading_options(device, dtype, device_map, quantize, trust_remote_code)
-    _study(model, toxic or [], benign or [], judge, seed, loading, directory, "comparison", work, json_, quiet)
+    named = {"toxic": toxic or [], "benign": benign or [], "data": data or [], "per_set": per_set}
+    _study(model, named, judge, seed, loading, directory, "comparison", work, json_, quiet)
 
 
 def ablate(
@@ -131,6 +136,8 @@ def ablate(
     ] = None,
     toxic: Toxic = None,
     benign: Benign = None,
+    data: Data = None,
+    per_set: PerSet = None,
     judge: JudgeName = "phrases",
     iterations: Iterations = 30,
     per_source: PerSource = 128,
@@ -176,13 +183,13 @@ def ablate(
         )
 
     loading = loading_options(device, dtype, device_map, quantize, trust_remote_code)
-    _study(model, toxic or [], benign or [], judge, seed, loading, directory, "ablation", work, json_, quiet)
+    named = {"toxic": toxic or [], "benign": benign or [], "data": data or [], "per_set": per_set}
+    _study(model, named, judge, seed, loading, directory, "ablation", work, json_, quiet)
 
 
 def _study(
     model: str,
-    toxic: Sequence[str],
-    benign: Sequence[str],
+    named: Mapping[str, Any],
     judge: str,
     seed: int,
     loading: Mapping[str, Any],
@@ -192,18 +199,20 @@ def _study(
     json: bool,
     quiet: bool,
 ) -> None:
-    """Load, measure, write the pages, print the table."""
+    """Load, measure, write the pages, print the table. `named` are prompts, as `choose_prompts` takes them."""
     from llmva.cli import inputs
     from llmva.cli.console import Display, emit
+    from llmva.cli.data import parse_and_tell
 
     place = inputs.model_place(model)
-    inputs.quiet_libraries(place, *toxic, *benign)
+    inputs.quiet_libraries(place, *named["toxic"], *named["benign"], *inputs.places(named["data"]))
     from llmva import report
     from llmva.judges import make_judge
     from llmva.models.load import load_model
 
     make_judge(judge)  # a mistake in its name costs no loading
-    prompts = inputs.choose_prompts(place, toxic, benign, seed)
+    parse_and_tell(named["data"], Display(quiet))
+    prompts = inputs.choose_prompts(place, seed=seed, **named)
     with Display(quiet) as display:
         for warning in prompts.warnings:
             display.note(warning)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from llmva.errors import UsageError
+from llmva.prompts.contamination import Seen
 from llmva.prompts.sources import Source, read_source
 from llmva.prompts.spec import parse_spec
-from llmva.prompts.split import LEAST, check_sides, cut, drop_repeats, join
+from llmva.prompts.split import LEAST, check_sides, cut, draw_splits, drop_repeats, join, normalise
 from llmva.prompts.texts import check_text
 from llmva.prompts.types import MAX_CHARS, Lists, Prompt, PromptSet
 
 Sided = tuple[bool, Source]  # benign?, source
+PER_SET = 500  # prompts of a side of a registered set in a run, as many as the paper drew from each of its sets
 
 
 def load_prompts(
@@ -30,12 +33,26 @@ def load_prompts(
 
 
 def load_prompt_set(
-    toxic: Sequence[str], benign: Sequence[str], seed: int = 0, max_chars: int = MAX_CHARS
+    toxic: Sequence[str],
+    benign: Sequence[str],
+    seed: int = 0,
+    max_chars: int = MAX_CHARS,
+    data: Sequence[str] = (),
+    per_set: int | None = None,
 ) -> PromptSet:
     """See `PromptSet.load`."""
-    _need("toxic", len(toxic))
-    _need("benign", len(benign))
-    return _assemble(_read_all(toxic, benign, max_chars), seed)
+    from llmva.prompts.entries import read_entry  # here, so that the registry can be run as a program
+    from llmva.prompts.wanted import parse_data
+
+    wanted = parse_data(data)
+    sides = {side for one in wanted for side in one.entry.sides}
+    _need("toxic", len(toxic) + ("toxic" in sides))
+    _need("benign", len(benign) + ("benign" in sides))
+    own = _read_all(toxic, benign, max_chars)
+    public = [sided for one in wanted for sided in read_entry(one.entry, one.local, max_chars)]
+    _drop_conflicts(public, own)
+    sources = _with_unique_names([*public, *own])
+    return _assemble(sources, seed, {source.name for _, source in public}, per_set or PER_SET)
 
 
 def prompt_set_from_lists(toxic: Lists, benign: Lists, seed: int = 0, max_chars: int = MAX_CHARS) -> PromptSet:
@@ -67,7 +84,22 @@ def _with_unique_names(sources: list[Sided]) -> list[Sided]:
     return sources
 
 
-def _assemble(sources: list[Sided], seed: int) -> PromptSet:
+def _drop_conflicts(public: Sequence[Sided], own: Sequence[Sided]) -> None:
+    """Take out of published sets what stands on the other side too, and say so: nobody can mend them."""
+    sides: dict[str, set[bool]] = {}
+    for benign, source in [*public, *own]:
+        for text in source.all_texts():
+            sides.setdefault(normalise(text), set()).add(benign)
+    for _, source in public:
+        before = len(source.all_texts())
+        for split, texts in source.texts.items():
+            source.texts[split] = [text for text in texts if len(sides[normalise(text)]) == 1]
+        if lost := before - len(source.all_texts()):
+            source.warnings.append(f"{source.name}: {lost} left out, the same text being given on the other side.")
+
+
+def _assemble(sources: list[Sided], seed: int, drawn: Collection[str] = (), per_set: int = PER_SET) -> PromptSet:
+    """Cut and join; of the sources named in `drawn` at most `per_set` prompts are taken."""
     cuts, warnings, everything = [], [], []
     for benign, source in sources:
         warnings += source.warnings
@@ -78,13 +110,33 @@ def _assemble(sources: list[Sided], seed: int) -> PromptSet:
         repeats = sum(len(prompts[split]) - len(kept[split]) for split in prompts)
         if repeats:
             warnings.append(f"{source.name}: {repeats} left out, repeats of an earlier prompt.")
+        if source.name in drawn:
+            there = sum(map(len, kept.values()))
+            kept = draw_splits(kept, per_set, seed)
+            if there > per_set:
+                warnings.append(
+                    f"{source.name}: {per_set} of {there} prompts were drawn (--per-set {per_set}, a side)."
+                )
         everything += [prompt for found in kept.values() for prompt in found]
         cuts.append((source.name, cut(kept, seed)))
     check_sides(everything)
     unique = drop_repeats(everything)
     _need("toxic", sum(not prompt.benign for prompt in unique), LEAST)
     _need("benign", sum(prompt.benign for prompt in unique), LEAST)
-    return join(cuts, warnings)
+    found = join(cuts, warnings)
+    return replace(found, warnings=(*found.warnings, *_near_repeats(found)))
+
+
+def _near_repeats(prompts: PromptSet) -> list[str]:
+    """What a reader of test figures must know of test prompts that are nearly training prompts, by source."""
+    overlap = Seen([*prompts.train, *prompts.validation]).overlap(prompts.test)
+    near = [prompts.test[i].source for i in overlap.near]
+    sizes = {source: sum(prompt.source == source for prompt in prompts.test) for source in set(near)}
+    return [
+        f"{source}: {near.count(source)} of {sizes[source]} test prompts share most of their words with a train or "
+        "validation prompt, which flatters the figures."
+        for source in dict.fromkeys(near)
+    ]
 
 
 def _need(side: str, found: int, least: int = 1) -> None:

@@ -58,9 +58,18 @@ def read_source(spec: Spec, max_chars: int) -> Source:
 
 def _read_tables(spec: Spec) -> dict[str, Table]:
     if not spec.local:
+        _not_of_the_registry(spec.base)
         return read_hub(spec.base)
     path = Path(spec.base)
     return read_folder(path) if path.is_dir() else _split_by_column(read_file(path))
+
+
+def _not_of_the_registry(name: str) -> None:
+    """A name without an owner is hardly ever a data set of the hub; one of ours is meant for another option."""
+    from llmva.prompts.registry import entries  # here, so that the registry can be run as a program
+
+    if "/" not in name and name.casefold() in entries():
+        raise UsageError(f"{name} is a set of the registry, which brings its side along: name it by --data {name}.")
 
 
 def _split_by_column(table: Table) -> dict[str, Table]:

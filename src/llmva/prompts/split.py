@@ -60,6 +60,21 @@ def cut(prompts: dict[str, list[Prompt]], seed: int) -> Splits:
     return own
 
 
+def draw(prompts: Sequence[Prompt], n: int, seed: int) -> list[Prompt]:
+    """At most n of different prompts, in order. A draw of fewer is part of a draw of more."""
+    return _take(prompts, n, seed)[0] if len(prompts) > n else list(prompts)
+
+
+def draw_splits(prompts: dict[str, list[Prompt]], n: int, seed: int) -> dict[str, list[Prompt]]:
+    """At most n prompts of a source with or without splits of its own, which then get their shares of n."""
+    if sum(map(len, prompts.values())) <= n:
+        return prompts
+    cut_off = [split for split in prompts if split in ("validation", "test") and "train" in prompts]
+    shares = dict.fromkeys(cut_off, round(n * SHARE))
+    rest = n - sum(shares.values())
+    return {split: draw(found, shares.get(split, rest), seed) for split, found in prompts.items()}
+
+
 def _take(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
     """The n prompts whose hashes come first, and the rest; both keep their order."""
     ranked = sorted(prompts, key=lambda prompt: hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest())

@@ -56,14 +56,25 @@ class PromptSet:
         return read_bundled()
 
     @classmethod
-    def load(cls, toxic: Sequence[str], benign: Sequence[str], seed: int = 0, max_chars: int = MAX_CHARS) -> PromptSet:
+    def load(
+        cls,
+        toxic: Sequence[str] = (),
+        benign: Sequence[str] = (),
+        seed: int = 0,
+        max_chars: int = MAX_CHARS,
+        data: Sequence[str] = (),
+        per_set: int | None = None,
+    ) -> PromptSet:
         """Read `PATH_OR_ID[:column[:split]]` specs. A source with its own splits keeps them, others are cut 60/20/20.
+
+        `data` names sets of the registry (docs/datasets.md), `NAME` or `NAME=PATH`, which bring their sides along; of
+        each side `per_set` prompts are drawn (default 500).
 
         Raises UsageError, one sentence with its mend, for anything that cannot be read or is no usable prompt.
         """
         from llmva.prompts.load import load_prompt_set
 
-        return load_prompt_set(toxic, benign, seed=seed, max_chars=max_chars)
+        return load_prompt_set(toxic, benign, seed, max_chars, data, per_set)
 
     @classmethod
     def from_lists(cls, toxic: Lists, benign: Lists, seed: int = 0, max_chars: int = MAX_CHARS) -> PromptSet:

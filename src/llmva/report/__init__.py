@@ -5,12 +5,15 @@ from .comparison import write_comparison
 from .html import render, write_report
 from .tables import comparison_table
 from .terminal import before_after_table
+from .transfer import transfer_markdown, transfer_table
 
 __all__ = [
     "ablation_table",
     "before_after_table",
     "comparison_table",
     "render",
+    "transfer_markdown",
+    "transfer_table",
     "write_ablation",
     "write_comparison",
     "write_report",

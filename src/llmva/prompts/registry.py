@@ -1,0 +1,242 @@
+"""The registry: public prompt data sets by name, with their homes, licences, pinned revisions and sides.
+
+It is data, in `data/registry.json`; this module reads it, finds names in it, lists it and shows licences. Reading the
+sets themselves is `llmva.prompts.sources` and `llmva.prompts.load`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from llmva.errors import LlmvaError, UsageError
+
+Side = Literal["toxic", "benign"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Only(_Frozen):
+    """Rows that belong to the set: those whose cell in `column` is one of `values`."""
+
+    column: str
+    values: tuple[str, ...]
+
+
+class SideRule(_Frozen):
+    """How the cell in `column` divides rows into the two sides."""
+
+    column: str
+    toxic: tuple[str, ...]
+    benign: tuple[str, ...]
+
+
+class Part(_Frozen):
+    """A table of a set: where it is at home, and how its rows become prompts.
+
+    `columns` are tried in order, row by row, and the first cell with text is the prompt. A part has either one `side`
+    or a `label` that divides it. `use` is the split that its rows belong to; None leaves the cut to us. `files` are
+    patterns by which local copies are known; at a home on GitHub the first is the path there. `rows` counts prompts,
+    after `only`; None: unknown. `options` go to the `datasets` library.
+    """
+
+    columns: tuple[str, ...]
+    side: Side | None = None
+    label: SideRule | None = None
+    only: Only | None = None
+    config: str | None = None
+    split: str = "train"
+    use: Literal["train", "validation", "test"] | None = None
+    files: tuple[str, ...] = ()
+    rows: int | None = None
+    options: Mapping[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Part:
+        if (self.side is None) == (self.label is None):
+            raise ValueError("a part needs a side or a label, and not both")
+        return self
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        return (self.side,) if self.side else ("toxic", "benign")
+
+
+class Home(_Frozen):
+    """Where a set lives. `revision` is a commit hash; None means that it is not pinned. `gated` sets need a login."""
+
+    kind: Literal["hub", "github", "bundled"]
+    id: str | None
+    revision: str | None
+    gated: bool
+
+    @property
+    def url(self) -> str | None:
+        where = {"hub": "https://huggingface.co/datasets/", "github": "https://github.com/", "bundled": None}[self.kind]
+        return f"{where}{self.id}" if where else None
+
+
+class Entry(_Frozen):
+    """A data set. `unchecked` names the fields that we could not check against public material."""
+
+    name: str
+    aliases: tuple[str, ...]
+    home: Home
+    licence: str  # SPDX where there is such a name
+    licence_note: str | None
+    arxiv: str | None
+    description: str
+    parts: tuple[Part, ...]
+    unchecked: tuple[str, ...]
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """The sides that it has, toxic first."""
+        found = {side for part in self.parts for side in part.sides}
+        return tuple(side for side in ("toxic", "benign") if side in found)
+
+    @property
+    def rows(self) -> int | None:
+        """Number of prompts, None if it is not known."""
+        counts = [part.rows for part in self.parts]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+
+def entries() -> Mapping[str, Entry]:
+    """Name -> entry, in the registry's order."""
+    text = (resources.files("llmva.prompts") / "data" / "registry.json").read_text(encoding="utf-8")
+    found = [Entry.model_validate(value) for value in json.loads(text)]
+    return {entry.name: entry for entry in found}
+
+
+def find(name: str) -> Entry:
+    """The entry of a name or an alias; case, and `_` for `-`, do not matter.
+
+    Raises UsageError naming the nearest names.
+    """
+    wanted = name.strip().casefold().replace("_", "-")
+    by_name = {alias: entry for entry in entries().values() for alias in (entry.name, *entry.aliases)}
+    if wanted in by_name:
+        return by_name[wanted]
+    # Beginnings first: of "or-bench" difflib finds but one of the three sets.
+    near = [known for known in by_name if wanted and (known.startswith(wanted) or wanted.startswith(known))]
+    near += difflib.get_close_matches(wanted, by_name, n=3, cutoff=0.5)
+    if near:
+        names = list(dict.fromkeys(by_name[known].name for known in near))
+        raise UsageError(f"there is no data set {name!r} in the registry: choose {_either(names)}.")
+    raise UsageError(f"there is no data set {name!r} in the registry: choose one of {', '.join(entries())}.")
+
+
+def _either(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def list_data() -> list[dict[str, Any]]:
+    """The registry as plain JSON types, a dict per set, for people and programs to choose from."""
+    return [
+        {
+            "name": entry.name,
+            "sides": list(entry.sides),
+            "rows": entry.rows,
+            "licence": entry.licence,
+            "licence_note": entry.licence_note,
+            "gated": entry.home.gated,
+            "home": entry.home.url,
+            "revision": entry.home.revision,
+            "pinned": entry.home.revision is not None or entry.home.kind == "bundled",
+            "configs": [part.config for part in entry.parts],
+            "splits": [part.split for part in entry.parts],
+            "columns": [list(part.columns) for part in entry.parts],
+            "arxiv": entry.arxiv,
+            "description": entry.description,
+            "aliases": list(entry.aliases),
+            "unchecked": list(entry.unchecked),
+        }
+        for entry in entries().values()
+    ]
+
+
+def cache_folder() -> Path:
+    """Where downloads and the marks of shown licences are kept: LLMVA_CACHE, else llmva in the user's cache folder."""
+    if own := os.environ.get("LLMVA_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llmva"
+
+
+def first_use_notice(name: str, folder: Path | None = None) -> str | None:
+    """One sentence with the licence of a set the first time it is used, None afterwards; `NAME=PATH` will do too.
+
+    The mark is a file in `folder` (default: `cache_folder()`). It holds the licence and the revision, so a change of
+    either is told again. Where no file can be written the licence is told every time. Raises UsageError as `find`.
+    """
+    from llmva.files import write_text  # here, since it imports torch
+
+    entry = find(name.partition("=")[0])
+    if entry.home.kind == "bundled":
+        return None  # it came with the package and its licence
+    mark = (folder or cache_folder()) / "licences" / f"{entry.name}.txt"
+    terms = f"{entry.licence}\n{entry.home.revision}\n"
+    with suppress(OSError, UnicodeDecodeError):
+        if mark.read_text(encoding="utf-8") == terms:
+            return None
+    with suppress(OSError, LlmvaError):  # telling it twice does no harm
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        write_text(mark, terms)
+    licence = "states no licence" if entry.licence == "none stated" else f"has the licence {entry.licence}"
+    note = f" ({entry.licence_note})" if entry.licence_note else ""
+    return f"The data set {entry.name} {licence}{note}: see {entry.home.url} before you use it or pass it on."
+
+
+def markdown_table() -> str:
+    """The tables of docs/datasets.md; `python -m llmva.prompts.registry` prints them."""
+    lines = [
+        "| name | sides | prompts | licence | login | home | paper |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for entry in entries().values():
+        rows = "unknown" if entry.rows is None else f"{entry.rows:,}"
+        home = f"[{entry.home.id}]({entry.home.url})" if entry.home.url else "this package"
+        paper = f"[{entry.arxiv}](https://arxiv.org/abs/{entry.arxiv})" if entry.arxiv else "none"
+        licence = f"{entry.licence}; {entry.licence_note}" if entry.licence_note else entry.licence
+        login = "yes" if entry.home.gated else "no"
+        sides = " and ".join(entry.sides)
+        lines.append(f"| `{entry.name}` | {sides} | {rows} | {licence} | {login} | {home} | {paper} |")
+    lines += ["", "| name | what it holds | revision | not checked |", "| --- | --- | --- | --- |"]
+    for entry in entries().values():
+        pinned = f"`{entry.home.revision}`" if entry.home.revision else "not pinned"
+        if entry.home.kind == "bundled":
+            pinned = "that of the package"
+        unchecked = "; ".join(entry.unchecked) or "nothing"
+        lines.append(f"| `{entry.name}` | {entry.description} | {pinned} | {unchecked} |")
+    lines += ["", "| name | prompts from | configuration, split or file | which rows are toxic, which benign |"]
+    lines.append("| --- | --- | --- | --- |")
+    for entry in entries().values():
+        for part in entry.parts:
+            where = part.files[0] if entry.home.kind == "github" else ", ".join(filter(None, (part.config, part.split)))
+            where = "prompts.jsonl" if entry.home.kind == "bundled" else where
+            columns = ", else ".join(f"`{column}`" for column in part.columns)
+            lines.append(f"| `{entry.name}` | {columns} | {where} | {_rule(part)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rule(part: Part) -> str:
+    if part.label:
+        values = {"toxic": part.label.toxic, "benign": part.label.benign}
+        rule = "; ".join(f"`{part.label.column}` {' or '.join(found)}: {side}" for side, found in values.items())
+    else:
+        rule = f"all {part.side}"
+    return f"{rule}; only `{part.only.column}` {' or '.join(part.only.values)}" if part.only else rule
+
+
+if __name__ == "__main__":
+    print(markdown_table(), end="")

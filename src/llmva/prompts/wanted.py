@@ -1,0 +1,74 @@
+"""What `--data` names: data sets of the registry, each with a local copy if one is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmva.errors import UsageError
+from llmva.prompts.registry import Entry, find
+
+FORM = "NAME or NAME=PATH, several with commas between them"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A set of the registry, and the path of a copy of it on this disk."""
+
+    entry: Entry
+    local: str | None = None
+
+
+def parse_data(given: Sequence[str]) -> list[Wanted]:
+    """The sets named by values of `--data`, in order.
+
+    Raises UsageError for an empty or unknown name, a missing path, and a set named twice.
+    """
+    found = [_parse(term) for value in given for term in _terms(value)]
+    names = [wanted.entry.name for wanted in found]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UsageError(f"the data set {twice[0]} is named twice: name it once, with its local copy if it has one.")
+    return found
+
+
+def _terms(value: str) -> list[str]:
+    """Split at commas, unless what follows the first `=` is a path that has commas in it."""
+    _, equals, path = value.partition("=")
+    return [value] if equals and "," in path and _exists(path) else value.split(",")
+
+
+def _parse(term: str) -> Wanted:
+    name, equals, path = term.strip().partition("=")
+    if not name.strip():
+        raise UsageError(f"an empty data set was named: write {FORM}.")
+    if not equals:
+        if _exists(name) and not _is_known(name):
+            raise UsageError(
+                f"{name} is a file or folder, not a name: give it as --toxic or --benign, or as NAME=PATH."
+            )
+        return Wanted(find(name))
+    entry = find(name)
+    if not path.strip():
+        raise UsageError(f"{name}= lacks the path of a copy: write {FORM}.")
+    if entry.home.kind == "bundled":
+        raise UsageError(f"{entry.name} comes with the package: name it without a path.")
+    if not _exists(path):
+        raise UsageError(f"there is no file or folder {path.strip()!r}: check the path of the copy of {entry.name}.")
+    return Wanted(entry, str(Path(path.strip()).expanduser()))
+
+
+def _is_known(name: str) -> bool:
+    try:
+        find(name)
+    except UsageError:
+        return False
+    return True
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path.strip()).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # a name too long, a NUL byte, a home that is not known
+        return False
