@@ -85,19 +85,23 @@ def run_evaluate(
     seed: int,
     loading: Mapping[str, Any],
     batch_tokens: int | None,
+    utility: Mapping[str, Any] | None = None,
     json: bool,
     quiet: bool,
 ) -> None:
-    inputs.quiet_libraries(model, *toxic, *benign)
+    of_the_hub = [] if utility is None else ["data of benchmarks"]
+    inputs.quiet_libraries(model, *toxic, *benign, *of_the_hub)
     from llmva.evaluate import evaluate
     from llmva.judges import make_judge
     from llmva.models.load import load_model
-    from llmva.report import before_after_table
+    from llmva.report import before_after_table, tasks_table
+    from llmva.utility import measure_tasks
 
     judge_ = make_judge(judge)
     loaded_edit = inputs.load_edit(edit, iteration, strength)
     prompts = inputs.test_prompts(model, edit, toxic, benign, seed)
     with Display(quiet) as display:
+        benchmarks = inputs.choose_tasks(utility, seed, display)
         display.note(f"loading {model}")
         loaded, tokenizer = load_model(model, **loading)
         found = evaluate(
@@ -111,6 +115,17 @@ def run_evaluate(
             batch_tokens=batch_tokens,
             progress=display,
         )
+        if utility is not None:
+            found |= measure_tasks(
+                loaded,
+                tokenizer,
+                benchmarks,
+                edit=loaded_edit,
+                chat=utility["chat"],
+                seed=seed,
+                batch_tokens=batch_tokens,
+                progress=display,
+            )
     sources = {prompt.source for prompt in prompts}
     counts = {source: sum(prompt.source == source for prompt in prompts) for source in sorted(sources)}
     found = {
@@ -122,6 +137,8 @@ def run_evaluate(
     }
     if not quiet:
         display.console.print(before_after_table(found))
+        if utility is not None:
+            display.console.print(tasks_table(found))
     if json:
         emit(found)
 

@@ -4,13 +4,14 @@ from .ablation import ablation_table, write_ablation
 from .comparison import write_comparison
 from .html import render, write_report
 from .tables import comparison_table
-from .terminal import before_after_table
+from .terminal import before_after_table, tasks_table
 
 __all__ = [
     "ablation_table",
     "before_after_table",
     "comparison_table",
     "render",
+    "tasks_table",
     "write_ablation",
     "write_comparison",
     "write_report",
