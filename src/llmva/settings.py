@@ -28,6 +28,7 @@ class Settings(BaseModel):
     min_kept: float = Field(
         0.9, ge=0, le=1, description="least share of harmless next tokens kept by the chosen iteration"
     )
+    endings_tokens: int = Field(256, ge=0, description="tokens of the long answers checked at the end; 0 checks none")
 
 
 def check_seed(seed: int) -> int:

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .figures import DASH, Row, comparison, cost, finite, interval, part, printable, score, share, skills, utility
+from .figures import (
+    DASH,
+    Row,
+    comparison,
+    cost,
+    endings,
+    finite,
+    interval,
+    part,
+    perplexity,
+    printable,
+    score,
+    share,
+    skills,
+    utility,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,8 +28,8 @@ if TYPE_CHECKING:
 def before_after_table(run: dict[str, Any]) -> Table:
     """Test figures before and after the edit, with 95% intervals in brackets; then utility, skills and cost.
 
-    Rows: F1, ASR and ORR (each with its data sets), garbled answers, utility kept, skills. The caption says time, peak
-    memory and tokens. Figures that the run does not have (yet) are dashes or left out.
+    Rows: F1, ASR and ORR (each with its data sets), garbled answers, utility kept, perplexity, long answers, skills. The
+    caption says time, peak memory and tokens. Figures that the run does not have (yet) are dashes or left out.
     """
     from rich import box
     from rich.table import Table
@@ -28,7 +43,7 @@ def before_after_table(run: dict[str, Any]) -> Table:
     table.add_column("n", justify="right", no_wrap=True)
     table.add_column("before", no_wrap=True)
     table.add_column("after", no_wrap=True)
-    tests, rest = comparison(run), [*utility(run), *skills(run)]
+    tests, rest = comparison(run), [*utility(run), *perplexity(run), *endings(run), *skills(run)]
     if not tests:
         table.add_row(Text("no test figures yet"), Text(DASH), Text(DASH), Text(DASH))
     for block in (tests, rest):
