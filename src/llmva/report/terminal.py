@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 def before_after_table(run: dict[str, Any]) -> Table:
     """Test figures before and after the edit, with 95% intervals in brackets; then utility, skills and cost.
 
-    Rows: F1, ASR and ORR (each with its data sets), garbled answers, utility kept, perplexity, long answers, skills. The
-    caption says time, peak memory and tokens. Figures that the run does not have (yet) are dashes or left out.
+    Rows: F1, ASR and ORR (each with its data sets), garbled answers, utility kept, perplexity, long answers, skills.
+    The caption says time, peak memory and tokens. Figures that the run does not have (yet) are dashes or left out.
     """
     from rich import box
     from rich.table import Table

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.utility.quiet import quiet_harness
+from llmva.utility.quiet import quiet_harness, seeded
 
 PAPER = ("cola", "mnli", "rte", "mrpc", "sst2", "gsm8k", "mmlu")  # arXiv 2601.19487 has all but MMLU
 GLUE = ("cola", "mnli", "mnli_mismatch", "mrpc", "qnli", "qqp", "rte", "sst2", "wnli")  # scored by F1, as there
@@ -62,7 +62,7 @@ def load_tasks(
         raise UsageError(f"{limit} documents of a task are too few: give --utility-limit 1 or more.")
     if include_path is not None and not Path(include_path).is_dir():
         raise UsageError(f"There is no folder '{include_path}': give --include-path the folder of your task files.")
-    with quiet_harness():
+    with quiet_harness(), seeded(seed):  # a task may shuffle its documents by a global generator
         try:
             manager = _manager(manager_class, names, include_path)
         except Exception as error:  # whatever a file of the user's makes the harness raise
