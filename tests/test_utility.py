@@ -232,6 +232,47 @@ def test_a_group_pools_its_parts(taught: Any, folder: Path) -> None:
     assert lines(measure_tasks(taught, tiny_tokenizer(), [few]))["both_parts"]["n"] == 1
 
 
+def stand_in(path: str, name: str | None = None, **options: Any) -> Any:
+    """Data of the default tasks' form: their columns and splits, with other contents."""
+    from datasets import ClassLabel, Dataset, DatasetDict
+
+    count = 8
+    say = [f"please paint the {noun}" for noun in ("fence", "door", "table", "lamp") * 2]
+    if path == "openai/gsm8k":
+        rows: dict[str, Any] = {"question": say, "answer": ["here is how . #### 4"] * count}
+        splits = ("train", "test")
+    elif path == "cais/mmlu":
+        rows = {"question": say, "choices": [["door", "lamp", "fence", "poem"]] * count, "answer": [0, 1, 2, 3] * 2}
+        splits = ("dev", "test")
+    else:
+        assert path == "nyu-mll/glue"
+        columns = {"sst2": ["sentence"], "cola": ["sentence"], "mnli": ["premise", "hypothesis"]}
+        rows = dict.fromkeys(columns.get(str(name), ["sentence1", "sentence2"]), say)
+        rows["label"] = [i % (3 if name == "mnli" else 2) for i in range(count)]
+        splits = ("train", "validation_matched" if name == "mnli" else "validation")
+    made = Dataset.from_dict(rows)
+    if "label" in rows:
+        made = made.cast_column("label", ClassLabel(num_classes=3 if name == "mnli" else 2))
+    return DatasetDict(dict.fromkeys(splits, made))
+
+
+def test_the_default_tasks_run_by_their_own_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their data is not at hand, so stand-ins have its columns; prompts, choices and filters are the harness's."""
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", stand_in)
+    tasks = load_tasks(limit=5)
+    assert [task.total for task in tasks] == [8] * 6 + [57 * 8]
+    model = tiny_model(max_position_embeddings=1024)
+    found = measure_tasks(model, tiny_tokenizer(), tasks, edit=random_edit(find_decoder(model), 0.5))
+    assert {name: (row["metric"], row["n"], row["shots"]) for name, row in lines(found).items()} == {
+        **dict.fromkeys(("cola", "mnli", "rte", "mrpc", "sst2"), (MACRO_F1, 5, 0)),
+        "gsm8k": ("exact_match", 5, 5),
+        "mmlu": ("acc", 5, 0),
+    }
+    assert all(0 <= row[side] <= 1 for row in found["utility_tasks"] for side in ("before", "after"))
+
+
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
