@@ -70,7 +70,7 @@ def tasks_table(run: dict[str, Any]) -> Table:
     from rich.text import Text
 
     whole = part(run, "utility_preserved")
-    title = Text("Benchmarks, and the share of each score that the edit leaves [95% intervals]")
+    title = Text("Benchmarks, before and after the edit [95% intervals]")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_style="bold")
     for name in ("task", "metric", "n", "before", "after", "left"):
         numbers = name not in ("task", "metric")
