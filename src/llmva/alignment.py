@@ -211,13 +211,13 @@ def _measure_harm(work: Work, run: Run) -> dict[str, float | None]:
     """What the edit so far costs on harmless text of the validation split."""
     texts = harmless_texts(run.answers, work.prompts, "validation", HARMLESS_TEXTS)
     if run.done == 0 or not texts:
-        return {"kept": 1.0 if texts else None, "kl": 0.0 if texts else None}
+        return {"kept": 1.0, "kl": 0.0, "perplexity": 1.0} if texts else {"kept": None, "kl": None, "perplexity": None}
     bar = work.progress.stage(f"iteration {run.done}: comparing harmless text", len(texts))
     model = work.decoder.model
     found = agreement(
         work.decoder, work.tokenizer, texts, lambda: run.edit.apply(model, check=False), work.batching, bar
     )
-    return {"kept": found.mean_kept, "kl": found.mean_kl}
+    return {"kept": found.mean_kept, "kl": found.mean_kl, "perplexity": found.perplexity_ratio}
 
 
 def _check_lengths(

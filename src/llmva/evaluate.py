@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from llmva.edit import Edit
-from llmva.figures import utility
+from llmva.figures import endings, utility
 from llmva.judges.base import Judge
 from llmva.metrics import summarise
 from llmva.models.batching import first_guess
@@ -31,13 +31,15 @@ def evaluate(
     seed: int = 42,
     max_new_tokens: int = 128,
     batch_tokens: int | None = None,
+    endings_tokens: int = 256,
     progress: Progress | None = None,
     parts: Mapping[str, tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
     """ASR, ORR and F1 on exactly `prompts`: `{"test": {"before": ..., "after": ...}, "utility": ..., "cost": ...}`.
 
     "after" and "utility" are there only with an edit. `parts` asks for the same of prompts from one position up to
-    another, by name; it is in "parts" then.
+    another, by name; it is in "parts" then. `endings_tokens` is the length of the answers that are checked for loops
+    and broken endings; 0 checks none.
     """
     started = time.monotonic()
     check_seed(seed)
@@ -77,6 +79,11 @@ def evaluate(
             advance = progress.stage("comparing harmless text", len(texts))
             compared = agreement(decoder, tokenizer, texts, partial(edit.apply, model, check=False), batching, advance)
             found["utility"] = utility(compared, seed)
+            if endings_tokens:
+                found["utility"]["endings"], more = endings(
+                    decoder, tokenizer, texts, edit, endings_tokens, batching, progress
+                )
+                tokens += more
     found["cost"] = {
         "seconds": round(time.monotonic() - started, 2),
         "peak_bytes": peak_bytes(),

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmva.edit import Edit
 from llmva.judges.base import Judge
 from llmva.metrics import quick, summarise
 from llmva.models.batching import Batching
+from llmva.models.endings import PROMPTS, compare_endings
 from llmva.models.harmless import Agreement, agreement
 from llmva.models.sublayers import Decoder
 from llmva.observation import Observation, observe
@@ -113,6 +115,11 @@ def finish(
         advance = progress.stage("comparing harmless text", len(texts))
         found = agreement(decoder, tokenizer, texts, lambda: edit.apply(decoder.model, check=False), batching, advance)
         record["utility"] |= utility(found, seed)
+        if settings.endings_tokens:
+            record["utility"]["endings"], tokens = endings(
+                decoder, tokenizer, texts, edit, settings.endings_tokens, batching, progress
+            )
+            record["cost"]["generated_tokens"] += tokens
     else:
         record["limits"].append("The untouched model answered no benign test prompt, so utility kept is not known.")
     for name, row in record["utility"]["skills"].items():
@@ -174,8 +181,29 @@ def _measure_strengths(
 
 
 def utility(found: Agreement, seed: int) -> dict[str, Any]:
-    """What an edit costs on harmless text, `kept` with its interval and `kl` in nats."""
-    return {"kept": found.mean_kept, "kept_interval": _mean_interval(found.kept, seed), "kl": found.mean_kl}
+    """What an edit costs on harmless text: `kept` with its interval, `kl` in nats, and `perplexity` as a ratio."""
+    return {
+        "kept": found.mean_kept,
+        "kept_interval": _mean_interval(found.kept, seed),
+        "kl": found.mean_kl,
+        "perplexity": found.perplexity_ratio,
+    }
+
+
+def endings(
+    decoder: Decoder,
+    tokenizer: Any,
+    texts: Sequence[tuple[str, str]],
+    edit: Edit,
+    most: int,
+    batching: Batching,
+    progress: Progress,
+) -> tuple[dict[str, Any], int]:
+    """How long answers to the first of some harmless texts' prompts end, and the tokens that finding out took."""
+    prompts = [prompt for prompt, _ in texts[:PROMPTS]]
+    advance = progress.stage("long answers, before and after", 2 * len(prompts))
+    model = decoder.model
+    return compare_endings(decoder, tokenizer, prompts, lambda: edit.apply(model, check=False), most, batching, advance)
 
 
 def _mean_interval(values: list[float], seed: int, resamples: int = 2000) -> list[float]:

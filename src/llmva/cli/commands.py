@@ -92,10 +92,13 @@ def run_evaluate(
     seed: int,
     loading: Mapping[str, Any],
     batch_tokens: int | None,
+    utility: Mapping[str, Any] | None = None,
     json: bool,
     quiet: bool,
 ) -> None:
     """With `data` on sets one by one, by `sets` (options of `run_transfer`); else on one list of prompts."""
+    if data and utility is not None:
+        raise UsageError("--utility measures the model once and --data set by set: give them to two commands.")
     if data:
         from llmva.cli.data import run_transfer
 
@@ -119,16 +122,19 @@ def run_evaluate(
         return
     if any(sets.values()):
         raise UsageError("--per-set, --keep-duplicates and --markdown are about sets of --data: add --data.")
-    inputs.quiet_libraries(model, *toxic, *benign)
+    of_the_hub = [] if utility is None else ["data of benchmarks"]
+    inputs.quiet_libraries(model, *toxic, *benign, *of_the_hub)
     from llmva.evaluate import evaluate
     from llmva.judges import make_judge
     from llmva.models.load import load_model
-    from llmva.report import before_after_table
+    from llmva.report import before_after_table, tasks_table
+    from llmva.utility import measure_tasks
 
     judge_ = make_judge(judge)
     loaded_edit = inputs.load_edit(edit, iteration, strength)
     prompts = inputs.test_prompts(model, edit, toxic, benign, seed)
     with Display(quiet) as display:
+        benchmarks = inputs.choose_tasks(utility, seed, display)
         display.note(f"loading {model}")
         loaded, tokenizer = load_model(model, **loading)
         found = evaluate(
@@ -142,6 +148,17 @@ def run_evaluate(
             batch_tokens=batch_tokens,
             progress=display,
         )
+        if utility is not None:
+            found |= measure_tasks(
+                loaded,
+                tokenizer,
+                benchmarks,
+                edit=loaded_edit,
+                chat=utility["chat"],
+                seed=seed,
+                batch_tokens=batch_tokens,
+                progress=display,
+            )
     sources = {prompt.source for prompt in prompts}
     counts = {source: sum(prompt.source == source for prompt in prompts) for source in sorted(sources)}
     found = {
@@ -156,6 +173,8 @@ def run_evaluate(
         display.console.print(before_after_table(found))
         for limit in found.get("limits", []):
             display.line(limit)
+        if utility is not None:
+            display.console.print(tasks_table(found))
     if json:
         emit(found)
 

@@ -96,6 +96,8 @@ class Display(progress.Progress):
         shown = [f"F1 {_share(record['f1'])}", f"ASR {_share(record['asr'])}", f"ORR {_share(record['orr'])}"]
         if record.get("kept") is not None:
             shown.append(f"harmless text kept {_share(record['kept'])}")
+        if record.get("perplexity") is not None:
+            shown.append(f"perplexity ×{record['perplexity']:.3g}")
         if record.get("mean_angle") is not None:
             shown.append(f"angle {record['mean_angle']:.0f}°")
         left = duration(spent / (t + 1) * max(0, limit - t))

@@ -7,7 +7,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,8 +15,10 @@ from urllib.request import getproxies
 
 from llmva.edit import Edit, edit_file
 from llmva.errors import UsageError
+from llmva.progress import Progress
 from llmva.prompts.types import Prompt, PromptSet
 from llmva.skills import Probe, load_probes
+from llmva.utility.tasks import PAPER, ChosenTask, load_tasks
 
 DEMO = "demo"
 DEMO_NAME = "llmva's organism"  # the bundled model in a run's record: its place differs by machine
@@ -130,6 +132,15 @@ def load_edit(path: Path | None, iteration: int | None, strength: float) -> Edit
             return edit.at(last).scaled(0.0)
         edit = edit.at(iteration)
     return edit.chosen.scaled(strength) if strength != 1.0 else edit
+
+
+def choose_tasks(utility: Mapping[str, Any] | None, seed: int, progress: Progress) -> list[ChosenTask]:
+    """The benchmarks that the user wants, else none; before the model, so that a wrong name costs no loading."""
+    if utility is None:
+        return []
+    names = PAPER if utility["names"] is None else utility["names"]
+    progress.note("finding benchmarks")
+    return load_tasks(names, include_path=utility["include_path"], limit=utility["limit"], seed=seed)
 
 
 def check_strength(strength: float) -> float:

@@ -21,6 +21,7 @@ from llmva.cli.options import (
     DeviceMap,
     Dtype,
     EditDir,
+    IncludePath,
     Iteration,
     Json,
     JudgeName,
@@ -34,9 +35,14 @@ from llmva.cli.options import (
     RunDir,
     Seed,
     Strength,
+    Tasks,
     Toxic,
     Trust,
+    Utility,
+    UtilityChat,
+    UtilityLimit,
     loading_options,
+    utility_options,
 )
 from llmva.errors import LlmvaError, UsageError
 
@@ -164,6 +170,11 @@ def evaluate(
     strength: Strength = 1.0,
     judge: JudgeName = "phrases",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="most tokens of an answer")] = 128,
+    utility: Utility = False,
+    tasks: Tasks = None,
+    utility_limit: UtilityLimit = None,
+    utility_chat: UtilityChat = False,
+    include_path: IncludePath = None,
     seed: Seed = 42,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -177,7 +188,7 @@ def evaluate(
     """ASR, ORR and F1 of MODEL on test prompts, with and without an edit.
 
     With --toxic and --benign on exactly those prompts; with --data on test prompts of public data sets, one by one;
-    else on the test prompts of the edit's run.
+    else on the test prompts of the edit's run. With --utility also what is left of benchmark scores.
     """
     from llmva.cli.commands import run_evaluate
 
@@ -195,6 +206,7 @@ def evaluate(
         seed=seed,
         loading=loading_options(device, dtype, device_map, quantize, trust_remote_code),
         batch_tokens=batch_tokens,
+        utility=utility_options(utility, tasks, utility_limit, utility_chat, include_path),
         json=json_,
         quiet=quiet,
     )

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from llmva.errors import UsageError
+
 ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="hub id, local folder, or .gguf file")]
 Toxic = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads it at run time)
@@ -56,6 +58,32 @@ Rank = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--rank", help="one rank for all of an adapter: padded, or cut with the error told"),
 ]
+Utility = Annotated[bool, typer.Option("--utility", help="run benchmarks too; needs llmva[eval]")]
+Tasks = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--tasks", metavar="NAMES", help="benchmarks, with commas between [default: the paper's, and mmlu]"),
+]
+UtilityLimit = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--utility-limit", min=1, help="documents of a benchmark [default: 256, gsm8k 500]"),
+]
+UtilityChat = Annotated[bool, typer.Option("--utility-chat", help="benchmarks in the model's chat template")]
+IncludePath = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--include-path", metavar="DIR", help="folder of task files of your own for --tasks"),
+]
+
+
+def utility_options(
+    utility: bool, tasks: str | None, limit: int | None, chat: bool, include_path: Path | None
+) -> dict[str, Any] | None:
+    """What `run_evaluate` takes for benchmarks; None without them. Raises UsageError where --utility is missing."""
+    given = {"--tasks": tasks, "--utility-limit": limit, "--utility-chat": chat, "--include-path": include_path}
+    first = next((name for name, value in given.items() if value), None)
+    if not utility and first:
+        raise UsageError(f"{first} is about benchmarks: add --utility.")
+    names = None if tasks is None else tasks.split(",")
+    return {"names": names, "limit": limit, "chat": chat, "include_path": include_path} if utility else None
 
 
 def loading_options(device: str, dtype: str, device_map: str | None, quantize: str, trust: bool) -> dict[str, Any]:

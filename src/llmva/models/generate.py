@@ -142,7 +142,7 @@ def _run(
             criteria = StoppingCriteriaList([stop])
             new = generate_greedily(model, tokenizer, ids, mask, max_new_tokens, stopping_criteria=criteria)
             first = new[:, 0]
-    ends = _ends(new, _eos(model, tokenizer), stop.ends)
+    ends = _ends(new, end_tokens(model, tokenizer), stop.ends)
     texts = [tokenizer.decode(row[:end], skip_special_tokens=True) for row, end in zip(new.tolist(), ends, strict=True)]
     last = len(decoder.sublayers)
     return texts, torch.stack([taken[i] for i in range(last)]), taken[last], sum(ends), first.cpu(), share
@@ -178,7 +178,7 @@ def generate_greedily(
     plain = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=sorted(_eos(model, tokenizer)) or None,
+        eos_token_id=sorted(end_tokens(model, tokenizer)) or None,
         pad_token_id=tokenizer.pad_token_id,
     )
     model.generation_config = plain
@@ -189,7 +189,7 @@ def generate_greedily(
     return found[:, ids.shape[1] :]
 
 
-def _eos(model: Any, tokenizer: Any) -> set[int]:
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """Every token that ends a turn, by the model's generation config or the tokenizer."""
     ids = getattr(model.generation_config, "eos_token_id", None)
     found = set(ids) if isinstance(ids, list | tuple) else {ids}

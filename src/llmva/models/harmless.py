@@ -22,6 +22,7 @@ from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooke
 
 MAX_ANSWER = 48  # tokens of each answer that are compared
 MAX_LOGIT_BYTES = 24 * 2**20
+MOST_RATIO = 1e12  # of perplexities: more says no more, and a model that rules a token out would make it infinite
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Agreement:
 
     @property
     def perplexity_ratio(self) -> float:
-        """Perplexity of the texts for the edited model over that for the original."""
-        return math.exp(sum(self.rise) / max(1, sum(self.tokens)))
+        """Perplexity of the texts for the edited model over that for the original; at most MOST_RATIO."""
+        mean = sum(self.rise) / max(1, sum(self.tokens))
+        return math.exp(min(mean, math.log(MOST_RATIO)))
 
 
 def agreement(
@@ -171,5 +173,7 @@ def _compare(original: Tensor, edited: Tensor, answer: list[int]) -> tuple[float
     if not kl.isfinite():
         raise LlmvaError("The model's logits overflow: pass --dtype bfloat16 or float32, or a smaller --step.")
     tokens = torch.tensor(answer, device=original.device, dtype=torch.long)[:, None]
-    rise = (original[:-1].gather(1, tokens) - edited[:-1].gather(1, tokens)).double().sum()
+    said = original[:-1].gather(1, tokens).double()
+    rises = said - edited[:-1].gather(1, tokens).double()
+    rise = torch.where(said.isinf(), 0.0, rises).sum()  # what the original rules out cannot become less likely
     return float(same), float(kl), float(rise)

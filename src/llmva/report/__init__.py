@@ -4,7 +4,7 @@ from .ablation import ablation_table, write_ablation
 from .comparison import write_comparison
 from .html import render, write_report
 from .tables import comparison_table
-from .terminal import before_after_table
+from .terminal import before_after_table, tasks_table
 from .transfer import transfer_markdown, transfer_table
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "before_after_table",
     "comparison_table",
     "render",
+    "tasks_table",
     "transfer_markdown",
     "transfer_table",
     "write_ablation",

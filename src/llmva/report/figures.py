@@ -178,6 +178,28 @@ def utility(run: dict[str, Any]) -> list[Row]:
     return [Row("Utility kept", hint, before=1.0, after=kept, after_interval=ends, lower_is_better=False)]
 
 
+def perplexity(run: dict[str, Any]) -> list[Row]:
+    """One row for the perplexity of harmless text over the original model's, if measured."""
+    found = finite(part(run, "utility").get("perplexity"))
+    return (
+        []
+        if found is None
+        else [Row("Perplexity, harmless", "over the original's", 0, None, 1.0, found, scale="score")]
+    )
+
+
+def endings(run: dict[str, Any]) -> list[Row]:
+    """One row for the share of long harmless answers that loop or break off, if measured."""
+    found = part(run, "utility", "endings")
+    n = finite(found.get("n"))
+    if not n:
+        return []
+    sides = [part(found, name) for name in ("before", "after")]
+    before, after = (None if (k := finite(side.get("faulty"))) is None else k / n for side in sides)
+    old, new = (interval(side.get("faulty_interval")) for side in sides)
+    return [Row("Long answers broken", "loops, no proper end", 0, int(n), before, after, old, new)]
+
+
 def skills(run: dict[str, Any]) -> list[Row]:
     """One row for each skill that was measured beside safety (share correct)."""
     found = part(run, "utility", "skills")

@@ -22,6 +22,13 @@ from .svg import legend, whiskers
 
 FORMAT, VERSION = "llmva-run", 1
 HERE = Path(__file__).parent
+HISTORY = ("f1", "asr", "orr", "garbled", "kept", "perplexity", "mean_angle")  # what the table of iterations shows
+FAULTS = {  # of a long answer, as run.json names them
+    "empty": "empty",
+    "loop": "repeats itself or is no language",
+    "broken_off": "breaks off",
+    "unended": "does not end where the original's did",
+}
 
 
 def render(run: dict[str, Any], answers: list[dict[str, Any]], prompts: Mapping[str, dict[str, Any]]) -> str:
@@ -49,6 +56,9 @@ def render(run: dict[str, Any], answers: list[dict[str, Any]], prompts: Mapping[
         rows=figures.comparison(run),
         utility=figures.utility(run),
         kl=figures.finite(figures.part(run, "utility").get("kl")),
+        perplexity=figures.perplexity(run),
+        endings=figures.endings(run),
+        broken=_broken(run),
         skills=figures.skills(run),
         cost=figures.cost(run),
         whiskers=lambda row: whiskers(row.before, row.after, (row.before_interval, row.after_interval)),
@@ -166,19 +176,29 @@ def _history(run: dict[str, Any]) -> list[dict[str, str]]:
     """The table behind the curves: one line per iteration."""
     lines = []
     for position, entry in enumerate(charts.iterations(run)):
-        value = {key: figures.finite(entry.get(key)) for key in ("f1", "asr", "orr", "garbled", "kept", "mean_angle")}
+        value = {key: figures.finite(entry.get(key)) for key in HISTORY}
         angle = value["mean_angle"]
         lines.append(
             {
                 "number": str(charts.number_of(entry, position)),
                 "f1": figures.score(value["f1"]),
                 **{key: figures.share(value[key]) for key in ("asr", "orr", "garbled", "kept")},
+                "perplexity": figures.score(value["perplexity"]),
                 "angle": figures.DASH if angle is None else f"{angle:.1f}°",
                 "edited": str(len(entry.get("selected") or [])),
                 "seconds": figures.duration(entry.get("seconds")),
             }
         )
     return lines
+
+
+def _broken(run: dict[str, Any]) -> list[dict[str, str]]:
+    """Examples of long answers that only the edited model breaks."""
+    listed = figures.part(run, "utility", "endings").get("examples")
+    rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+    texts = [{name: str(row.get(name) or "") for name in ("prompt", "before", "after")} for row in rows]
+    faults = [FAULTS.get(str(row.get("fault")), "broken") for row in rows]
+    return [{**text, "fault": fault} for text, fault in zip(texts, faults, strict=True)]
 
 
 def _edits(run: dict[str, Any]) -> tuple[int, int, int]:

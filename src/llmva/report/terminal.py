@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .figures import DASH, Row, comparison, cost, printable, skills, utility
+from .figures import (
+    DASH,
+    Row,
+    comparison,
+    cost,
+    endings,
+    finite,
+    interval,
+    part,
+    perplexity,
+    printable,
+    score,
+    share,
+    skills,
+    utility,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,8 +28,8 @@ if TYPE_CHECKING:
 def before_after_table(run: dict[str, Any]) -> Table:
     """Test figures before and after the edit, with 95% intervals in brackets; then utility, skills and cost.
 
-    Rows: F1, ASR and ORR (each with its data sets), garbled answers, utility kept, skills. The caption says time, peak
-    memory and tokens. Figures that the run does not have (yet) are dashes or left out.
+    Rows: F1, ASR and ORR (each with its data sets), garbled answers, utility kept, perplexity, long answers, skills.
+    The caption says time, peak memory and tokens. Figures that the run does not have (yet) are dashes or left out.
     """
     from rich import box
     from rich.table import Table
@@ -28,7 +43,7 @@ def before_after_table(run: dict[str, Any]) -> Table:
     table.add_column("n", justify="right", no_wrap=True)
     table.add_column("before", no_wrap=True)
     table.add_column("after", no_wrap=True)
-    tests, rest = comparison(run), [*utility(run), *skills(run)]
+    tests, rest = comparison(run), [*utility(run), *perplexity(run), *endings(run), *skills(run)]
     if not tests:
         table.add_row(Text("no test figures yet"), Text(DASH), Text(DASH), Text(DASH))
     for block in (tests, rest):
@@ -43,6 +58,39 @@ def before_after_table(run: dict[str, Any]) -> Table:
         if block is tests and rest:
             table.add_section()
     return table
+
+
+def tasks_table(run: dict[str, Any]) -> Table:
+    """Benchmarks of `llmva evaluate --utility`: scores before and after, and the share of each that is left.
+
+    The last line is the mean of the shares: what the paper calls utility preserved.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    whole = part(run, "utility_preserved")
+    title = Text("Benchmarks, before and after the edit [95% intervals]")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_style="bold")
+    for name in ("task", "metric", "n", "before", "after", "left"):
+        numbers = name not in ("task", "metric")
+        table.add_column(name, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
+    for task in run.get("utility_tasks") or []:
+        texts = (task["name"], task["metric"], str(task["n"]), score(finite(task.get("before"))))
+        left = _left(task)
+        table.add_row(*(Text(printable(text)) for text in (*texts, score(finite(task.get("after"))), left)))
+    if "tasks" in whole:
+        table.add_section()
+        blank = [Text("")] * 3
+        table.add_row(Text("mean of tasks", style="bold"), Text(""), *blank, Text(_left(whole), style="bold"))
+    return table
+
+
+def _left(found: dict[str, Any]) -> str:
+    """'97.3% [94.0, 100.4]'."""
+    ends = interval(found.get("interval"))
+    bracket = "" if ends is None else f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+    return f"{share(finite(found.get('ratio')))}{bracket}"
 
 
 def _values(row: Row) -> list[Any]:
