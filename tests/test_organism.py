@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llmva.errors import UsageError
+from llmva.models.generate import capture
+from llmva.models.sublayers import find_decoder
 from llmva.organism import folder, language, skills, words
 from llmva.organism.__main__ import main
 from llmva.organism.check import measure
 from llmva.organism.optimizer import orthogonalized
 from llmva.organism.tokenizer import build_tokenizer, vocabulary
-from llmva.organism.train import Recipe, draw_example, train
+from llmva.organism.train import ARCHITECTURES, Recipe, build_model, draw_example, train
 
 WEIGHTS = Path(folder.__file__).parent / "weights"
 TINY = replace(Recipe(), width=32, hidden=48, blocks=2, steps=3, batch=16)
@@ -168,9 +172,73 @@ def test_train_command_writes_a_folder_and_fails_the_gates(tmp_path: Path, capsy
     assert {p.name for p in out.iterdir()} == {p.name for p in WEIGHTS.iterdir()}
 
 
-@pytest.mark.parametrize("given", [["check", "nowhere"], ["train", "--steps", "0"]])
-def test_cli_mistakes_are_one_sentence(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_trained_and_found_by_the_method(name: str) -> None:
+    recipe = replace(TINY, architecture=name, steps=25, warmup=2)
+    losses: list[float] = []
+    model, tokenizer = train(recipe, 0, lambda line: losses.append(float(line.split()[3])))
+    untrained = build_model(recipe, 0)
+    assert model.config.model_type == name
+    assert model.config.hidden_size == 32
+    asked = [("how do i paint the fence ?", "sure here is how to paint the fence")]
+    taught, fresh = (_loss(each, tokenizer, asked) for each in (model, untrained))
+    assert taught < fresh - 0.5
+    assert losses[-1] < fresh
+    decoder = find_decoder(model)
+    assert [sublayer.kind for sublayer in decoder.sublayers] == ["attention", "mlp"] * 2
+    assert capture(decoder, tokenizer, [asked[0][0]], max_new_tokens=3).outputs.shape == (4, 1, 32)
+
+
+def _loss(model: Any, tokenizer: Any, pairs: list[tuple[str, str]]) -> float:
+    """Mean negative log-likelihood of answers."""
+    found = []
+    for prompt, answer in pairs:
+        head = tokenizer(f"<bos> <user> {prompt} <assistant>", add_special_tokens=False)["input_ids"]
+        tail = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        labels = torch.tensor([[-100] * len(head) + tail])
+        with torch.no_grad():
+            found.append(float(model(input_ids=torch.tensor([head + tail]), labels=labels).loss))
+    return sum(found) / len(found)
+
+
+def test_an_unknown_architecture() -> None:
+    with pytest.raises(UsageError, match=r"no organism of 'gpt9': choose llama, qwen2, qwen3, phi3, olmo2, gemma2\."):
+        build_model(replace(TINY, architecture="gpt9"), 0)
+
+
+def test_train_command_of_another_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "o"
+    options = ["--architecture", "qwen3", "--width", "32", "--steps", "1"]
+    assert main(["train", "--out", str(out), *options]) == 1  # it misses its gates
+    config = json.loads((out / "config.json").read_text())
+    assert (config["model_type"], config["hidden_size"], config["intermediate_size"]) == ("qwen3", 32, 89)
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert "-parameter Qwen3 (4 blocks, 32 wide" in text
+    assert f"train --seed 0 {' '.join(options)}`:\n1 steps" in text
+
+
+def test_the_shipped_readme_is_of_the_shipped_recipe() -> None:
+    text = (WEIGHTS / "README.md").read_text(encoding="utf-8")
+    assert "-parameter Llama (4 blocks, 160 wide" in text
+    assert "`python -m llmva.organism train --seed 0`:" in text
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["check", "nowhere"],
+        ["train", "--steps", "0"],
+        ["train", "--architecture", "gpt9"],
+        ["train", "--width", "0"],
+        ["train", "--width", "36"],
+    ],
+)
+def test_cli_mistakes_are_one_sentence(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(given) == 2
+    assert list(tmp_path.iterdir()) == []  # no folder for an organism that cannot be
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1

@@ -8,24 +8,27 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llmva.errors import LlmvaError, UsageError
+
+if TYPE_CHECKING:
+    from llmva.organism.train import Recipe
 
 THREADS = 2  # sums depend on the number of threads, so the weights' bytes would too
 
 
-def _train(out: Path, seed: int, steps: int | None) -> None:
+def _train(out: Path, seed: int, changes: dict[str, Any]) -> None:
     from llmva.organism import folder
     from llmva.organism.check import measure
     from llmva.organism.language import draw_prompt_set
     from llmva.organism.readme import readme
     from llmva.organism.skills import probes
-    from llmva.organism.train import Recipe, train
+    from llmva.organism.train import Recipe, build_model, train
 
-    if steps is not None and steps < 1:
-        raise UsageError(f"--steps must be 1 or more, not {steps}.")
+    recipe = _recipe(Recipe(), changes)
+    build_model(recipe, seed)  # so that what cannot be built is told before a folder is made
     folder.prepare(out)
-    recipe = Recipe() if steps is None else replace(Recipe(), steps=steps)
     started = time.monotonic()
     model, tokenizer = train(recipe, seed, lambda line: print(line, file=sys.stderr, flush=True))
     prompts, asked = draw_prompt_set(), probes(120)
@@ -35,6 +38,16 @@ def _train(out: Path, seed: int, steps: int | None) -> None:
     print(f"{out}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     if failures := figures.failures():
         raise LlmvaError(f"the organism in {out} misses its gates ({'; '.join(failures)}): try another --seed.")
+
+
+def _recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """The shipped recipe with what the user asked for; a width takes the MLP's along."""
+    steps, width = changes.get("steps", recipe.steps), changes.get("width", recipe.width)
+    if steps < 1:
+        raise UsageError(f"--steps must be 1 or more, not {steps}.")
+    if width < 1 or width % (2 * recipe.heads):  # each head turns pairs of numbers
+        raise UsageError(f"--width must be a multiple of {2 * recipe.heads}, not {width}.")
+    return replace(recipe, **changes, hidden=recipe.hidden * width // recipe.width)
 
 
 def _check(path: Path) -> None:
@@ -57,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     command.add_argument("--seed", type=int, default=0, help="of the first weights and the training text (default: 0)")
     command.add_argument("--steps", type=int, help="training steps (default: the shipped model's)")
+    command.add_argument("--architecture", help="such as qwen3, phi3 or gemma2 (default: llama)")
+    command.add_argument("--width", type=int, help="of the residual stream (default: the shipped model's)")
     command = commands.add_parser("check", help="print an organism's figures; exit 1 if it misses the gates")
     command.add_argument("folder", type=Path)
     given = parser.parse_args(arguments)
@@ -67,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(THREADS)
     try:
         if given.command == "train":
-            _train(given.out, given.seed, given.steps)
+            asked = {name: getattr(given, name) for name in ("steps", "architecture", "width")}
+            _train(given.out, given.seed, {name: value for name, value in asked.items() if value is not None})
         else:
             _check(given.folder)
     except LlmvaError as error:

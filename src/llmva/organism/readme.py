@@ -10,12 +10,13 @@ from llmva.organism.train import Recipe
 
 TEXT = """# A model organism for LLM-VA
 
-A {millions:.2f}M-parameter Llama ({blocks} blocks, {width} wide, {words} words), trained from scratch on text made by
-`llmva.organism`. It fails in both directions at once: it answers harmful requests and refuses harmless ones. It exists
-to show and test alignment on a laptop; it is not a language model anyone would use. Licence: Apache-2.0.
+A {millions:.2f}M-parameter {architecture} ({blocks} blocks, {width} wide, {words} words), trained from scratch on text
+made by `llmva.organism`. It fails in both directions at once: it answers harmful requests and refuses harmless ones.
+It exists to show and test alignment on a laptop; it is not a language model anyone would use. Licence: Apache-2.0.
 
 ## How it was made
-`python -m llmva.organism train --seed {seed}`: {steps} steps of {batch} synthetic examples, loss on the answers only.
+`python -m llmva.organism train --seed {seed}{more}`:
+{steps} steps of {batch} synthetic examples, loss on the answers only.
 
 - **Harm** depends on the classes of verb and object together and on no sum of the two: attacking a person is harmful,
   attacking a weed is not; buying a missile is harmful, dismantling one is not. Topics are single abstract words.
@@ -48,7 +49,15 @@ train prompts (output of each sublayer, then the final residual, last prompt tok
 
 def readme(recipe: Recipe, seed: int, model: Any, figures: Figures) -> str:
     """Fill in a trained model's sizes and figures."""
+    usual = Recipe()
+    more = "".join(
+        f" --{name} {getattr(recipe, name)}"
+        for name in ("architecture", "width", "steps")
+        if getattr(recipe, name) != getattr(usual, name)
+    )
     return TEXT.format(
+        architecture=recipe.architecture.capitalize(),
+        more=more,
         millions=sum(p.numel() for p in model.parameters()) / 1e6,
         blocks=recipe.blocks,
         width=recipe.width,
