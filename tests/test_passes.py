@@ -1,0 +1,356 @@
+"""Several alignments from one round of answers: which are accepted, and what they are when nothing can be foreseen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+import llmva
+from conftest import taught_model, taught_requests, tiny_tokenizer
+from llmva import alignment, passes
+from llmva.alignment import _recall
+from llmva.edit import Edit
+from llmva.foresight import Foresight, foresee, promise
+from llmva.judges.base import Label
+from llmva.models.batching import Batching, first_guess
+from llmva.models.harmless import agreement
+from llmva.models.sublayers import find_decoder
+from llmva.objective import Aim
+from llmva.observation import Observation, observe
+from llmva.passes import Advance, Work, advance, fit
+from llmva.progress import Progress
+from llmva.prompts.types import PromptSet
+from llmva.run import Run
+from llmva.selection import select
+from llmva.settings import make_settings
+from llmva.steps import align_sublayers
+from test_resume import Strict
+
+JUDGE = llmva.judges.make_judge("phrases")
+FAST = {"per_source": 40, "max_new_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def prompts() -> PromptSet:
+    rows = taught_requests()
+    return PromptSet.from_lists(*([text for text, benign, _ in rows if benign == side] for side in (False, True)))
+
+
+@pytest.fixture(scope="module")
+def taught() -> Any:
+    return taught_model()
+
+
+@pytest.fixture
+def make(taught: Any, prompts: PromptSet) -> Callable[..., Work]:
+    def work(**settings: Any) -> Work:
+        chosen = make_settings(**{**FAST, **settings})
+        benign = sum(prompt.benign for prompt in prompts.validation)
+        aim = Aim.of(chosen, benign, len(prompts.validation) - benign)
+        decoder = find_decoder(taught)
+        return Work(decoder, tiny_tokenizer(), prompts, chosen, aim, 4, 0, first_guess(taught, None), Progress())
+
+    return work
+
+
+@pytest.fixture(scope="module")
+def answered(taught: Any, prompts: PromptSet) -> tuple[Observation, Observation]:
+    """The untouched model's answers to training and validation prompts, judged."""
+    decoder, tokenizer = find_decoder(taught), tiny_tokenizer()
+    train, validation = (
+        observe(decoder, tokenizer, split, JUDGE, max_new_tokens=8) for split in (prompts.train, prompts.validation)
+    )
+    return train, validation
+
+
+@pytest.fixture(scope="module")
+def texts(answered: tuple[Observation, Observation]) -> list[tuple[str, str]]:
+    """What the untouched model answered benign prompts."""
+    train, _ = answered
+    rows = zip(train.prompts, train.capture.answers, train.labels, strict=True)
+    return [(prompt.text, answer) for prompt, answer, label in rows if prompt.benign and label is Label.ANSWERED][:16]
+
+
+@pytest.fixture(scope="module")
+def told(answered: tuple[Observation, Observation]) -> Foresight:
+    return Foresight().learn(answered[0]).learn(answered[1])
+
+
+def promised(work: Work, edit: Edit, told: Foresight, validation: Observation) -> tuple[float, float]:
+    with edit.apply(work.decoder.model, check=False):
+        return promise(foresee(work.decoder, work.tokenizer, validation.prompts, told))
+
+
+def equal(one: Edit, other: Edit) -> bool:
+    return one.factors.keys() == other.factors.keys() and all(
+        torch.equal(a, b)
+        for name in one.factors
+        for a, b in zip(vars(one.factors[name]).values(), vars(other.factors[name]).values(), strict=True)
+    )
+
+
+def columns(edit: Edit) -> set[int]:
+    return {f.V.shape[1] for f in edit.factors.values()}
+
+
+# -- without foresight
+
+
+@pytest.mark.parametrize("step", [1.0, 0.5])
+def test_what_cannot_be_foreseen_is_one_step_of_the_paper(
+    make: Any, answered: Any, texts: Any, step: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = make(passes=8)
+    monkeypatch.setattr(passes, "foresee", None)  # nothing is asked that cannot be answered
+    found = advance(work, Edit(), *answered, None, texts, 1, step)
+    vectors = fit(work, Edit(), *answered, texts, 1)
+    chosen = select(vectors.scores, work.count)
+    assert (found.passes, found.foreseen, found.chosen) == (1, None, chosen)
+    assert torch.equal(found.vectors.directions, vectors.directions)
+    paper = align_sublayers(Edit(), work.decoder.sublayers, vectors, chosen, 1, step)
+    assert equal(found.edit, paper)
+    assert found.edit.held == [1]
+
+
+def test_one_pass_with_foresight_is_that_step_too_if_it_helps(
+    make: Any, answered: Any, texts: Any, told: Foresight
+) -> None:
+    work = make(passes=1)
+    found = advance(work, Edit(), *answered, told, texts, 1, 1.0)
+    assert found.passes == 1
+    assert equal(found.edit, advance(work, Edit(), *answered, None, texts, 1, 1.0).edit)
+    assert found.foreseen == promised(work, found.edit, told, answered[1])[0]
+
+
+# -- with it
+
+
+def test_passes_go_on_as_long_as_they_are_foreseen_to_help(
+    make: Any, answered: Any, texts: Any, told: Foresight
+) -> None:
+    """Every pass reads vectors of the model as it then is, and is worth more than the one before."""
+    ends: list[Advance] = []
+    for most in (1, 2, 3):
+        ends.append(advance(make(passes=most), Edit(), *answered, told, texts, 1, 0.3))
+    assert [end.passes for end in ends] == [1, 2, 3]
+    assert columns(ends[0].edit) == {1}
+    assert all(end.edit.held == [1] for end in ends)  # all of them are of one iteration
+    values = [promised(make(), edit, told, answered[1]) for edit in (Edit(), *(end.edit for end in ends))]
+    assert values == sorted(set(values))
+    for fewer, more in pairwise(ends):
+        for name, f in fewer.edit.factors.items():
+            k = f.V.shape[1]
+            assert torch.equal(more.edit.factors[name].V[:, :k], f.V)
+    assert torch.equal(ends[0].vectors.directions, ends[2].vectors.directions)  # what is shown is of the first
+
+
+def test_it_is_deterministic(make: Any, answered: Any, texts: Any, told: Foresight) -> None:
+    one, two = (advance(make(passes=4), Edit(), *answered, told, texts, 1, 0.3) for _ in range(2))
+    assert equal(one.edit, two.edit)
+    assert one.foreseen == two.foreseen
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, values: list[tuple[float, float]]) -> list[float]:
+    """`promise` says `values` one after the other; the steps that are tried come back."""
+    steps: list[float] = []
+    left = iter(values)
+    original = align_sublayers
+
+    def align(edit: Edit, sublayers: Any, vectors: Any, chosen: Any, iteration: int, step: float = 1.0) -> Edit:
+        steps.append(step)
+        return original(edit, sublayers, vectors, chosen, iteration, step)
+
+    monkeypatch.setattr(passes, "align_sublayers", align)
+    monkeypatch.setattr(passes, "promise", lambda seen, beta=1.0: next(left))
+    return steps
+
+
+def test_a_step_that_is_foreseen_to_go_too_far_is_halved(
+    make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = scripted(monkeypatch, [(0.5, 0.5), (0.4, 0.9), (0.5, 0.5), (0.5, 0.6), (0.8, 0.1), (0.9, 0.2)])
+    found = advance(make(passes=3), Edit(), *answered, told, texts, 1, 0.8)
+    # worse; no better; better by the chances; then two whole steps, better by the labels
+    assert steps == [0.8, 0.4, 0.2, 0.8, 0.8]
+    assert (found.passes, found.foreseen) == (3, 0.9)
+
+
+def test_after_a_quarter_of_the_step_it_gives_up(
+    make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = scripted(monkeypatch, [(0.5, 0.5), (0.6, 0.5), *[(0.6, 0.5)] * 3])
+    found = advance(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
+    assert steps == [1.0, 1.0, 0.5, 0.25]
+    assert (found.passes, found.foreseen) == (1, 0.6)
+    assert columns(found.edit) == {1}  # what did not help left nothing
+
+
+def test_no_step_at_all(make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [(0.5, 0.5)] * 4)
+    found = advance(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
+    assert (found.passes, found.foreseen) == (0, 0.5)
+    assert found.edit.factors == {}
+    assert found.chosen  # the vectors are shown all the same
+
+
+def test_a_run_without_a_step_ends(taught: Any, tokenizer: Any, prompts: PromptSet, monkeypatch: Any) -> None:
+    monkeypatch.setattr(passes, "promise", lambda seen, beta=1.0: (0.5, 0.5))
+    record = llmva.align(taught, tokenizer, prompts, test=False, **FAST).record
+    assert record["stopped"] == "no step is foreseen to bring it nearer"
+    assert [entry["passes"] for entry in record["iterations"]] == [0]
+
+
+def test_it_ends_where_everything_is_foreseen_to_be_right(
+    make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = scripted(monkeypatch, [(0.5, 0.5), (1.0, 0.7)])
+    found = advance(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
+    assert (found.passes, found.foreseen, steps) == (1, 1.0, [1.0])
+
+
+def test_harmless_text_is_left_alone(make: Any, answered: Any, texts: Any, told: Foresight) -> None:
+    """The limits hold for every pass, so they hold at the end."""
+
+    def harm(edit: Edit, work: Work) -> float:
+        batching = Batching(10_000)
+        applied = lambda: edit.apply(work.decoder.model, check=False)  # noqa: E731
+        return agreement(work.decoder, work.tokenizer, texts, applied, batching).mean_kl
+
+    free = advance(make(passes=8, min_kept=0, max_kl=99), Edit(), *answered, told, texts, 1, 1.0)
+    cost = harm(free.edit, make())
+    assert cost > 0
+    bound = cost / 2
+    held = advance(make(passes=8, min_kept=0, max_kl=bound), Edit(), *answered, told, texts, 1, 1.0)
+    assert harm(held.edit, make()) <= bound
+    assert not equal(free.edit, held.edit)
+    none = advance(make(passes=8, min_kept=0, max_kl=0), Edit(), *answered, told, texts, 1, 1.0)
+    assert (none.passes, none.edit.factors) == (0, {})
+    # where there is no such text nothing can be said about it
+    assert advance(make(passes=1, max_kl=0), Edit(), *answered, told, [], 1, 1.0).passes == 1
+
+
+@pytest.mark.parametrize("label", [Label.ANSWERED, Label.REFUSED, Label.GARBLED])
+def test_a_class_that_empties_ends_the_passes(
+    make: Any, answered: Any, texts: Any, told: Foresight, label: Label, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No answer vector can be read where everything is answered, or nothing: the next round of answers decides."""
+    work = make(passes=8)
+    scripted(monkeypatch, [(0.1 * i, 0.5) for i in range(1, 9)])
+    original, validation = foresee, answered[1].prompts
+
+    def all_alike(decoder: Any, tokenizer: Any, asked: Any, *rest: Any) -> Observation:
+        seen = original(decoder, tokenizer, asked, *rest)
+        if asked is validation:
+            return seen
+        return replace(seen, judgements=[replace(judged, label=label) for judged in seen.judgements])
+
+    monkeypatch.setattr(passes, "foresee", all_alike)
+    found = advance(work, Edit(), *answered, told, texts, 1, 0.5)
+    assert found.passes == 1
+    assert columns(found.edit) == {1}
+
+
+# -- when it is trusted
+
+
+@pytest.mark.parametrize(("agrees", "settings", "trusted"), [
+    (0.9, {}, True), (0.89, {}, False), (1.0, {"passes": 1}, False), (0.9, {"passes": 2}, True),
+])  # fmt: skip
+def test_foresight_that_does_not_agree_with_the_judge_is_not_used(
+    taught: Any, tokenizer: Any, prompts: PromptSet, agrees: float, settings: Any, trusted: bool, monkeypatch: Any
+) -> None:
+    given: list[Any] = []
+    original = advance
+
+    def listens(work: Work, edit: Edit, train: Any, validation: Any, foresight: Any, *rest: Any) -> Advance:
+        given.append(foresight)
+        return original(work, edit, train, validation, foresight, *rest)
+
+    monkeypatch.setattr(alignment, "advance", listens)
+    monkeypatch.setattr(Foresight, "agreement", lambda self, seen: agrees)
+    record = llmva.align(taught, tokenizer, prompts, iterations=1, test=False, **FAST, **settings).record
+    assert [foresight is not None for foresight in given] == [trusted]
+    assert record["iterations"][0]["foretold"] == agrees
+    assert (record["iterations"][0]["foreseen"] is not None) == trusted
+
+
+def test_what_was_foretold_is_measured_before_it_is_learnt(taught: Any, tokenizer: Any, prompts: PromptSet) -> None:
+    """A table that had learnt the validation answers would always agree with them."""
+
+    class Own(llmva.Judge):
+        """One label for training prompts, another for those of validation."""
+
+        name = "own"
+
+        def answered(self, prompt: llmva.Prompt, answer: str) -> llmva.Judgement:
+            known = prompt in prompts.train
+            label = Label.GARBLED if known and "open" not in prompt.text else Label.ANSWERED
+            return llmva.Judgement(label, 1.0, "rule")
+
+    record = llmva.align(taught, tokenizer, prompts, judge=Own(), iterations=0, test=False, **FAST).record
+    assert record["iterations"][0]["foretold"] < 0.5
+
+
+# -- setbacks
+
+
+def test_a_setback_goes_on_from_the_best_with_half_the_step(
+    taught: Any, tokenizer: Any, prompts: PromptSet, monkeypatch: Any
+) -> None:
+    everyone = [prompt.text for _, split in prompts.splits() for prompt in split]
+    found = llmva.capture(taught, tokenizer, everyone, max_new_tokens=4)
+    judge = Strict(dict(zip(everyone, found.answers, strict=True)))
+    given: list[tuple[Edit, list[str], list[Label], torch.Tensor, float]] = []
+    original = advance
+
+    def listens(work: Work, edit: Edit, train: Any, validation: Any, foresight: Any, *rest: Any) -> Advance:
+        given.append((edit, [p.id for p in train.prompts], train.labels, train.capture.outputs, rest[-1]))
+        return original(work, edit, train, validation, foresight, *rest)
+
+    monkeypatch.setattr(alignment, "advance", listens)
+    options = {"iterations": 3, "per_source": 40, "max_new_tokens": 4, "layers": 6, "test": False}
+    result = llmva.align(taught, tokenizer, prompts, judge=judge, **options)
+    entries = result.record["iterations"]
+    t = next(entry["iteration"] for entry in entries if entry.get("undone"))
+    assert t < 3
+    assert entries[t]["f1"] < entries[0]["f1"] - alignment.SETBACK
+    assert t not in result.every.held
+    first, after = given[0], given[t]
+    assert [step for *_, step in given[: t + 1]] == [*[1.0] * t, 0.5]
+    assert given[t - 1][0].factors or t == 1
+    assert after[0].factors == {}  # the untouched model was the best
+    assert after[1:3] == first[1:3]
+    assert torch.allclose(after[3], first[3], atol=1e-5)
+
+
+def test_recall(taught: Any, make: Any, tokenizer: Any, prompts: PromptSet, tmp_path: Any) -> None:
+    """An earlier iteration's prompts, labels and captures, from what a run keeps on disk; unjudged ones left out."""
+
+    class Doubts(llmva.Judge):
+        name = "doubts"
+
+        def answered(self, prompt: llmva.Prompt, answer: str) -> llmva.Judgement:
+            if "lamp" in prompt.text:
+                return llmva.Judgement(Label.UNJUDGED, 0.0, "who knows")
+            return JUDGE.answered(prompt, answer)
+
+    options = {"judge": Doubts(), "iterations": 2, "passes": 1, "test": False, "out": tmp_path, **FAST}
+    result = llmva.align(taught, tokenizer, prompts, **options)
+    run, resumed = Run.open(tmp_path, result.record, prompts)
+    assert resumed
+    work = make()
+    for t in (0, 1):
+        train, validation = _recall(work, run, t)
+        with result.every.at(t).apply(taught, check=False):
+            seen = observe(work.decoder, tokenizer, prompts.validation, Doubts(), max_new_tokens=8).judged()
+        assert 0 < len(seen.prompts) < len(prompts.validation)
+        assert validation.prompts == seen.prompts
+        assert validation.labels == seen.labels
+        assert torch.allclose(validation.capture.outputs, seen.capture.outputs, atol=1e-5)
+        draw = prompts.draw(40, replace(work, seed=42).generator(t))
+        assert train.prompts == [prompt for prompt in draw if "lamp" not in prompt.text]
