@@ -6,6 +6,7 @@ import difflib
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def _task_manager() -> Any:
 def _manager(manager_class: Any, names: Sequence[str], include_path: str | Path | None) -> Any:
     """Knows the folder's tasks, and the harness's own where they are wanted: reading those files takes seconds."""
     if include_path is None:
-        return manager_class()
+        return _whole(manager_class)
     own = manager_class(include_path=str(include_path), include_defaults=False)
     if all(name in own.all_subtasks for name in names):
         return own
@@ -111,6 +112,12 @@ def _manager(manager_class: Any, names: Sequence[str], include_path: str | Path 
         else:
             return own
     return manager_class(include_path=str(include_path))
+
+
+@cache
+def _whole(manager_class: Any) -> Any:
+    """Knows the harness's tasks, thousands of files, which are read once in a process."""
+    return manager_class()
 
 
 def _check_known(name: str, known: Sequence[str]) -> None:
