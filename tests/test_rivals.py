@@ -504,8 +504,33 @@ def test_scans_goes_by_the_transition_to_an_appended_sure() -> None:
     with steering.applied(decoder):
         found = logits(model, TEXTS)
     for i, text in enumerate(TEXTS):
-        with plainly(model.model.layers[1], lambda h, i=i: h + signs[i] * steering.vectors[0], "output"):  # type: ignore[misc]
+        with plainly(model.model.layers[1], lambda h, i=i: at_last(h, signs[i] * steering.vectors[0]), "output"):  # type: ignore[misc]
             torch.testing.assert_close(logits(model, [text])[0], found[i], rtol=1e-4, atol=1e-4)
+
+
+def at_last(h: Tensor, vector: Tensor) -> Tensor:
+    """`vector` added at the last of the positions [1, t, d] alone."""
+    return torch.cat([h[:, :-1], h[:, -1:] + vector], dim=1)
+
+
+def test_scans_steers_the_last_prompt_token_and_the_answer_but_not_the_rest_of_the_prompt() -> None:
+    """Written out: one pass over the prompt with its last state moved, then token by token with every state moved."""
+    model = sized(tiny_model())
+    decoder, tokenizer = find_decoder(model), tiny_tokenizer()
+    steering = half_gated("scans", decoder)
+    assert isinstance(steering, ScansSteering)
+    row = torch.tensor([encode(tokenizer, render(tokenizer, TEXTS[2]))])
+    sign = 1.0 if float(steering.likeness(decoder, row.tolist())[0]) >= steering.threshold else -1.0
+    written: list[int] = []
+    with plainly(model.model.layers[1], lambda h: at_last(h, sign * steering.vectors[0]), "output"):
+        passed = model(row, use_cache=True)
+        while len(written) < 6:
+            written.append(int(passed.logits[0, -1].argmax()))
+            passed = model(torch.tensor([[written[-1]]]), past_key_values=passed.past_key_values, use_cache=True)
+    with steering.applied(decoder):
+        mask = torch.ones_like(row)
+        found = generate_greedily(model, tokenizer, row, mask, 6, min_new_tokens=6)[0].tolist()
+    assert found[-6:] == written
 
 
 def test_scans_can_fit_its_threshold() -> None:

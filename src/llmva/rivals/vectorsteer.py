@@ -59,7 +59,7 @@ class _Add(Behaviour):
 
 
 def add_vector(states: Tensor, vector: Tensor, current: Pass, factor: Tensor | None = None) -> Tensor:
-    """`vector` [d] added to `states` [rows, t, d] at every real token, times `factor` [rows, 1, 1] where given."""
+    """`vector` [d] added to `states` [rows, t, d] at every real token, times `factor` [rows, 1 or t, 1] where given."""
     added = vector.to(states)
     if factor is not None:
         added = factor * added
