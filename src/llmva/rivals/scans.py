@@ -13,8 +13,8 @@ m v is subtracted; at the last prompt token and at every token of the answer, no
 
 The authors take the end of the user's turn for Qwen and the end of the prompt for Llama-2; here it is always the last
 prompt token. Their code reads the last block after the model's final norm (an accident of the library that it uses),
-here it is read like the others. A threshold of None is not the paper's: it is the one with the best F1 (harmful or not) on the prompts
-that the vectors come from.
+here it is read like the others. A threshold of None is not the paper's: it is the one with the best F1 (harmful or not)
+on the prompts that the vectors come from.
 
 Translation (see base.py): m = 3.5 at blocks 10 to 19 of 32 on Llama-2-7B; here the share 0.3 at those ten blocks. The
 threshold 0.75 is a cosine and carries over as it is, though nothing says that other models' cosines lie alike; the
@@ -183,10 +183,4 @@ class Scans(Rival):
         )
 
     def variants(self) -> list[dict[str, Any]]:
-        strength = self.defaults[STRENGTH]
-        steps = [{STRENGTH: strength * factor} for factor in (0.5, 2.0, 0.25, 4.0)]
-        return [
-            *[{"threshold": None, **step} for step in ({}, *steps)],
-            *steps,
-            *[{"threshold": threshold, **step} for threshold in (0.7, 0.65) for step in ({}, *steps)],
-        ]
+        return [{"threshold": threshold} for threshold in (None, 0.7, 0.65)]
