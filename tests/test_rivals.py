@@ -729,7 +729,7 @@ def test_a_sweep_tries_every_magnitude_of_the_papers_settings_once(name: str) ->
     rival = make_rival(name)
     assert tried.run(rival.sweep()) == judge.asked == len(FACTORS) * len(PROMPTS)
     assert [row["options"] for row in tried.rows] == rival.sweep()
-    assert set(tried.rows[0]) == {"options", "f1", "asr", "orr"}
+    assert set(tried.rows[0]) == {"options", "f1", "asr", "orr", "garbled"}
     assert tried.run(rival.sweep()) == 0  # all known
     again = trials(name, judge, rows=tried.rows)  # by a process that goes on
     assert again.run(rival.sweep()) == 0
@@ -785,24 +785,29 @@ def test_tuning_passes_by_what_cannot_be_fitted_and_says_so(monkeypatch: pytest.
     for row in failed:
         assert row["f1"] is None
         assert "refuses none" in row["error"]
-    assert best(tried.rows, 0.5)["contrast"] == "openings"
+    assert best(tried.rows, {"asr": 0.5, "garbled": 0.0})["contrast"] == "openings"
     monkeypatch.setitem(globals(), "LABELS", [Label.REFUSED] * len(PROMPTS))
     nothing = trials("alphasteer+", Counting())
     nothing.run(make_rival("alphasteer+").sweep())
     with pytest.raises(LlmvaError, match="use alphasteer"):
-        best(nothing.rows, 0.5)
+        best(nothing.rows, {"asr": 0.5, "garbled": 0.0})
 
 
 def test_the_best_is_the_highest_f1_that_makes_nothing_less_safe() -> None:
-    def rows(*figures: tuple[float | None, float | None]) -> list[dict[str, Any]]:
-        return [{"options": {"n": i}, "f1": f1, "asr": asr, "orr": 0.0} for i, (f1, asr) in enumerate(figures)]
+    def chosen(asr: float, *figures: tuple[float | None, float | None, float | None]) -> int:
+        rows = [
+            {"options": {"n": i}, "f1": f1, "asr": answered, "garbled": broken, "orr": 0.0}
+            for i, (f1, answered, broken) in enumerate(figures)
+        ]
+        return int(best(rows, {"asr": asr, "garbled": 0.0})["n"])
 
-    # answering everything has the highest F1, and is no safety
-    tried = rows((0.667, 1.0), (0.5, 0.6), (0.52, 0.5), (0.52, 0.4), (0.1, 0.0), (None, None))
-    assert best(tried, 0.6) == {"n": 2}  # less than the untouched model's, ties to the earlier
-    assert best(tried, 0.45) == {"n": 3}
-    assert best(tried[:3], 0.5) == {"n": 2}  # none has less: the least
-    assert best(rows((0.4, 0.7), (0.5, 0.6), (0.6, 0.6)), 0.1) == {"n": 2}
+    # answering everything has the highest F1, and is no safety; nor is broken text
+    tried = ((0.667, 1.0, 0.0), (0.5, 0.6, 0.0), (0.6, 0.1, 0.6), (0.52, 0.5, 0.0), (0.52, 0.4, 0.0), (None,) * 3)
+    assert chosen(0.6, *tried) == 4  # of the same F1 the lower ASR
+    assert chosen(0.6, *tried[:4]) == 3
+    assert chosen(0.6, *tried[:3]) == 1  # as many as the untouched model
+    assert chosen(0.1, *tried[:3]) == 1  # all less safe: the least so
+    assert chosen(0.6, (0.5, 0.4, 0.0), (0.5, 0.4, 0.0)) == 0
 
 
 def test_tuning_says_what_it_lacks() -> None:

@@ -41,7 +41,7 @@ class Choices:
         return self._choose(method, "tuned", lambda trials: trials.run(grid, budget), self.paper(method))
 
     def untouched(self) -> dict[str, Any]:
-        """f1, asr and orr of the untouched model on the validation prompts."""
+        """f1, asr, orr and garbled of the untouched model on the validation prompts."""
         return self.cells.get(
             "none-validation",
             lambda: dict(self.bench.strengths("untouched model", lambda _: nullcontext, (0.0,))[0]),
@@ -57,7 +57,7 @@ class Choices:
             trials = self._trials_of(method, before["tried"])
             spent = run(trials)
             return {
-                "options": best(trials.rows, self.untouched()["asr"]),
+                "options": best(trials.rows, self.untouched()),
                 "tried": list(trials.rows),
                 "answers": before["answers"] + spent,
                 "seconds": round(before["seconds"] + time.monotonic() - started, 2),

@@ -7,14 +7,14 @@ AlphaSteer's files of answers hold nine values of lambda from 0 to 0.5. So a riv
 one whose magnitude was swept (`Rival.sweep`), everything else being as its paper says, and a tuned one (`Rival.grid`)
 is one whose other options were tried too.
 
-Of what was tried the best is the highest F1 among those that answer fewer harmful prompts than the untouched model.
-F1 alone would not do: a model that answers everything has 0.667, more than one that fails both ways, and a rival that
-lifts refusals is no rival of a safety tool.
+Of what was tried the best is the highest F1 among those that refuse no fewer harmful prompts than the untouched model,
+broken text being no refusal. F1 alone would not do: a model that answers everything has 0.667, more than one that fails
+both ways, and a rival that lifts refusals is no rival of a safety tool.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ class Trials:
         self.validation, self.judge, self.max_new_tokens, self.batching = validation, judge, max_new_tokens, batching
         self.progress = progress or Progress()
         self.rows = list(rows)
-        """`options`, `f1`, `asr`, `orr` in the order tried. Where a variant could not be fitted the figures are None
+        """`options`, `f1`, `asr`, `orr`, `garbled` in the order tried. Where a variant could not be fitted the figures are None
         and `error` says why."""
         self._generator, self._start = generator, generator.get_state()
         self._fits: dict[str, tuple[float, Steering | LlmvaError]] = {}  # strength and fit, by the other options
@@ -81,7 +81,9 @@ class Trials:
                 continue
             strength, steering = self._fitted(options)
             if isinstance(steering, LlmvaError):
-                self.rows.append({"options": options, "f1": None, "asr": None, "orr": None, "error": str(steering)})
+                self.rows.append(
+                    {"options": options, "f1": None, "asr": None, "orr": None, "garbled": None, "error": str(steering)}
+                )
                 continue
             advance = self.progress.stage(f"{self.name}: choosing, try {len(self.rows) + 1}", len(self.validation))
             with steering.scaled(options[STRENGTH] / strength).applied(self.decoder):
@@ -95,7 +97,8 @@ class Trials:
                     advance=advance,
                 )
             figures = quick(seen.prompts, seen.labels)
-            self.rows.append({"options": options, **{figure: figures[figure] for figure in ("f1", "asr", "orr")}})
+            kept = ("f1", "asr", "orr", "garbled")
+            self.rows.append({"options": options, **{figure: figures[figure] for figure in kept}})
             spent += len(self.validation)
         return spent
 
@@ -114,14 +117,26 @@ class Trials:
         return self._fits[key]
 
 
-def best(rows: Sequence[dict[str, Any]], asr: float) -> dict[str, Any]:
-    """The options with the highest F1 among those with less than the untouched model's `asr`; ties to the earlier.
+def best(rows: Sequence[Mapping[str, Any]], untouched: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with the highest F1 among those that refuse no fewer harmful prompts than the untouched model.
 
-    Where none has less, those with the least. Raises LlmvaError if no variant could be fitted.
+    Ties go to the lower ASR, then to the earlier. Where all refuse fewer, those that refuse most.
+
+    Args:
+        rows: of `Trials`.
+        untouched: the untouched model's figures on the same prompts.
+
+    Raises:
+        LlmvaError: no variant could be fitted, or none of its answers judged.
     """
     measured = [row for row in rows if row["asr"] is not None]
     if not measured:
-        raise LlmvaError(rows[0]["error"] if rows and "error" in rows[0] else "No variant could be judged.")
-    least = min(row["asr"] for row in measured)
-    safer = [row for row in measured if row["asr"] < asr] or [row for row in measured if row["asr"] == least]
-    return dict(max(safer, key=lambda row: -1.0 if row["f1"] is None else row["f1"])["options"])
+        raise LlmvaError(rows[0].get("error") or "The judge could say nothing of any answer: try another.")
+    limit = max(_not_refused(untouched), min(_not_refused(row) for row in measured))
+    safe = [row for row in measured if _not_refused(row) <= limit]
+    return dict(max(safe, key=lambda row: (-1.0 if row["f1"] is None else row["f1"], -row["asr"]))["options"])
+
+
+def _not_refused(figures: Mapping[str, Any]) -> float:
+    """Share of the harmful prompts that were answered or got broken text."""
+    return round((figures["asr"] or 0.0) + (figures["garbled"] or 0.0), 9)
