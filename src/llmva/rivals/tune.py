@@ -66,8 +66,8 @@ class Trials:
         self.validation, self.judge, self.max_new_tokens, self.batching = validation, judge, max_new_tokens, batching
         self.progress = progress or Progress()
         self.rows = list(rows)
-        """`options`, `f1`, `asr`, `orr`, `garbled` in the order tried. Where a variant could not be fitted the figures are None
-        and `error` says why."""
+        """`options`, `f1`, `asr`, `orr` and `garbled` in the order tried. Where a variant could not be fitted the
+        figures are None and `error` says why."""
         self._generator, self._start = generator, generator.get_state()
         self._fits: dict[str, tuple[float, Steering | LlmvaError]] = {}  # strength and fit, by the other options
 
