@@ -37,7 +37,10 @@ class Choices:
 
     def tuned(self, method: str, budget: int) -> dict[str, Any]:
         """The same with other options tried too, for at most `budget` answers more."""
-        grid = make_rival(method).grid(self.paper(method)["options"][STRENGTH])
+        rival = make_rival(method)
+        # a choice far below the translated magnitude says that the paper's contrast does not steer this model, and
+        # nothing of other contrasts
+        grid = rival.grid(max(self.paper(method)["options"][STRENGTH], rival.defaults[STRENGTH]))
         return self._choose(method, "tuned", lambda trials: trials.run(grid, budget), self.paper(method))
 
     def untouched(self) -> dict[str, Any]:

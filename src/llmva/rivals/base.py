@@ -40,7 +40,7 @@ from llmva.rivals.hooks import Behaviour, Place, steered
 S = TypeVar("S", bound="Steering")
 STRENGTH = "strength"  # the option, of every rival, that only scales what was fitted
 FACTORS = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 3.0, 0.125, 4.0)  # of the translated magnitude, nearest first
-FACTORS_OF_VARIANTS = (1.0, 0.5, 2.0, 0.25, 4.0)  # of the magnitude that did best with the paper's settings
+FACTORS_OF_VARIANTS = (1.0, 0.5, 2.0, 0.25, 4.0)  # of the magnitude that other options are tried around
 
 
 class Steering(ABC):
