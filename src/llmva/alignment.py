@@ -137,7 +137,9 @@ def align(
         progress.iteration(entry, best, chosen_settings.iterations)
         run.commit(edit)
 
-    run.record["cost"].setdefault("fit_seconds", run.record["cost"]["seconds"])
+    cost = run.record["cost"]
+    cost.setdefault("fit_seconds", cost["seconds"])
+    cost.setdefault("fit_tokens", cost["generated_tokens"])
     if test:
         figures.finish(run, decoder, tokenizer, prompts, judge, skills, batching, progress, seed, chosen_settings)
     return Result(run.edit.at(run.record["best_iteration"]), run.edit, run.record, run.directory)
