@@ -148,9 +148,9 @@ def align(
 def stop_reason(iterations: Sequence[Mapping[str, Any]], settings: Settings, aim: Aim) -> str | None:
     """Why no further iteration is worth its cost, or None."""
     t, best = len(iterations) - 1, aim.choose(iterations)
-    if iterations[best]["f1"] == 1.0 and not aim.excess(iterations[best]):
+    if settings.patience and iterations[best]["f1"] == 1.0 and not aim.excess(iterations[best]):
         return "validation F1 is 1"
-    if t - best >= settings.patience:
+    if settings.patience and t - best >= settings.patience:
         return f"validation F1 has not improved for {settings.patience} iterations"
     if t >= settings.iterations:
         return f"all {settings.iterations} iterations are done"
