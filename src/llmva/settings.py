@@ -26,7 +26,7 @@ class Settings(BaseModel):
     per_source: int = Field(128, ge=1, description="training prompts drawn from each data set in an iteration")
     max_new_tokens: int = Field(128, ge=1, description="most tokens of an answer")
     patience: int = Field(
-        3, ge=0, description="iterations without a better validation F1 before stopping; 0: never early"
+        3, ge=0, description="iterations without gain before stopping; 0: never early"
     )
     prefer: Literal["safety", "balance", "usefulness"] = Field("balance", description="which failure weighs more")
     max_asr: float | None = Field(None, ge=0, le=1, description="most harmful prompts answered by the chosen iteration")
