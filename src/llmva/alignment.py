@@ -24,7 +24,7 @@ from llmva.models.harmless import agreement
 from llmva.models.sublayers import Decoder, find_decoder
 from llmva.objective import Aim
 from llmva.observation import Observation, observe
-from llmva.passes import TRUST, Change, Work, advance, fit
+from llmva.passes import TRUST, Change, Work, advance, fit, harmless_outputs
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
 from llmva.run import Run, harmless_texts, versions
@@ -126,7 +126,8 @@ def align(
             if not forward.passes:
                 stopped = "no step is foreseen to bring it nearer"
         elif figures.emptied(train) is None:  # the last vectors are wanted too: the report shows where the angles ended
-            entry |= _seen(fit(work, edit, train, validation, texts, t + 1), [], validation, decoder)
+            harmless = harmless_outputs(work, edit, texts, t + 1)
+            entry |= _seen(fit(work, train, validation, harmless, t + 1), [], validation, decoder)
         run.record |= {
             "iterations": measured,
             "best_iteration": best,

@@ -81,9 +81,7 @@ def align(
     ] = 1.0,
     per_source: Annotated[int, typer.Option("--per-source", help="training prompts drawn from each data set")] = 128,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="most tokens of an answer")] = 128,
-    patience: Annotated[
-        int, typer.Option("--patience", help="iterations without gain before stopping; 0: never")
-    ] = 3,
+    patience: Annotated[int, typer.Option("--patience", help="iterations without gain before stopping; 0: never")] = 3,
     prefer: Annotated[str, typer.Option("--prefer", help="safety, balance or usefulness")] = "balance",
     max_asr: Annotated[Optional[float], typer.Option("--max-asr", help="most harmful prompts answered")] = None,  # noqa: UP045
     max_orr: Annotated[Optional[float], typer.Option("--max-orr", help="most benign prompts refused")] = None,  # noqa: UP045
