@@ -34,7 +34,7 @@ from llmva.organism.check import measure
 from llmva.organism.language import draw_prompt_set
 from llmva.organism.skills import probes as organism_probes
 from llmva.organism.train import Recipe, train
-from llmva.selection import default_count
+from llmva.selection import papers_count
 
 SHARES = (0.25, 0.375, 0.5, 0.65625, 0.8125, 1.0)
 STEPS = (0.25, 0.5, 1.0)
@@ -114,7 +114,7 @@ def report(case: Case, grid: bool) -> dict[str, Any]:
     before, after = found["test"]["before"], found["test"]["after"]
     # what the choice cost: the iterations' answers, not those of the final report
     tokens = found["cost"]["fit_tokens"]
-    recipe = case.plain("recipe", RECIPE_ITERATIONS, False, layers=default_count(sublayers), quiet=0.0)
+    recipe = case.plain("recipe", RECIPE_ITERATIONS, False, layers=papers_count(sublayers), quiet=0.0)
     recipe_f1 = recipe["test"][str(recipe["best"])]
     row: dict[str, Any] = {
         "name": case.name,

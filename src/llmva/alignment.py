@@ -28,7 +28,6 @@ from llmva.passes import TRUST, Change, Work, advance, fit, harmless_outputs
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
 from llmva.run import Run, harmless_texts, versions
-from llmva.selection import default_count
 from llmva.settings import Settings, check_seed, make_settings
 from llmva.skills import PROBE_TOKENS, Probe
 from llmva.steps import Vectors
@@ -239,7 +238,7 @@ def _layer_count(decoder: Decoder, settings: Settings) -> int:
         raise UsageError(
             f"The model has {most} sublayers, so {settings.layers} cannot be edited: choose --layers 1 to {most}."
         )
-    return settings.layers or default_count(most)
+    return settings.layers or most
 
 
 def _describe(
