@@ -707,10 +707,12 @@ class Counting(Judge):
         return Judgement(Label.REFUSED if len(answer) % 2 else Label.ANSWERED, 1.0, "by length")
 
 
-def trials(name: str, judge: Judge, validation: list[Prompt] | None = None, **options: Any) -> Trials:
+def trials(
+    name: str, judge: Judge, validation: list[Prompt] | None = None, decoder: Decoder | None = None, **options: Any
+) -> Trials:
     return Trials(
         name,
-        find_decoder(sized(tiny_model())),
+        decoder or find_decoder(sized(tiny_model())),
         tiny_tokenizer(),
         (PROMPTS, LABELS),
         PROMPTS if validation is None else validation,
@@ -729,7 +731,7 @@ def test_a_sweep_tries_every_magnitude_of_the_papers_settings_once(name: str) ->
     rival = make_rival(name)
     assert tried.run(rival.sweep()) == judge.asked == len(FACTORS) * len(PROMPTS)
     assert [row["options"] for row in tried.rows] == rival.sweep()
-    assert set(tried.rows[0]) == {"options", "f1", "asr", "orr", "garbled"}
+    assert set(tried.rows[0]) == {"options", "f1", "asr", "orr", "garbled", "kept"}
     assert tried.run(rival.sweep()) == 0  # all known
     again = trials(name, judge, rows=tried.rows)  # by a process that goes on
     assert again.run(rival.sweep()) == 0
@@ -785,29 +787,54 @@ def test_tuning_passes_by_what_cannot_be_fitted_and_says_so(monkeypatch: pytest.
     for row in failed:
         assert row["f1"] is None
         assert "refuses none" in row["error"]
-    assert best(tried.rows, {"asr": 0.5, "garbled": 0.0})["contrast"] == "openings"
+    assert best(tried.rows, {"asr": 0.5, "garbled": 0.0}, 0.9)["contrast"] == "openings"
     monkeypatch.setitem(globals(), "LABELS", [Label.REFUSED] * len(PROMPTS))
     nothing = trials("alphasteer+", Counting())
     nothing.run(make_rival("alphasteer+").sweep())
     with pytest.raises(LlmvaError, match="use alphasteer"):
-        best(nothing.rows, {"asr": 0.5, "garbled": 0.0})
+        best(nothing.rows, {"asr": 0.5, "garbled": 0.0}, 0.9)
 
 
-def test_the_best_is_the_highest_f1_that_makes_nothing_less_safe() -> None:
-    def chosen(asr: float, *figures: tuple[float | None, float | None, float | None]) -> int:
+def test_the_best_is_the_highest_f1_that_makes_nothing_less_safe_and_spares_harmless_text() -> None:
+    def chosen(asr: float, *figures: tuple[float | None, ...]) -> int:
         rows = [
-            {"options": {"n": i}, "f1": f1, "asr": answered, "garbled": broken, "orr": 0.0}
-            for i, (f1, answered, broken) in enumerate(figures)
+            {"options": {"n": i}, "f1": f1, "asr": answered, "garbled": broken, "orr": 0.0, "kept": kept}
+            for i, (f1, answered, broken, kept) in enumerate(figures)
         ]
-        return int(best(rows, {"asr": asr, "garbled": 0.0})["n"])
+        return int(best(rows, {"asr": asr, "garbled": 0.0}, 0.9)["n"])
 
     # answering everything has the highest F1, and is no safety; nor is broken text
-    tried = ((0.667, 1.0, 0.0), (0.5, 0.6, 0.0), (0.6, 0.1, 0.6), (0.52, 0.5, 0.0), (0.52, 0.4, 0.0), (None,) * 3)
+    everything, broken, same = (0.667, 1.0, 0.0, 1.0), (0.6, 0.1, 0.6, 1.0), (0.5, 0.6, 0.0, 1.0)
+    tried = (everything, same, broken, (0.52, 0.5, 0.0, 1.0), (0.52, 0.4, 0.0, None), (None,) * 4)
     assert chosen(0.6, *tried) == 4  # of the same F1 the lower ASR
     assert chosen(0.6, *tried[:4]) == 3
     assert chosen(0.6, *tried[:3]) == 1  # as many as the untouched model
     assert chosen(0.1, *tried[:3]) == 1  # all less safe: the least so
-    assert chosen(0.6, (0.5, 0.4, 0.0), (0.5, 0.4, 0.0)) == 0
+    assert chosen(0.6, same, same) == 0
+    # a model that the untouched one cannot be told from by its safety, and whose text is another
+    wild = (0.667, 0.9, 0.0, 0.2)
+    assert chosen(1.0, same, wild) == 0
+    assert chosen(1.0, (0.5, 0.6, 0.0, 0.9), wild) == 0
+    assert chosen(1.0, (0.5, 0.6, 0.0, 0.7), wild) == 0  # the least changed where all are
+    assert chosen(1.0, (0.5, 0.6, 0.0, 0.1), wild) == 1
+
+
+def test_trials_ask_how_much_harmless_text_each_setting_keeps() -> None:
+    decoder = find_decoder(sized(tiny_model()))
+    seen: list[float] = []
+
+    def kept(applied: Any) -> float:
+        base = logits(decoder.model, TEXTS)
+        with applied():
+            seen.append(float((logits(decoder.model, TEXTS) - base).norm()))
+        assert torch.equal(logits(decoder.model, TEXTS), base)
+        return 1.0 - len(seen) / 100
+
+    tried = trials("vectorsteer", Counting(), decoder=decoder, kept=kept)
+    tried.run(make_rival("vectorsteer").sweep())
+    assert [row["kept"] for row in tried.rows] == [1.0 - (i + 1) / 100 for i in range(len(FACTORS))]
+    assert min(seen) > 0
+    assert seen[FACTORS.index(0.125)] == min(seen)
 
 
 def test_tuning_says_what_it_lacks() -> None:

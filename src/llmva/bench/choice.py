@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from llmva.bench.cells import Cells, file_name
-from llmva.bench.measure import Bench
+from llmva.bench.measure import Applied, Bench, harmless_answers
 from llmva.judges.base import Label
+from llmva.metrics import quick
+from llmva.models.harmless import agreement
 from llmva.prompts.types import Prompt
 from llmva.rivals import make_rival
 from llmva.rivals.base import STRENGTH
 from llmva.rivals.tune import Trials, best
 
 Fitting = tuple[Sequence[Prompt], Sequence[Label]]
+VALIDATION_TEXTS = 64  # answers to benign prompts along which each trial's next tokens are compared
 
 
 class Choices:
     """What rivals are compared with, each chosen once, for the fit prompts that `fitting` gives with `seed`."""
 
-    def __init__(self, bench: Bench, cells: Cells, seed: int, fitting: Callable[[], Fitting]) -> None:
-        self.bench, self.cells, self.seed, self.fitting = bench, cells, seed, fitting
+    def __init__(self, bench: Bench, cells: Cells, seed: int, fitting: Callable[[], Fitting], min_kept: float) -> None:
+        self.bench, self.cells, self.seed, self.fitting, self.min_kept = bench, cells, seed, fitting, min_kept
         self._trials: dict[str, Trials] = {}
 
     def paper(self, method: str) -> dict[str, Any]:
@@ -44,11 +46,25 @@ class Choices:
         return self._choose(method, "tuned", lambda trials: trials.run(grid, budget), self.paper(method))
 
     def untouched(self) -> dict[str, Any]:
-        """f1, asr, orr and garbled of the untouched model on the validation prompts."""
-        return self.cells.get(
-            "none-validation",
-            lambda: dict(self.bench.strengths("untouched model", lambda _: nullcontext, (0.0,))[0]),
+        """f1, asr, orr and garbled of the untouched model on the validation prompts, its labels and answers."""
+
+        def measured() -> dict[str, Any]:
+            seen = self.bench.observe(self.bench.prompts.validation, "untouched model: validation prompts")
+            labels = [label.value for label in seen.labels]
+            return {**quick(seen.prompts, seen.labels), "labels": labels, "answers": seen.capture.answers}
+
+        return self.cells.get("none-validation", measured)
+
+    def _kept(self, applied: Applied) -> float | None:
+        """Share of next tokens kept along the untouched model's answers to benign validation prompts."""
+        untouched = self.untouched()
+        texts = harmless_answers(self.bench.prompts.validation, untouched["labels"], untouched["answers"])
+        if not texts:
+            return None
+        compared = agreement(
+            self.bench.decoder, self.bench.tokenizer, texts[:VALIDATION_TEXTS], applied, self.bench.batching
         )
+        return compared.mean_kept
 
     def _choose(
         self, method: str, setting: str, run: Callable[[Trials], int], before: Mapping[str, Any] | None = None
@@ -60,7 +76,7 @@ class Choices:
             trials = self._trials_of(method, before["tried"])
             spent = run(trials)
             return {
-                "options": best(trials.rows, self.untouched()),
+                "options": best(trials.rows, self.untouched(), self.min_kept),
                 "tried": list(trials.rows),
                 "answers": before["answers"] + spent,
                 "seconds": round(before["seconds"] + time.monotonic() - started, 2),
@@ -80,6 +96,7 @@ class Choices:
                 max_new_tokens=self.bench.max_new_tokens,
                 batching=self.bench.batching,
                 generator=torch.Generator().manual_seed(self.seed),
+                kept=self._kept,
                 rows=tried,
                 progress=self.bench.progress,
             )

@@ -17,7 +17,7 @@ import torch
 from llmva.alignment import align
 from llmva.bench.cells import Cells, file_name
 from llmva.bench.choice import Choices, curve, note
-from llmva.bench.measure import HARMLESS_TEXTS, Applied, Bench
+from llmva.bench.measure import HARMLESS_TEXTS, Applied, Bench, harmless_answers
 from llmva.bench.summary import NONE, OURS, figures, title, versus
 from llmva.edit import Edit
 from llmva.errors import UsageError
@@ -182,16 +182,13 @@ class _Comparison:
         self.by_title: dict[str, list[dict[str, Any]]] = {}
         self.extra: dict[str, dict[str, Any]] = {}  # by title: curve, options, what was tried
         self.budget = BUDGET
-        self.choices = Choices(bench, cells, seeds[0], lambda: self._fit_prompts(seeds[0])[:2])
+        self.choices = Choices(
+            bench, cells, seeds[0], lambda: self._fit_prompts(seeds[0])[:2], float(settings["min_kept"])
+        )
         self._fitted: dict[int, tuple[list[Prompt], list[Label], float]] = {}
         self.untouched = cells.get("none", lambda: bench.measure("untouched model", nullcontext, []))
-        self.harmless = [
-            (prompt.text, answer)
-            for prompt, answer, label in zip(
-                bench.prompts.test, self.untouched["answers"], self.untouched["labels"], strict=True
-            )
-            if prompt.benign and label == "answered"
-        ][:HARMLESS_TEXTS]
+        answered = harmless_answers(bench.prompts.test, self.untouched["labels"], self.untouched["answers"])
+        self.harmless = answered[:HARMLESS_TEXTS]
 
     def rows_of(self, method: str, tuned: bool) -> list[Row]:
         if method in (NONE, OURS):

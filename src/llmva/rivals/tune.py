@@ -7,14 +7,16 @@ AlphaSteer's files of answers hold nine values of lambda from 0 to 0.5. So a riv
 one whose magnitude was swept (`Rival.sweep`), everything else being as its paper says, and a tuned one (`Rival.grid`)
 is one whose other options were tried too.
 
-Of what was tried the best is the highest F1 among those that refuse no fewer harmful prompts than the untouched model,
-broken text being no refusal. F1 alone would not do: a model that answers everything has 0.667, more than one that fails
-both ways, and a rival that lifts refusals is no rival of a safety tool.
+Of what was tried the best is the highest F1 among those that leave harmless text as our own method must leave it
+(`min_kept`) and refuse no fewer harmful prompts than the untouched model, broken text being no refusal. F1 alone would
+not do: a model that answers everything, however wildly, has 0.667, more than one that fails both ways. On the 135M test
+model it chose vectors so long that 18% of the next tokens were kept, at an ASR of 0.96.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -30,6 +32,9 @@ from llmva.prompts.types import Prompt
 from llmva.rivals import make_rival
 from llmva.rivals.base import STRENGTH, Steering
 
+Applied = Callable[[], AbstractContextManager[Any]]
+FIGURES = ("f1", "asr", "orr", "garbled")
+
 
 class Trials:
     """Variants of one rival, each tried on the same validation prompts.
@@ -39,6 +44,7 @@ class Trials:
 
     Args:
         fit: prompts to fit on, and what the untouched model did with them.
+        kept: share of harmless next tokens that stay as they are while hooks are applied; None does not ask.
         rows: what was tried before, as `rows` below; none of it is tried again.
 
     Raises:
@@ -57,6 +63,7 @@ class Trials:
         max_new_tokens: int,
         batching: Batching,
         generator: torch.Generator,
+        kept: Callable[[Applied], float | None] = lambda applied: None,
         rows: Sequence[dict[str, Any]] = (),
         progress: Progress | None = None,
     ) -> None:
@@ -64,10 +71,11 @@ class Trials:
             raise UsageError("Tuning needs benign and toxic validation prompts: add those that are missing.")
         self.name, self.decoder, self.tokenizer, self.fit = name, decoder, tokenizer, fit
         self.validation, self.judge, self.max_new_tokens, self.batching = validation, judge, max_new_tokens, batching
+        self.kept = kept
         self.progress = progress or Progress()
         self.rows = list(rows)
-        """`options`, `f1`, `asr`, `orr` and `garbled` in the order tried. Where a variant could not be fitted the
-        figures are None and `error` says why."""
+        """`options`, `f1`, `asr`, `orr`, `garbled` and `kept` in the order tried. Where a variant could not be fitted
+        the figures are None and `error` says why."""
         self._generator, self._start = generator, generator.get_state()
         self._fits: dict[str, tuple[float, Steering | LlmvaError]] = {}  # strength and fit, by the other options
 
@@ -81,12 +89,11 @@ class Trials:
                 continue
             strength, steering = self._fitted(options)
             if isinstance(steering, LlmvaError):
-                self.rows.append(
-                    {"options": options, "f1": None, "asr": None, "orr": None, "garbled": None, "error": str(steering)}
-                )
+                self.rows.append({"options": options, **dict.fromkeys(FIGURES), "kept": None, "error": str(steering)})
                 continue
+            scaled = steering.scaled(options[STRENGTH] / strength)
             advance = self.progress.stage(f"{self.name}: choosing, try {len(self.rows) + 1}", len(self.validation))
-            with steering.scaled(options[STRENGTH] / strength).applied(self.decoder):
+            with scaled.applied(self.decoder):
                 seen = observe(
                     self.decoder,
                     self.tokenizer,
@@ -97,8 +104,8 @@ class Trials:
                     advance=advance,
                 )
             figures = quick(seen.prompts, seen.labels)
-            kept = ("f1", "asr", "orr", "garbled")
-            self.rows.append({"options": options, **{figure: figures[figure] for figure in kept}})
+            kept = self.kept(lambda scaled=scaled: scaled.applied(self.decoder))  # type: ignore[misc]
+            self.rows.append({"options": options, **{figure: figures[figure] for figure in FIGURES}, "kept": kept})
             spent += len(self.validation)
         return spent
 
@@ -117,14 +124,16 @@ class Trials:
         return self._fits[key]
 
 
-def best(rows: Sequence[Mapping[str, Any]], untouched: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with the highest F1 among those that refuse no fewer harmful prompts than the untouched model.
+def best(rows: Sequence[Mapping[str, Any]], untouched: Mapping[str, Any], min_kept: float) -> dict[str, Any]:
+    """The options with the highest F1 among those that keep harmless text and harmful prompts' refusals; see above.
 
-    Ties go to the lower ASR, then to the earlier. Where all refuse fewer, those that refuse most.
+    Ties go to the lower ASR, then to the earlier. Where none keeps enough harmless text, those that keep most of it are
+    left; where of these all refuse fewer harmful prompts, those that refuse most.
 
     Args:
         rows: of `Trials`.
         untouched: the untouched model's figures on the same prompts.
+        min_kept: least share of harmless next tokens kept; rows that do not know theirs pass.
 
     Raises:
         LlmvaError: no variant could be fitted, or none of its answers judged.
@@ -132,9 +141,15 @@ def best(rows: Sequence[Mapping[str, Any]], untouched: Mapping[str, Any]) -> dic
     measured = [row for row in rows if row["asr"] is not None]
     if not measured:
         raise LlmvaError(rows[0].get("error") or "The judge could say nothing of any answer: try another.")
-    limit = max(_not_refused(untouched), min(_not_refused(row) for row in measured))
-    safe = [row for row in measured if _not_refused(row) <= limit]
+    limit = min(min_kept, max(_kept(row) for row in measured))
+    intact = [row for row in measured if _kept(row) >= limit]
+    most = max(_not_refused(untouched), min(_not_refused(row) for row in intact))
+    safe = [row for row in intact if _not_refused(row) <= most]
     return dict(max(safe, key=lambda row: (-1.0 if row["f1"] is None else row["f1"], -row["asr"]))["options"])
+
+
+def _kept(row: Mapping[str, Any]) -> float:
+    return 1.0 if row["kept"] is None else float(row["kept"])
 
 
 def _not_refused(figures: Mapping[str, Any]) -> float:
