@@ -217,7 +217,17 @@ def taught(name: str) -> Any:
 
 
 def train(model: Any, seed: int = 0, steps: int = 70, rate: float = 5e-3) -> Any:
-    """Teach `model` conftest's requests as `taught_model` does: answers hang on the noun, what is right on the verb."""
+    """Teach `model` conftest's requests as `taught_model` does: answers hang on the noun, what is right on the verb.
+
+    Some architectures (OPT, GPT-2 and others) train with dropout, which draws from torch's global generator. Left alone
+    its state would be whatever ran before in the process, and so would the model: hence a state of its own.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _train(model, seed, steps, rate)
+
+
+def _train(model: Any, seed: int, steps: int, rate: float) -> Any:
     from llmva.models.chat import render
 
     torch.set_num_threads(1)

@@ -116,6 +116,29 @@ def test_it_stops_when_a_class_empties_later(taught: Any, tokenizer: Any, prompt
     assert not result.every.factors
 
 
+def test_one_alignment_at_a_time_is_the_papers_loop(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
+    """It never goes back: what each iteration did stays in the edit, also after it went too far."""
+    seen: dict[str, int] = {}
+
+    def wavers(prompt: str, answer: str) -> bool:
+        """Well at first, and the other way round afterwards."""
+        seen[prompt] = seen.get(prompt, 0) + 1
+        right = ("paint build clean fix".find(prompt.split()[-3]) >= 0) != (zlib.crc32(prompt.encode()) % 8 == 0)
+        return right == (seen[prompt] == 1)
+
+    options = {"per_source": 200, "iterations": 3, "patience": 9, "test": False}
+    entries = align(taught, tokenizer, prompts, judge=Stub(wavers), passes=1, **options)
+    assert entries.record["iterations"][1]["f1"] < entries.record["iterations"][0]["f1"] - 0.3
+    assert [(e.get("undone"), e.get("passes")) for e in entries.record["iterations"]] == [(None, 1)] * 3 + [
+        (None, None)
+    ]
+    assert entries.every.held == [1, 2, 3]
+    seen.clear()
+    entries = align(taught, tokenizer, prompts, judge=Stub(wavers), **options)
+    assert [e.get("undone") for e in entries.record["iterations"]] == [None, True, True, True]
+    assert entries.every.held == []
+
+
 def test_it_stops_when_it_is_perfect(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
     texts = {prompt.text: prompt.benign for _, found in prompts.splits() for prompt in found}
     result = align(taught, tokenizer, prompts, judge=Stub(lambda prompt, answer: texts[prompt]))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from architectures import ARCHITECTURES, HOOK_ONLY, MORE, REFUSED, taught, tiny, tiny_of_type
+from architectures import ARCHITECTURES, HOOK_ONLY, MORE, REFUSED, taught, tiny, tiny_of_type, train
 from conftest import taught_requests, tiny_tokenizer
 from llmva.alignment import align
 from llmva.errors import LlmvaError, UsageError
@@ -123,6 +123,16 @@ def test_every_form_of_the_edit_agrees(row: str, tmp_path: Path) -> None:
             export_lora(plan, tmp_path / "adapter")
     plan.edit.bake(model)
     assert far(logits(model), hooked) < 1e-4
+
+
+def test_lessons_do_not_hang_on_what_ran_before() -> None:
+    """OPT trains with dropout."""
+    torch.manual_seed(1)
+    one, after = train(tiny("opt"), steps=2).state_dict(), torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), after)  # and leave it as it was
+    other = train(tiny("opt"), steps=2).state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("row", ARCHITECTURES)

@@ -68,14 +68,20 @@ def test_align_as_one_object(taught_folder: Path, tmp_path: Path, command: Comma
     assert one_object(said) == json.loads((tmp_path / "r/run.json").read_text())
 
 
-def test_align_for_people(taught_folder: Path, tmp_path: Path, command: Command, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("passes", [(), ("--passes", 1)])
+def test_align_for_people(
+    taught_folder: Path, tmp_path: Path, command: Command, monkeypatch: Any, passes: tuple[Any, ...]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    said = command("align", taught_folder, *sides(taught_folder), *FAST)
+    said = command("align", taught_folder, *sides(taught_folder), *FAST, *passes)
     assert (said.code, said.out) == (0, "")
+    measured = json.loads((tmp_path / "llmva-taught/run.json").read_text())["iterations"]
+    # one alignment at a time takes all the iterations it may; several from one round of answers are through before
+    assert len(measured) == 4 if passes else 1 < len(measured) < 4
     lines = said.err.splitlines()
     assert all("share most of their words" in line for line in lines[: lines.index(f"loading {taught_folder}")])
     assert [line.split(":")[0] for line in lines if line.startswith("iteration") and "validation" in line] == [
-        f"iteration {t}" for t in range(4)
+        f"iteration {t}" for t in range(len(measured))
     ]
     for words in ("ASR", "ORR", "F1", "toxic", "benign", "Utility kept", "peak memory", "Wrote llmva-taught"):
         assert words in said.err
@@ -368,7 +374,9 @@ def test_inspect_a_run(run: Path, record: dict[str, Any], command: Command) -> N
     assert found["base"]["sha256"] == record["base"]["sha256"]
     assert found["best_iteration"] == record["best_iteration"]
     assert set(found["sublayers"]) <= set(record["sublayers"])
-    assert all(0 < rank <= len(record["iterations"]) for rank in found["sublayers"].values())
+    aligned = sum(entry.get("passes", 0) for entry in record["iterations"])
+    assert aligned >= len(record["iterations"]) - 1
+    assert all(0 < rank <= aligned for rank in found["sublayers"].values())
     assert found["run"]["test"] == record["test"]
     assert [entry["f1"] for entry in found["run"]["iterations"]] == [entry["f1"] for entry in record["iterations"]]
     said = command("inspect", run)
@@ -398,7 +406,7 @@ def test_inspect_a_run_that_goes_on(taught_folder: Path, tmp_path: Path, command
         seen.append((found["run"]["stopped"], len(found["run"]["iterations"]), found["best_iteration"]))
 
     monkeypatch.setattr(Run, "commit", commit_and_look)
-    arguments = (taught_folder, *sides(taught_folder), *FAST, "--out", tmp_path / "r", "--quiet")
+    arguments = (taught_folder, *sides(taught_folder), *FAST, "--passes", 1, "--out", tmp_path / "r", "--quiet")
     assert command("align", *arguments).code == 0
     assert [(stopped, n) for stopped, n, _ in seen][:3] == [(None, 1), (None, 2), (None, 3)]
     assert [best is None for *_, best in seen] == [True] * (len(seen) - 1) + [False]

@@ -585,3 +585,18 @@ def test_a_sublayer_that_is_never_called_is_an_error(model: Any) -> None:
     edit = Edit().then("model.layers", torch.ones(32), torch.ones(32), 1)
     with pytest.raises(LlmvaError, match=r"no sublayer model\.layers"):
         edit.apply(model)
+
+
+def test_an_iteration_that_was_undone_cannot_be_had() -> None:
+    """at() would give what the run went back to, under the name of another iteration's figures."""
+    v = torch.ones(8, dtype=torch.float64)
+    edit = Edit().then("layer", v, v, 1).then("layer", v, v, 4)
+    assert edit.held == [1, 4]
+    assert edit.asked(0, "run").factors == {}
+    assert [edit.asked(t, "run").factors["layer"].V.shape[1] for t in (1, 4)] == [1, 2]
+    for t in (2, 3):
+        with pytest.raises(UsageError, match=f"Iteration {t} of 'run' was undone: choose --iteration among 0, 1, 4"):
+            edit.asked(t, "run")
+    for t in (-1, 5):
+        with pytest.raises(UsageError, match="holds iterations 0 to 4"):
+            edit.asked(t, "run")

@@ -9,13 +9,17 @@ import random
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import torch
 
+import llmva
 from conftest import Said
+from llmva.run import Run
 
 OPTIONS = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 2, "--seed", 3)
 Command = Callable[..., Said]
@@ -66,7 +70,7 @@ def same_end(whole: Path, resumed: Path) -> None:
     for folder in (whole, resumed):
         record = json.loads((folder / "run.json").read_text())
         for name in ("seconds", "fit_seconds", "peak_bytes"):
-            assert record["cost"].pop(name) > 0
+            assert record["cost"].pop(name, 1) > 0  # no fit_seconds where no test prompts are measured
         del record["command"]  # it names the folder
         for entry in record["iterations"]:
             entry.pop("seconds", None)
@@ -126,34 +130,63 @@ def killed() -> None:
     raise KilledError
 
 
-def test_killed_before_every_write(taught_folder: Path, tmp_path: Path) -> None:
-    import llmva
+class Strict(llmva.Judge):
+    """Finds most answers right that are as they were, and every other wrong: so a run soon goes too far."""
 
+    name = "strict"
+
+    def __init__(self, answers: dict[str, str]) -> None:
+        self.answers = answers
+
+    def answered(self, prompt: llmva.Prompt, answer: str) -> llmva.Judgement:
+        right = answer == self.answers[prompt.text] and zlib.crc32(prompt.text.encode()) % 4 > 0
+        label = llmva.Label.ANSWERED if right == prompt.benign else llmva.Label.REFUSED
+        return llmva.Judgement(label, 1.0, "rule")
+
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "as it comes": {"iterations": 1, "per_source": 24, "endings_tokens": 16},
+    "one alignment at a time": {"iterations": 2, "per_source": 24, "passes": 1, "test": False},
+    "an iteration is undone": {"iterations": 3, "per_source": 40, "layers": 6, "test": False},
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_killed_before_every_write(taught_folder: Path, tmp_path: Path, scenario: str) -> None:
     model, tokenizer = llmva.load_model(taught_folder)
-    prompts = llmva.PromptSet.load(
-        [str(taught_folder / "toxic.txt::[:40]")], [str(taught_folder / "benign.txt::[:40]")]
-    )
+    undone, most = "undone" in scenario, "" if "undone" in scenario else "::[:40]"
+    prompts = llmva.PromptSet.load([f"{taught_folder}/toxic.txt{most}"], [f"{taught_folder}/benign.txt{most}"])
+    judge: llmva.Judge | str = "phrases"
+    if undone:
+        texts = [prompt.text for _, split in prompts.splits() for prompt in split]
+        judge = Strict(dict(zip(texts, llmva.capture(model, tokenizer, texts, max_new_tokens=4).answers, strict=True)))
 
     def run(name: str) -> Path:
         out = tmp_path / name
-        llmva.align(model, tokenizer, prompts, out=out, iterations=1, per_source=24, max_new_tokens=4)
+        llmva.align(model, tokenizer, prompts, judge=judge, out=out, max_new_tokens=4, **SCENARIOS[scenario])
         return out
 
-    reference = run("whole")
-    moment, running = 0, True
-    while running:
-        moment += 1
+    # of the run that goes back only the commits around that are killed: the others are as in any run
+    commits: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        moments, commit = Moments(patch, 0, killed), Run.commit
+        patch.setattr(Run, "commit", lambda self, *edit: commits.append(moments.count) or commit(self, *edit))
+        reference = run("whole")
+    found = json.loads((reference / "run.json").read_text())["iterations"]
+    assert any(entry.get("undone") for entry in found) == undone
+    assert all(entry["passes"] for entry in found[:-1])
+    first, last = 1, moments.count
+    if undone:
+        t = next(entry["iteration"] for entry in found if entry.get("undone"))
+        first, last = commits[t] + 1, commits[t + 1] + 2
+    assert last - first > (5 if undone else 20)
+    for moment in range(first, last + 1):
         with pytest.MonkeyPatch.context() as patch:
             Moments(patch, moment, killed)
-            try:
+            with pytest.raises(KilledError):
                 run(f"{moment}")
-                running = False
-            except KilledError:
-                pass
-        if running:
-            run(f"{moment}")
+        run(f"{moment}")
         same_end(reference, tmp_path / f"{moment}")
-    assert moment > 25
 
 
 # -- at random moments, by SIGKILL
@@ -161,7 +194,6 @@ def test_killed_before_every_write(taught_folder: Path, tmp_path: Path) -> None:
 
 def die_at(moment: int, arguments: tuple[str, ...], count: Any) -> None:
     """Run the command in a process of its own that kills itself before a write or a pass through the model."""
-    import torch
 
     from llmva.cli.main import main
     from llmva.models import load

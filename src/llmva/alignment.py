@@ -110,7 +110,8 @@ def align(
         best, empty = aim.choose(measured), figures.emptied(train)
 
         edit, texts = run.edit, harmless_texts(run.answers, prompts, "train", HARMLESS_TEXTS)
-        if best < t and (empty or aim.worth(measured[best]) - aim.worth(entry) > SETBACK):
+        went_too_far = empty or aim.worth(measured[best]) - aim.worth(entry) > SETBACK
+        if best < t and went_too_far and chosen_settings.passes > 1:  # the paper never goes back
             entry["undone"] = True  # it went too far: back to the best, to go on with half the step
             edit, (train, validation) = edit.at(best), _recall(work, run, best)
         setbacks = sum(bool(e.get("undone")) for e in measured)

@@ -70,6 +70,11 @@ class Edit:
         """The last iteration that left a column; 0 for an edit that changes nothing."""
         return max((int(f.iteration[-1]) for f in self.factors.values() if len(f.iteration)), default=0)
 
+    @property
+    def held(self) -> list[int]:
+        """The iterations that left columns. One that is missing between them was undone."""
+        return sorted({i for f in self.factors.values() for i in f.iteration.tolist()})
+
     def then(self, name: str, v: Tensor, u: Tensor, iteration: int) -> Edit:
         """This edit with I + v u^T, both [d], after it at sublayer `name`."""
         before = self.factors.get(name, Factors.empty(len(v)))
@@ -85,6 +90,15 @@ class Edit:
             if k:
                 kept[name] = Factors(f.V[:, :k].contiguous(), f.U[:, :k].contiguous(), f.iteration[:k].contiguous())
         return replace(self, factors=kept, best=None)
+
+    def asked(self, iteration: int, path: str | Path) -> Edit:
+        """The edit after an iteration that a user names. Raises UsageError where that at `path` does not hold it."""
+        if not 0 <= iteration <= self.iterations:
+            raise UsageError(f"'{path}' holds iterations 0 to {self.iterations}: choose --iteration among them.")
+        if iteration and iteration not in self.held:  # at() would give the one that the run went back to
+            held = ", ".join(map(str, [0, *self.held]))
+            raise UsageError(f"Iteration {iteration} of '{path}' was undone: choose --iteration among {held}.")
+        return self.at(iteration)
 
     @property
     def chosen(self) -> Edit:

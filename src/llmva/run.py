@@ -4,6 +4,7 @@ DIR/run.json is the truth. It is there before any other file, so that a folder w
 taken for a run of ours. From then on it is replaced in one rename after each iteration, the other files before it:
 
     edit.safetensors   columns of all iterations so far; more than run.json knows of are cut off on resume
+    .before.safetensors   the edit before an iteration is undone, until run.json knows that it was
     answers.jsonl      appended; cut back to the length that run.json knows of on resume
     prompts.jsonl      the prompts, written once
     .lock              locked by the process that works here, empty
@@ -28,6 +29,7 @@ from llmva.prompts.types import PromptSet
 
 FORMAT = "llmva-run"
 VERSION = 1
+BEFORE = ".before.safetensors"
 IDENTITY = ("seed", "judge")  # with settings, base.sha256 and prompts.hashes: what must not change on resume
 
 
@@ -77,6 +79,7 @@ class Run:
         prompts.to_jsonl(directory / "prompts.jsonl")
         run.edit.save(directory)
         write_bytes(directory / "answers.jsonl", b"")
+        _remove(directory / BEFORE)
         return run, False
 
     @classmethod
@@ -109,7 +112,7 @@ class Run:
 
     def commit(self, edit: Edit | None = None) -> None:
         """Make everything said so far survive a kill. `edit` is what the next iteration runs with."""
-        self.edit = edit or self.edit
+        before, self.edit = self.edit, edit or self.edit
         cost = self.record["cost"]
         cost["seconds"] = round(time.monotonic() - self._started, 2)
         cost["peak_bytes"] = max(cost["peak_bytes"], peak_bytes())
@@ -118,6 +121,9 @@ class Run:
         self.record["answers_bytes"] = _append(
             self.directory / "answers.jsonl", self.answers, self.record["answers_bytes"]
         )
+        undone = not set(before.held) <= set(self.edit.held)
+        if undone:  # the run.json on disk still asks for these columns, and a kill may leave it there
+            before.save(self.directory / BEFORE)
         self.edit.save(self.directory)
         try:
             write_json(self.directory / "run.json", self.record)
@@ -126,6 +132,8 @@ class Run:
                 f"A figure of this run is not finite, as when a model overflows in {self.record['base']['dtype']}: "
                 "pass --dtype bfloat16 or float32."
             ) from error
+        if undone:
+            _remove(self.directory / BEFORE)
 
 
 def read_run(directory: Path) -> dict[str, Any]:
@@ -239,6 +247,11 @@ def _edit_of(directory: Path, record: Mapping[str, Any]) -> Edit:
         raise LlmvaError(f"'{path}' is missing: put it back, or run again with --restart.")
     edit = Edit.load(path).at(done)
     needed = record["best_iteration"] if record["stopped"] else done
+    if (directory / BEFORE).exists():
+        if edit.iterations < needed:  # killed while an iteration was being undone: run.json does not know of it
+            edit = Edit.load(directory / BEFORE).at(done)
+        else:
+            _remove(directory / BEFORE)
     if edit.base.get("sha256") != record["base"]["sha256"] or edit.iterations < needed:
         raise LlmvaError(f"'{path}' is of another run than run.json beside it: run again with --restart.")
     return edit

@@ -125,12 +125,9 @@ def load_edit(path: Path | None, iteration: int | None, strength: float) -> Edit
         return None
     edit = Edit.load(path)
     if iteration is not None:
-        last = edit.iterations
-        if not 0 <= iteration <= last:
-            raise UsageError(f"'{path}' holds iterations 0 to {last}: choose --iteration among them.")
         if iteration == 0:  # asked for in so many words, so no mistake: the untouched model
-            return edit.at(last).scaled(0.0)
-        edit = edit.at(iteration)
+            return edit.at(edit.iterations).scaled(0.0)
+        edit = edit.asked(iteration, path)
     return edit.chosen.scaled(strength) if strength != 1.0 else edit
 
 

@@ -48,11 +48,9 @@ def make_plan(
     whole = Edit.load(directory)
     folder = edit_file(directory).parent
     record = read_run(folder) if (folder / "run.json").is_file() else None
-    if iteration is not None and not 0 <= iteration <= whole.iterations:
-        raise UsageError(f"'{directory}' holds iterations 0 to {whole.iterations}: choose --iteration among them.")
     if iteration is None:
         iteration = whole.iterations if whole.best is None else whole.best
-    edit = whole.at(iteration)
+    edit = whole.asked(iteration, directory)
     if not edit.factors:
         raise UsageError(
             f"Iteration {iteration} of '{directory}' is the untouched model, so there is nothing to ship: choose "

@@ -1,0 +1,166 @@
+"""Labels foreseen from first tokens: what the table learns, and what it says of a model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+import llmva
+from conftest import taught_model, taught_requests
+from llmva.foresight import KINDS, Foresight, foresee, promise
+from llmva.judges.base import Judgement, Label
+from llmva.metrics import f_beta, quick
+from llmva.models.chat import encode, render
+from llmva.models.generate import Capture, capture
+from llmva.models.sublayers import find_decoder
+from llmva.observation import Observation, observe
+from llmva.prompts.types import Prompt
+
+ANSWERED, REFUSED, GARBLED, UNJUDGED = Label.ANSWERED, Label.REFUSED, Label.GARBLED, Label.UNJUDGED
+
+
+def seen(labels: list[Label], first: list[int] | None = None, shares: Any = None, benign: Any = None) -> Observation:
+    """Judged answers of no model."""
+    n = len(labels)
+    prompts = [Prompt(f"p{i}", bool(benign[i]) if benign else i % 2 == 0, "s") for i in range(n)]
+    tokens = None if first is None else torch.tensor(first)
+    found = Capture([""] * n, torch.zeros(1, n, 2), torch.zeros(n, 2), 0, tokens, shares)
+    return Observation(prompts, [Judgement(label, 1.0, "rule") for label in labels], found)
+
+
+def test_it_counts_first_tokens_by_label() -> None:
+    table = Foresight().learn(seen([ANSWERED, REFUSED, GARBLED, REFUSED, UNJUDGED], [5, 3, 5, 3, 5]))
+    assert table.counts == {3: (0, 2, 0), 5: (1, 0, 1)}
+    assert table.learn(seen([REFUSED, ANSWERED], [5, 1])).counts == {1: (1, 0, 0), 3: (0, 2, 0), 5: (1, 1, 1)}
+    assert table.counts == {3: (0, 2, 0), 5: (1, 0, 1)}  # a new one was made
+    assert Foresight().learn(seen([UNJUDGED], [7])).counts == {}  # a token of which nothing is known stays unknown
+
+
+def test_later_answers_outweigh_earlier_ones() -> None:
+    """An edited model may open a refusal as the untouched one opened an answer."""
+    table = Foresight().learn(seen([ANSWERED] * 3, [5] * 3))
+    assert table.faded().counts == {5: (1.5, 0, 0)}
+    assert table.faded().learn(seen([REFUSED] * 2, [5] * 2)).agreement(seen([REFUSED], [5])) == 1
+    assert table.learn(seen([REFUSED] * 2, [5] * 2)).agreement(seen([REFUSED], [5])) == 0
+
+
+def test_agreement() -> None:
+    table = Foresight({3: (0, 2, 1), 5: (1, 0, 0), 6: (1, 1, 0)})
+    assert table.agreement(seen([REFUSED, ANSWERED, REFUSED, ANSWERED], [3, 5, 5, 6])) == 0.75  # ties: the first kind
+    assert table.agreement(seen([REFUSED, GARBLED], [9, 9])) == 0.5  # never seen counts as garbled
+    assert table.agreement(seen([ANSWERED, UNJUDGED, UNJUDGED], [5, 5, 3])) == 1  # nobody knows what those were
+    assert table.agreement(seen([UNJUDGED], [5])) == 0
+    assert Foresight().agreement(seen([ANSWERED], [0])) == 0
+
+
+def test_table() -> None:
+    found = Foresight({0: (1, 0, 0), 3: (1, 2, 1)}).table(5)
+    assert found.tolist() == [[1, 0], [0, 0], [0, 0], [0.25, 0.5], [0, 0]]
+
+
+def test_it_survives_a_file() -> None:
+    table = Foresight().learn(seen([ANSWERED, REFUSED, GARBLED], [11, 2, 100])).faded().faded().faded()
+    again = Foresight.of(json.loads(json.dumps(table.plain())))
+    assert again == table
+    assert list(again.counts) == list(table.counts)
+    assert Foresight.of({}) == Foresight()
+
+
+# -- what is promised
+
+
+def test_hard_promises_are_the_metrics_f1() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        labels = [KINDS[k] for k in torch.randint(3, (12,), generator=generator).tolist()]
+        found = seen(labels, shares=torch.zeros(12, 2))
+        assert promise(found)[0] == pytest.approx(quick(found.prompts, labels)["f1"])
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_soft_promises(beta: float) -> None:
+    shares = torch.tensor([[0.9, 0.1], [0.2, 0.5], [0.3, 0.6], [0.1, 0.9]])
+    found = seen([ANSWERED, GARBLED, REFUSED, REFUSED], shares=shares, benign=[True, True, False, False])
+    hard, soft = promise(found, beta)
+    assert hard == f_beta(1, 0, 1, beta)
+    # benign prompts are answered with .9 and .2; toxic ones are not refused with .4 and .1
+    assert soft == pytest.approx(f_beta(0.9 + 0.2, 0.4 + 0.1, 0.1 + 0.8, beta))
+
+
+def test_promises_of_one_side() -> None:
+    shares = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert promise(seen([ANSWERED, REFUSED], shares=shares, benign=[False, False])) == (0, 0)
+    assert promise(seen([ANSWERED, REFUSED], shares=shares, benign=[True, True])) == pytest.approx((2 / 3, 2 / 3))
+
+
+# -- of a model
+
+
+@pytest.fixture(scope="module")
+def taught() -> Any:
+    return taught_model(steps=120)
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[Prompt]:
+    """Shuffled: the answer hangs on a noun's place in the list."""
+    rows = [Prompt(text, benign, "taught") for text, benign, _ in taught_requests()]
+    return [rows[i] for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()]
+
+
+def test_shares_are_expectations_under_the_first_token(taught: Any, tokenizer: Any) -> None:
+    texts = ["paint the fence", "please tell me how to break the lamp", "a"]
+    weigh = torch.rand(len(tokenizer), 3, generator=torch.Generator().manual_seed(0))
+    found = capture(taught, tokenizer, texts, max_new_tokens=0, weigh=weigh)
+    assert found.shares is not None
+    assert found.first is not None
+    for i, text in enumerate(texts):
+        with torch.no_grad():
+            logits = taught(input_ids=torch.tensor([encode(tokenizer, render(tokenizer, text))])).logits[0, -1]
+        assert torch.allclose(found.shares[i], torch.softmax(logits, -1) @ weigh, atol=1e-5)
+        assert found.first[i] == logits.argmax()
+    assert capture(taught, tokenizer, texts, max_new_tokens=0).shares is None
+
+
+def test_first_tokens_are_those_of_generated_answers(taught: Any, tokenizer: Any) -> None:
+    texts = [text for text, _, _ in taught_requests()][::7]
+    looked, said = (capture(taught, tokenizer, texts, max_new_tokens=n) for n in (0, 5))
+    assert looked.first is not None
+    assert said.first is not None
+    assert torch.equal(looked.first, said.first)
+    assert [answer.split()[0] for answer in said.answers] == tokenizer.convert_ids_to_tokens(said.first.tolist())
+    part = said.rows([4, 1], 9)
+    assert part.first is not None
+    assert (part.answers, part.tokens) == ([said.answers[4], said.answers[1]], 9)
+    assert torch.equal(part.first, said.first[[4, 1]])
+    assert torch.equal(part.outputs, said.outputs[:, [4, 1]])
+
+
+def test_it_foresees_what_generation_then_says(taught: Any, tokenizer: Any, requests: list[Prompt]) -> None:
+    """Taught by one half, it tells the labels of the other half; nothing is generated for those."""
+    decoder = find_decoder(taught)
+    judge = llmva.judges.make_judge("phrases")
+    told = observe(decoder, tokenizer, requests[:80], judge, max_new_tokens=8)
+    foresight = Foresight().learn(told)
+    rest = requests[80:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.GenerationMixin.generate", None)
+        foreseen = foresee(decoder, tokenizer, rest, foresight)
+    said = observe(decoder, tokenizer, rest, judge, max_new_tokens=8)
+    assert {ANSWERED, REFUSED} <= set(said.labels)
+    assert foresight.agreement(said) == 1
+    assert foreseen.labels == said.labels
+    assert foreseen.prompts == said.prompts
+    assert torch.allclose(foreseen.capture.outputs, said.capture.outputs, atol=1e-5)
+    assert foreseen.capture.tokens == 0
+    assert promise(foreseen)[0] == pytest.approx(quick(said.prompts, said.labels)["f1"])
+
+
+def test_what_opens_with_a_token_never_seen_is_garbled(taught: Any, tokenizer: Any, requests: list[Prompt]) -> None:
+    found = foresee(find_decoder(taught), tokenizer, requests[:3], Foresight())
+    assert found.labels == [GARBLED] * 3
+    assert [judged.confidence for judged in found.judgements] == [1.0] * 3
+    assert found.signs[0].tolist() == [-1] * 3
