@@ -13,6 +13,7 @@ from typing import Any
 from llmva import figures
 from llmva.edit import Edit
 from llmva.errors import UsageError
+from llmva.figures import HARMLESS_TEXTS
 from llmva.foresight import Foresight
 from llmva.judges.base import Judge, Judgement, Label
 from llmva.metrics import quick
@@ -33,7 +34,6 @@ from llmva.settings import Settings, check_seed, make_settings
 from llmva.skills import PROBE_TOKENS, Probe
 from llmva.steps import Vectors
 
-HARMLESS_TEXTS = 64  # per use: for the quiet readers, for the choice of the iteration, for the report
 SETBACK = 0.05  # an iteration that is worth so much less than the best is undone and tried again with half the step
 MOST_SETBACKS = 3
 
@@ -139,8 +139,9 @@ def align(
 
     run.record["cost"].setdefault("fit_seconds", run.record["cost"]["seconds"])
     if test:
-        figures.finish(run, decoder, tokenizer, prompts, judge, skills, batching, progress, seed, chosen_settings)
-    return Result(run.edit.at(run.record["best_iteration"]), run.edit, run.record, run.directory)
+        figures.finish(run, decoder, tokenizer, prompts, judge, skills, batching, progress, seed, chosen_settings, aim)
+    chosen = run.edit.at(run.record["best_iteration"]).scaled(run.record.get("best_strength", 1.0))
+    return Result(chosen, run.edit, run.record, run.directory)
 
 
 def stop_reason(iterations: Sequence[Mapping[str, Any]], settings: Settings, aim: Aim) -> str | None:

@@ -64,6 +64,7 @@ class Edit:
     factors: Mapping[str, Factors] = field(default_factory=dict)
     base: Mapping[str, Any] = field(default_factory=dict)
     best: int | None = None  # the iteration that applying uses, where later ones were tried and found worse
+    strength: float = 1.0  # and how much of it; counts only where `best` is set
 
     @property
     def iterations(self) -> int:
@@ -84,12 +85,15 @@ class Edit:
             k = int((f.iteration <= iteration).sum())
             if k:
                 kept[name] = Factors(f.V[:, :k].contiguous(), f.U[:, :k].contiguous(), f.iteration[:k].contiguous())
-        return replace(self, factors=kept, best=None)
+        return replace(self, factors=kept, best=None, strength=1.0)
 
     @property
     def chosen(self) -> Edit:
         """The edit as its run chose it: what `apply` and `bake` use."""
-        return self if self.best is None else self.at(self.best)
+        if self.best is None:
+            return self
+        edit = self.at(self.best)
+        return edit if self.strength == 1.0 else edit.scaled(self.strength)
 
     def scaled(self, strength: float) -> Edit:
         """o' = o + strength V (U^T o): 0 is the base model, 1 the edit as fitted. Less than 0 would undo refusals."""
@@ -167,11 +171,11 @@ class Edit:
         tensors = {}
         for name, f in sorted(self.factors.items()):
             tensors[f"{name}.V"], tensors[f"{name}.U"], tensors[f"{name}.iteration"] = f.V, f.U, f.iteration
+        note: dict[str, Any] = {"format": FORMAT, "version": VERSION, "best": self.best, "base": dict(self.base)}
+        if self.best is not None and self.strength != 1.0:
+            note["strength"] = self.strength
         # one entry only: safetensors does not keep the order of several
-        note = json.dumps(
-            {"format": FORMAT, "version": VERSION, "best": self.best, "base": dict(self.base)}, sort_keys=True
-        )
-        write_tensors(path, tensors, {"llmva": note})
+        write_tensors(path, tensors, {"llmva": json.dumps(note, sort_keys=True)})
         return path
 
     @classmethod
@@ -212,11 +216,14 @@ class Edit:
             raise broken("no base model")
         if best is not None and (type(best) is not int or not 0 <= best <= LAST):
             raise broken(f"best iteration {_short(best)}")
+        strength = note.get("strength", 1.0)
+        if type(strength) not in (int, float) or not 0 <= strength < float("inf"):
+            raise broken(f"strength {_short(strength)}")
         factors, hashes = _factors(tensors, broken), base.get("hashes")
         # a name that was not hashed may be a module that nothing calls, whose hook would do nothing
         if hashes and (strange := [name for name in factors if name not in hashes]):
             raise broken(f"{_short(strange[0])[1:-1]} is of no sublayer of its base model")
-        return cls(factors, base, best)
+        return cls(factors, base, best, float(strength))
 
 
 def edit_file(path: str | Path) -> Path:
