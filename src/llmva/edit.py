@@ -9,6 +9,7 @@ so a whole run is two d x k matrices a sublayer, and the model after any iterati
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,10 @@ FILE_BYTES = 2**32  # four times the edit of a model 16,384 wide with 252 sublay
 
 @dataclass(frozen=True)
 class Factors:
-    """V and U, float32 [d, k], and the iteration (from 1) that each column came from, int32 [k], not decreasing."""
+    """V and U, float32 [d, k], and the iteration that each column came from, int32 [k], not decreasing.
+
+    Iterations count from 1; 0 are the columns of an earlier edit, which the run began with (`llmva.extend`).
+    """
 
     V: Tensor
     U: Tensor
@@ -77,7 +81,7 @@ class Edit:
         return replace(self, factors={**self.factors, name: before.then(v, u, iteration)})
 
     def at(self, iteration: int) -> Edit:
-        """The edit as it was after `iteration` iterations (0: none)."""
+        """The edit as it was after `iteration` iterations (0: what the run began with, mostly none)."""
         if iteration < 0:
             raise UsageError(f"There is no iteration {iteration}: choose 0 or more.")
         kept = {}
@@ -100,6 +104,21 @@ class Edit:
         if not 0 <= strength < float("inf"):
             raise UsageError(f"An edit cannot have the strength {strength}: choose 0 or more, 1 being as fitted.")
         return replace(self, factors={n: replace(f, V=f.V * strength) for n, f in self.factors.items()})
+
+    def as_start(self) -> Edit:
+        """The edit as its run chose it, to be continued: all its columns are then of iteration 0."""
+        chosen = self.chosen
+        factors = {n: replace(f, iteration=torch.zeros_like(f.iteration)) for n, f in chosen.factors.items()}
+        return replace(chosen, factors=factors)
+
+    def digest(self) -> str:
+        """sha256 of the factors (16 hex digits), to tell one edit from another."""
+        found = hashlib.sha256()
+        for name, f in sorted(self.factors.items()):
+            found.update(name.encode())
+            for part in (f.V, f.U):
+                found.update(part.contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
 
     # -- use -----------------------------------------------------------------------------------------------------
 
@@ -263,7 +282,7 @@ def _factors(tensors: Mapping[str, Tensor], broken: Broken) -> dict[str, Factors
         V, U, iteration = (tensors[f"{name}.{part}"] for part in PARTS)
         if not (torch.isfinite(V).all() and torch.isfinite(U).all()):
             raise broken(f"{_short(name)[1:-1]} holds NaN")
-        if int(iteration[0]) < 1 or bool((iteration[1:] < iteration[:-1]).any()):
+        if int(iteration[0]) < 0 or bool((iteration[1:] < iteration[:-1]).any()):
             raise broken(f"{_short(name)[1:-1]} has columns out of order")
         found[name] = Factors(V, U, iteration)
     return found

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmva.edit import Edit
-from llmva.front import find_front
+from llmva.front import FIGURES, find_front
 from llmva.judges.base import Judge
 from llmva.metrics import quick, summarise
 from llmva.models.batching import Batching
@@ -25,6 +25,7 @@ from llmva.prompts.types import PromptSet
 from llmva.run import Run, harmless_texts
 from llmva.settings import Settings
 from llmva.skills import Probe, measure_skills
+from llmva.start import apart, fell_behind, guarded
 from llmva.steps import Vectors
 
 HARMLESS_TEXTS = 64  # per use: for the quiet readers, and for the choice of the iteration
@@ -107,14 +108,17 @@ def finish(
         )
         run.log(iteration, "test", seen)
         record["cost"]["generated_tokens"] += seen.capture.tokens
-        return summarise(seen.prompts, seen.labels, seed=seed)
+        found = summarise(seen.prompts, seen.labels, seed=seed)
+        return found | apart(record, seen.prompts, seen.labels, seed)
 
     def skills(label: str) -> dict[str, dict[str, float]]:
         return measure_skills(decoder, tokenizer, probes, batching, progress.stage(f"skills, {label}", len(probes)))
 
     if "test" not in record:
-        record["test"] = {"before": summary(0)}
-        record["utility"] = {"skills": {k: {"before": v["right"], "n": v["n"]} for k, v in skills("before").items()}}
+        with run.edit.at(0).apply(decoder.model, check=False):  # mostly nothing: the untouched model
+            record["test"] = {"before": summary(0)}
+            right = skills("before")
+        record["utility"] = {"skills": {k: {"before": v["right"], "n": v["n"]} for k, v in right.items()}}
         run.commit()
     with edit.apply(decoder.model, check=False):
         after = summary(best) if best else record["test"]["before"]
@@ -135,9 +139,8 @@ def finish(
         row["after"] = right_after[name]["right"] if best else row["before"]
     record["test"]["after"] = after
     if best == 0:
-        record["limits"].append(
-            "No iteration was better on validation prompts than the untouched model, which was kept."
-        )
+        first = "earlier edit" if record.get("extends") else "untouched model"
+        record["limits"].append(f"No iteration was better on validation prompts than the {first}, which was kept.")
     record["limits"] += _limits(record, aim)
     record["projections"] = {
         "before": record["iterations"][0].get("projection"),
@@ -154,6 +157,13 @@ def _limits(record: dict[str, Any], aim: Aim) -> list[str]:
     at = "" if chosen["strength"] == 1.0 else f" at strength {chosen['strength']:g}"
     name = f"point {chosen['point']} (iteration {chosen['iteration']}{at})"
     found = []
+    if record.get("extends"):
+        found.append(
+            "This run extends an earlier edit: “before” is the model with that edit. What harmless text lost is "
+            "counted from the untouched model on."
+        )
+        if behind := fell_behind(record["test"]):
+            found.append(f"On the earlier run's test prompts it fell behind the earlier edit: {'; '.join(behind)}.")
     if at:
         found.append(f"As fitted, iteration {chosen['iteration']} breaks a limit: it is used{at}, which keeps all.")
     used = record["iterations"][chosen["iteration"]]
@@ -190,12 +200,14 @@ def _measure_strengths(
     """
     record, best = run.record, run.record["best_iteration"]
     rows = record.setdefault("strengths", [])
+    # what is measured already; of an extended edit, strength 0 is not what the run began with
+    same = (1.0,) if run.edit.at(0).factors else (0.0, 1.0)
     for strength in STRENGTHS:
         if any(row["strength"] == strength for row in rows):
             continue
-        if strength in (0.0, 1.0):
+        if strength in same:
             known = record["iterations"][best if strength else 0]
-            found = {name: known.get(name) for name in ("f1", "asr", "orr", "garbled", "kept", "kl", "perplexity")}
+            found: dict[str, Any] = {name: known.get(name) for name in FIGURES}
         else:
             advance = progress.stage(f"strength {strength}", len(prompts.validation))
             scaled = run.edit.at(best).scaled(strength)
@@ -211,8 +223,9 @@ def _measure_strengths(
                 )
             record["cost"]["generated_tokens"] += seen.capture.tokens
             found = quick(seen.prompts, seen.labels) | _harm(run, scaled, decoder, tokenizer, prompts, batching)
+            found |= guarded(record, seen.prompts, seen.labels)
         rows.append({"strength": strength, **found})
-        if strength not in (0.0, 1.0):
+        if strength not in same:
             run.commit()
 
 

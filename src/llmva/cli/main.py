@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from llmva.cli import data as data_command
+from llmva.cli import extend as extend_command
 from llmva.cli import shipping, studies
 from llmva.cli.arguments import check_text
 from llmva.cli.options import (
@@ -262,6 +263,7 @@ def inspect(
     run_inspect(directory, json=json_, quiet=quiet)
 
 
+extend_command.add_to(app)
 shipping.add_to(app)
 studies.add_to(app)
 data_command.add_to(app)
