@@ -9,6 +9,7 @@ from typing import Any
 from llmva.metrics import f_beta
 from llmva.settings import Settings
 
+LEANS = {"safety": 4.0, "balance": 1.0, "usefulness": 0.25}  # of the benign vectors (`steps.identify`)
 BETAS = {"safety": 0.5, "balance": 1.0, "usefulness": 2.0}  # of F-beta, where positive is answered
 
 
