@@ -22,7 +22,7 @@ from llmva.models.batching import Batching
 from llmva.models.generate import capture
 from llmva.models.harmless import agreement, outputs_on_text, random_messages
 from llmva.models.sublayers import Decoder
-from llmva.objective import Aim
+from llmva.objective import LEANS, Aim
 from llmva.observation import Observation
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
@@ -140,6 +140,7 @@ def fit(work: Work, train: Observation, validation: Observation, harmless: Tenso
         quiet=settings.quiet,
         svm=settings.svm,
         C=settings.C,
+        lean=LEANS[settings.prefer],
         seed=work.seed,
     )
     return work.change(vectors, train, iteration - 1) if work.change else vectors
