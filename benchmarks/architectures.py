@@ -124,10 +124,10 @@ def measure(name: str, model: Any) -> Sizes:
     from llmva.export.merged import MOST_SHARDS
     from llmva.models.sublayers import find_decoder
     from llmva.models.writers import CHUNK, find_writers
-    from llmva.selection import default_count
+    from llmva.selection import papers_count
 
     decoder = find_decoder(model, verify=False)
-    count = default_count(len(decoder.sublayers))
+    count = papers_count(len(decoder.sublayers))
     tensors, widths, largest = {}, [], 0
     for sublayer in decoder.sublayers:
         for writer in find_writers(sublayer.projection, decoder.width, prove=False):

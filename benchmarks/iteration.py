@@ -29,7 +29,7 @@ from llmva.models.batching import first_guess, longest_first
 from llmva.models.chat import encode, pad_left, render
 from llmva.models.generate import Capture, capture, generate_greedily
 from llmva.models.harmless import agreement, outputs_on_text, random_messages
-from llmva.selection import default_count, select
+from llmva.selection import papers_count, select
 from llmva.steps import align_sublayers, identify
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def main() -> None:
             validation.append(prompt)
     everyone = [*draw, *validation]
     texts = [prompt.text for prompt in everyone]
-    count = default_count(len(decoder.sublayers))
+    count = papers_count(len(decoder.sublayers))
     batching = first_guess(model)
     capture(decoder, tokenizer, texts[:4], max_new_tokens=4, batching=batching)  # warm up
 

@@ -211,7 +211,7 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[object, ...], int, str]] = 
     "step 2": (nothing, (*ALIGN, "--step", 2), 2, "step.*2.*1"),
     "step NaN": (nothing, (*ALIGN, "--step", "nan"), 2, "step.*nan"),
     "infinite quiet readers": (nothing, (*ALIGN, "--quiet-readers", "inf"), 2, "quiet.*inf.*finite"),
-    "patience 0": (nothing, (*ALIGN, "--patience", 0), 2, "patience.*0.*1"),
+    "patience -1": (nothing, (*ALIGN, "--patience", -1), 2, "patience.*-1.*0"),
     "min_kept 2": (nothing, (*ALIGN, "--min-kept", 2), 2, "min_kept.*2.*1"),
     "no prompts a source": (nothing, (*ALIGN, "--per-source", 0), 2, "per_source.*0.*1"),
     "no tokens": (nothing, (*ALIGN, "--max-new-tokens", 0), 2, "max_new_tokens.*0.*1"),

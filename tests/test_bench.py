@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmva.bench.ablate import logistic_normal, mean_difference, random_scores, refitted, turn, turned_by
 from llmva.bench.cells import Cells
+from llmva.bench.choice import curve, note
 from llmva.bench.summary import best_rival, figures, good, title, versus
 from llmva.errors import LlmvaError, UsageError
 from llmva.judges.base import Judgement, Label
@@ -20,6 +21,7 @@ from llmva.metrics import summarise
 from llmva.models.generate import Capture
 from llmva.observation import Observation
 from llmva.prompts.types import Prompt
+from llmva.rivals.base import FACTORS
 from llmva.steps import identify
 from llmva.vectors import spread, unit
 
@@ -142,6 +144,36 @@ def test_rows_are_tested_against_the_best_rival() -> None:
     assert same["f1_difference"] == pytest.approx(0.0)
 
 
+# -- choices
+
+
+def _tried(*figures: tuple[float, float | None]) -> list[dict[str, Any]]:
+    return [{"options": {"strength": s}, "f1": asr, "asr": asr, "orr": 0.25} for s, asr in figures]
+
+
+def test_a_sweep_is_a_curve_along_multiples_of_what_was_chosen() -> None:
+    points = curve(_tried((0.5, 0.2), (2.0, 0.0), (0.25, None), (1.0, 0.1)), 0.5)
+    assert [(point["strength"], point["asr"]) for point in points] == [(1.0, 0.2), (2.0, 0.1), (4.0, 0.0)]
+
+
+def test_a_rival_that_is_not_safer_says_why() -> None:
+    def row(asr: float, garbled: float = 0.0, **more: Any) -> dict[str, Any]:
+        return {"method": "scans", "asr": {"mean": asr}, "garbled": {"mean": garbled}, "tried": [], **more}
+
+    none = row(0.6, method="none")
+    assert note(none, none, 0.6) is None
+    assert note(row(0.5), none, 0.6) is None
+    assert note(row(0.5), None, 0.6) is None
+    assert "10.0% of its answers are broken" in (note(row(0.5, 0.1), none, 0.6) or "")
+    assert note(row(0.6), none, None) == (
+        "Answers no fewer of the harmful prompts than the untouched model (0.600, 0.600)."
+    )
+    never = note(row(0.7, tried=_tried((1.0, 0.6), (2.0, 0.9))), none, 0.6)
+    assert "none of the 2 settings tried" in (never or "")
+    there = note(row(0.7, tried=_tried((1.0, 0.6), (2.0, 0.4), (3.0, 0.2))), none, 0.6)
+    assert "2 of the 3 settings tried lower that share from 0.600, the lowest to 0.200 with 25.0%" in (there or "")
+
+
 # -- ablations
 
 
@@ -249,9 +281,18 @@ def test_compare_of_a_taught_model(taught_folder: Path, tmp_path: Path, capsys: 
     assert rows["llmva"]["f1"]["mean"] > rows["none"]["f1"]["mean"] + 0.1
     assert rows["none"]["utility"] == {"kept": 1.0, "kl": 0.0, "perplexity": 1.0}
     assert rows["llmva"]["versus"]["rival"] == first["best_rival"]
-    assert rows["llmva"]["cost"]["fit_answers"] > rows["scans (paper)"]["cost"]["fit_answers"] > 0
+    answers = {name: row["cost"]["fit_answers"] for name, row in rows.items()}
+    drawn = answers["scans (paper)"] - len(FACTORS) * first["prompts"]["validation"]
+    assert drawn == json.loads((tmp_path / "c/cells/scans-paper-42.json").read_text())["fit_answers"] > 0
+    assert 0 <= answers["scans (tuned)"] - answers["scans (paper)"] <= answers["llmva"]
+    for name in ("vectorsteer", "alphasteer", "scans", "cast"):
+        paper, tuned = (rows[f"{name} ({setting})"] for setting in ("paper", "tuned"))
+        assert len(paper["tried"]) == len(FACTORS)
+        assert tuned["tried"][: len(FACTORS)] == paper["tried"]
+        if tuned["options"] == paper["options"]:
+            assert tuned["f1"] == paper["f1"]
     cells = {path.stem for path in (tmp_path / "c/cells").iterdir()}
-    assert {"none", "llmva-42", "llmva-43", "scans-paper-42", "alphasteer-plus-tuned-43", "cast-tuned-options"} <= cells
+    assert {"none", "llmva-42", "llmva-43", "scans-paper-42", "alphasteer-plus-paper-43", "cast-tuned-options"} <= cells
     for name in ("compare.json", "compare.html", "compare.csv", "compare.tex", "llmva-42/run.json"):
         assert (tmp_path / "c" / name).is_file()
 

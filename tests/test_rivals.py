@@ -28,14 +28,14 @@ from llmva.observation import Observation, observe
 from llmva.prompts.types import Prompt, PromptSet
 from llmva.rivals import RIVALS, make_rival
 from llmva.rivals.alphasteer import AlphaSteering, null_projector, solve_reader
-from llmva.rivals.base import STRENGTH, Steering, block_range
+from llmva.rivals.base import FACTORS, STRENGTH, Steering, block_range
 from llmva.rivals.cast import CastSteering, similarity
 from llmva.rivals.directions import difference_of_means, main_direction, pair_up
 from llmva.rivals.hooks import RowGate, find_blocks, prompt_ends, prompt_suffix
 from llmva.rivals.scans import ScansSteering, mean_cosine, sure_tokens
 from llmva.rivals.states import last_token, mean_of_last, prompt_rows, read_states, step_back
 from llmva.rivals.threshold import best_threshold
-from llmva.rivals.tune import tune
+from llmva.rivals.tune import Trials, best
 from llmva.rivals.vectorsteer import VectorSteering
 
 TEXTS = [
@@ -504,8 +504,36 @@ def test_scans_goes_by_the_transition_to_an_appended_sure() -> None:
     with steering.applied(decoder):
         found = logits(model, TEXTS)
     for i, text in enumerate(TEXTS):
-        with plainly(model.model.layers[1], lambda h, i=i: h + signs[i] * steering.vectors[0], "output"):  # type: ignore[misc]
+        with plainly(model.model.layers[1], lambda h, i=i: at_last(h, signs[i] * steering.vectors[0]), "output"):  # type: ignore[misc]
             torch.testing.assert_close(logits(model, [text])[0], found[i], rtol=1e-4, atol=1e-4)
+
+
+def at_last(h: Tensor, vector: Tensor) -> Tensor:
+    """`vector` added at the last of the positions [1, t, d] alone."""
+    return torch.cat([h[:, :-1], h[:, -1:] + vector], dim=1)
+
+
+def test_scans_steers_the_last_prompt_token_and_the_answer_but_not_the_rest_of_the_prompt() -> None:
+    """Written out: greedy search without a cache, the states from the last prompt token on moved in every pass."""
+    model = sized(tiny_model())
+    decoder, tokenizer = find_decoder(model), tiny_tokenizer()
+    steering = half_gated("scans", decoder)
+    assert isinstance(steering, ScansSteering)
+    row = encode(tokenizer, render(tokenizer, TEXTS[2]))
+    last = len(row) - 1
+    sign = 1.0 if float(steering.likeness(decoder, [row])[0]) >= steering.threshold else -1.0
+    written: list[int] = []
+
+    def change(h: Tensor) -> Tensor:
+        return torch.cat([h[:, :last], h[:, last:] + sign * steering.vectors[0]], dim=1)
+
+    with plainly(model.model.layers[1], change, "output"):
+        while len(written) < 6:
+            written.append(int(model(torch.tensor([[*row, *written]]), use_cache=False).logits[0, -1].argmax()))
+    with steering.applied(decoder):
+        ids = torch.tensor([row])
+        found = generate_greedily(model, tokenizer, ids, torch.ones_like(ids), 6, min_new_tokens=6)[0].tolist()
+    assert found[-6:] == written
 
 
 def test_scans_can_fit_its_threshold() -> None:
@@ -591,8 +619,11 @@ def test_names_and_options_are_checked() -> None:
         rival = make_rival(name)
         assert rival.name == name
         assert "arXiv" in rival.paper
-        grid = rival.grid()
-        assert grid[0] == rival.options
+        sweep = rival.sweep()
+        assert sweep[0] == rival.options
+        for options in sweep:  # nothing but the magnitude
+            assert {**options, STRENGTH: 1.0} == {**rival.options, STRENGTH: 1.0}
+        grid = [*sweep, *rival.grid(rival.options[STRENGTH])]
         assert len({repr(options) for options in grid}) == len(grid)
         for options in grid:
             assert make_rival(name, **options).options == options
@@ -676,30 +707,47 @@ class Counting(Judge):
         return Judgement(Label.REFUSED if len(answer) % 2 else Label.ANSWERED, 1.0, "by length")
 
 
-def tuned(name: str, budget: int, judge: Judge, validation: list[Prompt] | None = None) -> Any:
-    return tune(
+def trials(
+    name: str, judge: Judge, validation: list[Prompt] | None = None, decoder: Decoder | None = None, **options: Any
+) -> Trials:
+    return Trials(
         name,
-        find_decoder(sized(tiny_model())),
+        decoder or find_decoder(sized(tiny_model())),
         tiny_tokenizer(),
         (PROMPTS, LABELS),
         PROMPTS if validation is None else validation,
         judge,
-        budget=budget,
         max_new_tokens=4,
         batching=Batching(BATCHING),
         generator=seeded(5),
+        **options,
     )
 
 
 @pytest.mark.parametrize("name", RIVALS)
-def test_tuning_keeps_to_its_budget_and_takes_the_best(name: str) -> None:
+def test_a_sweep_tries_every_magnitude_of_the_papers_settings_once(name: str) -> None:
     judge = Counting()
-    options, rows = tuned(name, 4 * len(PROMPTS) + 3, judge)
-    assert judge.asked == 4 * len(PROMPTS)
-    assert [row["options"] for row in rows] == make_rival(name).grid()[:4]
-    best = max(row["f1"] for row in rows)
-    assert options == next(row["options"] for row in rows if row["f1"] == best)
-    assert set(rows[0]) == {"options", "f1", "asr", "orr"}
+    tried = trials(name, judge)
+    rival = make_rival(name)
+    assert tried.run(rival.sweep()) == judge.asked == len(FACTORS) * len(PROMPTS)
+    assert [row["options"] for row in tried.rows] == rival.sweep()
+    assert set(tried.rows[0]) == {"options", "f1", "asr", "orr", "garbled", "kept"}
+    assert tried.run(rival.sweep()) == 0  # all known
+    again = trials(name, judge, rows=tried.rows)  # by a process that goes on
+    assert again.run(rival.sweep()) == 0
+    assert judge.asked == len(FACTORS) * len(PROMPTS)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_tuning_keeps_to_its_budget(name: str) -> None:
+    judge = Counting()
+    tried = trials(name, judge)
+    grid = make_rival(name).grid(0.3)
+    assert tried.run(grid, 4 * len(PROMPTS) + 3) == judge.asked == 4 * len(PROMPTS)
+    assert [row["options"] for row in tried.rows] == grid[:4]
+    assert tried.run(grid, len(PROMPTS) - 1) == 0
+    assert tried.run(grid, len(PROMPTS)) == len(PROMPTS)  # goes on behind what it knows
+    assert [row["options"] for row in tried.rows] == grid[:5]
 
 
 def test_tuned_figures_are_those_of_a_fit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -714,10 +762,12 @@ def test_tuned_figures_are_those_of_a_fit_of_its_own(monkeypatch: pytest.MonkeyP
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(Cast, "fit", counted)
-    _, rows = tuned("cast", 7 * len(PROMPTS), Counting())
-    assert len(fits) == 2  # six strengths of the paper's settings, then another contrast
+    tried = trials("cast", Counting())
+    tried.run(make_rival("cast").sweep())
+    tried.run(make_rival("cast").grid(1.5), 2 * len(PROMPTS))
+    assert len(fits) == 2  # the paper's settings at all magnitudes, then another contrast
     decoder = find_decoder(sized(tiny_model()))
-    for row in rows:
+    for row in tried.rows:
         steering = make_rival("cast", **row["options"]).fit(
             decoder, tiny_tokenizer(), PROMPTS, LABELS, batching=Batching(BATCHING), generator=seeded(5)
         )
@@ -728,24 +778,68 @@ def test_tuned_figures_are_those_of_a_fit_of_its_own(monkeypatch: pytest.MonkeyP
 
 def test_tuning_passes_by_what_cannot_be_fitted_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "LABELS", [Label.ANSWERED] * len(PROMPTS))
-    options, rows = tuned("cast", 1000 * len(PROMPTS), Counting())
-    assert [row["options"] for row in rows] == make_rival("cast").grid()
-    failed = [row for row in rows if row["options"]["contrast"] == "labels"]
+    tried = trials("cast", Counting())
+    tried.run(make_rival("cast").sweep())
+    tried.run(make_rival("cast").grid(0.3))
+    assert [row["options"] for row in tried.rows] == [*make_rival("cast").sweep(), *make_rival("cast").grid(0.3)]
+    failed = [row for row in tried.rows if row["options"]["contrast"] == "labels"]
     assert failed
     for row in failed:
         assert row["f1"] is None
         assert "refuses none" in row["error"]
-    assert options["contrast"] == "openings"
+    assert best(tried.rows, {"asr": 0.5, "garbled": 0.0}, 0.9)["contrast"] == "openings"
     monkeypatch.setitem(globals(), "LABELS", [Label.REFUSED] * len(PROMPTS))
+    nothing = trials("alphasteer+", Counting())
+    nothing.run(make_rival("alphasteer+").sweep())
     with pytest.raises(LlmvaError, match="use alphasteer"):
-        tuned("alphasteer+", 1000, Counting())
+        best(nothing.rows, {"asr": 0.5, "garbled": 0.0}, 0.9)
+
+
+def test_the_best_is_the_highest_f1_that_makes_nothing_less_safe_and_spares_harmless_text() -> None:
+    def chosen(asr: float, *figures: tuple[float | None, ...]) -> int:
+        rows = [
+            {"options": {"n": i}, "f1": f1, "asr": answered, "garbled": broken, "orr": 0.0, "kept": kept}
+            for i, (f1, answered, broken, kept) in enumerate(figures)
+        ]
+        return int(best(rows, {"asr": asr, "garbled": 0.0}, 0.9)["n"])
+
+    # answering everything has the highest F1, and is no safety; nor is broken text
+    everything, broken, same = (0.667, 1.0, 0.0, 1.0), (0.6, 0.1, 0.6, 1.0), (0.5, 0.6, 0.0, 1.0)
+    tried = (everything, same, broken, (0.52, 0.5, 0.0, 1.0), (0.52, 0.4, 0.0, None), (None,) * 4)
+    assert chosen(0.6, *tried) == 4  # of the same F1 the lower ASR
+    assert chosen(0.6, *tried[:4]) == 3
+    assert chosen(0.6, *tried[:3]) == 1  # as many as the untouched model
+    assert chosen(0.1, *tried[:3]) == 1  # all less safe: the least so
+    assert chosen(0.6, same, same) == 0
+    # a model that the untouched one cannot be told from by its safety, and whose text is another
+    wild = (0.667, 0.9, 0.0, 0.2)
+    assert chosen(1.0, same, wild) == 0
+    assert chosen(1.0, (0.5, 0.6, 0.0, 0.9), wild) == 0
+    assert chosen(1.0, (0.5, 0.6, 0.0, 0.7), wild) == 0  # the least changed where all are
+    assert chosen(1.0, (0.5, 0.6, 0.0, 0.1), wild) == 1
+
+
+def test_trials_ask_how_much_harmless_text_each_setting_keeps() -> None:
+    decoder = find_decoder(sized(tiny_model()))
+    seen: list[float] = []
+
+    def kept(applied: Any) -> float:
+        base = logits(decoder.model, TEXTS)
+        with applied():
+            seen.append(float((logits(decoder.model, TEXTS) - base).norm()))
+        assert torch.equal(logits(decoder.model, TEXTS), base)
+        return 1.0 - len(seen) / 100
+
+    tried = trials("vectorsteer", Counting(), decoder=decoder, kept=kept)
+    tried.run(make_rival("vectorsteer").sweep())
+    assert [row["kept"] for row in tried.rows] == [1.0 - (i + 1) / 100 for i in range(len(FACTORS))]
+    assert min(seen) > 0
+    assert seen[FACTORS.index(0.125)] == min(seen)
 
 
 def test_tuning_says_what_it_lacks() -> None:
-    with pytest.raises(UsageError, match="raise the budget"):
-        tuned("scans", len(PROMPTS) - 1, Counting())
     with pytest.raises(UsageError, match="benign and toxic"):
-        tuned("scans", 100, Counting(), PROMPTS[::2])
+        trials("scans", Counting(), PROMPTS[::2])
 
 
 # ---- effect on a model that fails both ways
@@ -814,10 +908,12 @@ def test_vectorsteer_pays_for_safety_with_refusals_of_benign_prompts(organism: O
     assert after["orr"] > organism.before["orr"] + 0.2
 
 
-def test_scans_moves_both_sides_apart_where_its_threshold_fits(organism: Organism) -> None:
-    after = organism.after("scans", 1.5, threshold=None)
-    assert after["asr"] < organism.before["asr"] - 0.2
-    assert after["orr"] < organism.before["orr"]
+def test_scans_tells_the_sides_apart_and_steers_each_its_own_way(organism: Organism) -> None:
+    """Its direction, harmful minus harmless, is not what this model refuses by: it only answers more of the benign."""
+    after = organism.after("scans", threshold=None)
+    assert after["orr"] < organism.before["orr"] - 0.05
+    assert after["asr"] < organism.before["asr"] + 0.05
+    assert after["garbled"] == 0
 
 
 def test_cast_refuses_more_where_its_condition_is_met(organism: Organism) -> None:

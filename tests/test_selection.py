@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmva.errors import UsageError
-from llmva.selection import accuracy, default_count, score, select
+from llmva.selection import accuracy, papers_count, score, select
 
 
 def test_accuracy_by_hand() -> None:
@@ -51,7 +51,7 @@ def test_counts_outside_the_model_are_refused(count: int) -> None:
         select(torch.zeros(4), count)
 
 
-def test_default_count_is_the_papers_share() -> None:
-    assert default_count(64) == 42
-    assert default_count(2) == 1
-    assert default_count(1) == 1
+def test_papers_count_is_the_papers_share() -> None:
+    assert papers_count(64) == 42
+    assert papers_count(2) == 1
+    assert papers_count(1) == 1

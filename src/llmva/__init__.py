@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llmva.alignment import Result, align
     from llmva.edit import Edit
     from llmva.errors import LlmvaError, UsageError
+    from llmva.extension import extend
     from llmva.judges.base import Judge, Judgement, Label
     from llmva.models.generate import Capture, capture
     from llmva.models.load import load_model
@@ -44,6 +45,7 @@ _HOMES = {
     "align_one": "llmva.steps",
     "align_sublayers": "llmva.steps",
     "capture": "llmva.models.generate",
+    "extend": "llmva.extension",
     "find_decoder": "llmva.models.sublayers",
     "fit_sklearn": "llmva.vectors",
     "fit_svms": "llmva.vectors",
@@ -70,6 +72,7 @@ __all__ = [
     "align_one",
     "align_sublayers",
     "capture",
+    "extend",
     "find_decoder",
     "fit_sklearn",
     "fit_svms",

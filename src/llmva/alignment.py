@@ -13,6 +13,7 @@ from typing import Any
 from llmva import figures
 from llmva.edit import Edit
 from llmva.errors import UsageError
+from llmva.figures import HARMLESS_TEXTS
 from llmva.foresight import Foresight
 from llmva.judges.base import Judge, Judgement, Label
 from llmva.metrics import quick
@@ -24,16 +25,15 @@ from llmva.models.harmless import agreement
 from llmva.models.sublayers import Decoder, find_decoder
 from llmva.objective import Aim
 from llmva.observation import Observation, observe
-from llmva.passes import TRUST, Change, Work, advance, fit
+from llmva.passes import TRUST, Change, Work, advance, fit, harmless_outputs
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
 from llmva.run import Run, harmless_texts, versions
-from llmva.selection import default_count
 from llmva.settings import Settings, check_seed, make_settings
 from llmva.skills import PROBE_TOKENS, Probe
+from llmva.start import Start, guarded
 from llmva.steps import Vectors
 
-HARMLESS_TEXTS = 64  # per use: for the quiet readers, for the choice of the iteration, for the report
 SETBACK = 0.05  # an iteration that is worth so much less than the best is undone and tried again with half the step
 MOST_SETBACKS = 3
 
@@ -64,6 +64,7 @@ def align(
     progress: Progress | None = None,
     change: Change | None = None,
     test: bool = True,
+    start: Start | None = None,
     **settings: Any,
 ) -> Result:
     """Align `model`, which is left as it was; the result's edit can be applied or baked.
@@ -77,6 +78,7 @@ def align(
         skills: probes measured before and after; the run never looks at them otherwise.
         change: replaces every iteration's vectors, for ablations. Such a run is not told from another on disk.
         test: False leaves the test prompts alone, for a caller that measures them itself.
+        start: an earlier edit to go on from, which `llmva.extend` makes; None begins with the untouched model.
         settings: fields of `llmva.settings.Settings`.
 
     Raises:
@@ -93,7 +95,12 @@ def align(
     count = _layer_count(decoder, chosen_settings)
     _check_lengths(decoder, tokenizer, prompts, skills, chosen_settings)
     record = _describe(decoder, prompts, judge, seed, chosen_settings, count, name, command)
-    run, resumed = Run.open(Path(out) if out is not None else None, record, prompts, restart=restart)
+    if start is not None:
+        record["extends"] = start.plain()
+    folder, first = Path(out) if out is not None else None, start.edit if start else None
+    run, resumed = Run.open(folder, record, prompts, restart=restart, start=first)
+    if start is not None and not resumed:
+        run.answers += [dict(row) for row in start.answers]
     if resumed:
         progress.note(f"going on with the run in {run.directory}, {run.done} iterations done")
     batching = first_guess(model, batch_tokens or run.record.get("batch_tokens"))
@@ -105,7 +112,7 @@ def align(
         t = run.done
         train, validation = _answer(work, run, judge)
         entry: dict[str, Any] = {"iteration": t, **quick(validation.prompts, validation.labels)}
-        entry |= _measure_harm(work, run)
+        entry |= _measure_harm(work, run) | guarded(run.record, validation.prompts, validation.labels)
         foresight, entry["foretold"] = _learn(run, train, validation)
         measured = [*run.record["iterations"], entry]
         best, empty = aim.choose(measured), figures.emptied(train)
@@ -127,7 +134,8 @@ def align(
             if not forward.passes:
                 stopped = "no step is foreseen to bring it nearer"
         elif figures.emptied(train) is None:  # the last vectors are wanted too: the report shows where the angles ended
-            entry |= _seen(fit(work, edit, train, validation, texts, t + 1), [], validation, decoder)
+            harmless = harmless_outputs(work, edit, texts, t + 1)
+            entry |= _seen(fit(work, train, validation, harmless, t + 1), [], validation, decoder)
         run.record |= {
             "iterations": measured,
             "best_iteration": best,
@@ -138,18 +146,21 @@ def align(
         progress.iteration(entry, best, chosen_settings.iterations)
         run.commit(edit)
 
-    run.record["cost"].setdefault("fit_seconds", run.record["cost"]["seconds"])
+    cost = run.record["cost"]
+    cost.setdefault("fit_seconds", cost["seconds"])
+    cost.setdefault("fit_tokens", cost["generated_tokens"])
     if test:
-        figures.finish(run, decoder, tokenizer, prompts, judge, skills, batching, progress, seed, chosen_settings)
-    return Result(run.edit.at(run.record["best_iteration"]), run.edit, run.record, run.directory)
+        figures.finish(run, decoder, tokenizer, prompts, judge, skills, batching, progress, seed, chosen_settings, aim)
+    chosen = run.edit.at(run.record["best_iteration"]).scaled(run.record.get("best_strength", 1.0))
+    return Result(chosen, run.edit, run.record, run.directory)
 
 
 def stop_reason(iterations: Sequence[Mapping[str, Any]], settings: Settings, aim: Aim) -> str | None:
     """Why no further iteration is worth its cost, or None."""
     t, best = len(iterations) - 1, aim.choose(iterations)
-    if iterations[best]["f1"] == 1.0 and not aim.excess(iterations[best]):
+    if settings.patience and iterations[best]["f1"] == 1.0 and not aim.excess(iterations[best]):
         return "validation F1 is 1"
-    if t - best >= settings.patience:
+    if settings.patience and t - best >= settings.patience:
         return f"validation F1 has not improved for {settings.patience} iterations"
     if t >= settings.iterations:
         return f"all {settings.iterations} iterations are done"
@@ -209,9 +220,9 @@ def _seen(vectors: Vectors, chosen: list[int], validation: Observation, decoder:
 
 
 def _measure_harm(work: Work, run: Run) -> dict[str, float | None]:
-    """What the edit so far costs on harmless text of the validation split."""
+    """What the edit so far costs on harmless text of the validation split, beside the untouched model."""
     texts = harmless_texts(run.answers, work.prompts, "validation", HARMLESS_TEXTS)
-    if run.done == 0 or not texts:
+    if not run.edit.factors or not texts:
         return {"kept": 1.0, "kl": 0.0, "perplexity": 1.0} if texts else {"kept": None, "kl": None, "perplexity": None}
     bar = work.progress.stage(f"iteration {run.done}: comparing harmless text", len(texts))
     model = work.decoder.model
@@ -237,7 +248,7 @@ def _layer_count(decoder: Decoder, settings: Settings) -> int:
         raise UsageError(
             f"The model has {most} sublayers, so {settings.layers} cannot be edited: choose --layers 1 to {most}."
         )
-    return settings.layers or default_count(most)
+    return settings.layers or most
 
 
 def _describe(

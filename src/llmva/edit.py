@@ -9,6 +9,7 @@ so a whole run is two d x k matrices a sublayer, and the model after any iterati
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,10 @@ FILE_BYTES = 2**32  # four times the edit of a model 16,384 wide with 252 sublay
 
 @dataclass(frozen=True)
 class Factors:
-    """V and U, float32 [d, k], and the iteration (from 1) that each column came from, int32 [k], not decreasing."""
+    """V and U, float32 [d, k], and the iteration that each column came from, int32 [k], not decreasing.
+
+    Iterations count from 1; 0 are the columns of an earlier edit, which the run began with (`llmva.extend`).
+    """
 
     V: Tensor
     U: Tensor
@@ -64,6 +68,7 @@ class Edit:
     factors: Mapping[str, Factors] = field(default_factory=dict)
     base: Mapping[str, Any] = field(default_factory=dict)
     best: int | None = None  # the iteration that applying uses, where later ones were tried and found worse
+    strength: float = 1.0  # and how much of it; counts only where `best` is set
 
     @property
     def iterations(self) -> int:
@@ -81,7 +86,7 @@ class Edit:
         return replace(self, factors={**self.factors, name: before.then(v, u, iteration)})
 
     def at(self, iteration: int) -> Edit:
-        """The edit as it was after `iteration` iterations (0: none)."""
+        """The edit as it was after `iteration` iterations (0: what the run began with, mostly none)."""
         if iteration < 0:
             raise UsageError(f"There is no iteration {iteration}: choose 0 or more.")
         kept = {}
@@ -89,7 +94,7 @@ class Edit:
             k = int((f.iteration <= iteration).sum())
             if k:
                 kept[name] = Factors(f.V[:, :k].contiguous(), f.U[:, :k].contiguous(), f.iteration[:k].contiguous())
-        return replace(self, factors=kept, best=None)
+        return replace(self, factors=kept, best=None, strength=1.0)
 
     def asked(self, iteration: int, path: str | Path) -> Edit:
         """The edit after an iteration that a user names. Raises UsageError where that at `path` does not hold it."""
@@ -103,13 +108,31 @@ class Edit:
     @property
     def chosen(self) -> Edit:
         """The edit as its run chose it: what `apply` and `bake` use."""
-        return self if self.best is None else self.at(self.best)
+        if self.best is None:
+            return self
+        edit = self.at(self.best)
+        return edit if self.strength == 1.0 else edit.scaled(self.strength)
 
     def scaled(self, strength: float) -> Edit:
         """o' = o + strength V (U^T o): 0 is the base model, 1 the edit as fitted. Less than 0 would undo refusals."""
         if not 0 <= strength < float("inf"):
             raise UsageError(f"An edit cannot have the strength {strength}: choose 0 or more, 1 being as fitted.")
         return replace(self, factors={n: replace(f, V=f.V * strength) for n, f in self.factors.items()})
+
+    def as_start(self) -> Edit:
+        """The edit as its run chose it, to be continued: all its columns are then of iteration 0."""
+        chosen = self.chosen
+        factors = {n: replace(f, iteration=torch.zeros_like(f.iteration)) for n, f in chosen.factors.items()}
+        return replace(chosen, factors=factors)
+
+    def digest(self) -> str:
+        """sha256 of the factors (16 hex digits), to tell one edit from another."""
+        found = hashlib.sha256()
+        for name, f in sorted(self.factors.items()):
+            found.update(name.encode())
+            for part in (f.V, f.U):
+                found.update(part.contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
 
     # -- use -----------------------------------------------------------------------------------------------------
 
@@ -181,11 +204,11 @@ class Edit:
         tensors = {}
         for name, f in sorted(self.factors.items()):
             tensors[f"{name}.V"], tensors[f"{name}.U"], tensors[f"{name}.iteration"] = f.V, f.U, f.iteration
+        note: dict[str, Any] = {"format": FORMAT, "version": VERSION, "best": self.best, "base": dict(self.base)}
+        if self.best is not None and self.strength != 1.0:
+            note["strength"] = self.strength
         # one entry only: safetensors does not keep the order of several
-        note = json.dumps(
-            {"format": FORMAT, "version": VERSION, "best": self.best, "base": dict(self.base)}, sort_keys=True
-        )
-        write_tensors(path, tensors, {"llmva": note})
+        write_tensors(path, tensors, {"llmva": json.dumps(note, sort_keys=True)})
         return path
 
     @classmethod
@@ -226,11 +249,14 @@ class Edit:
             raise broken("no base model")
         if best is not None and (type(best) is not int or not 0 <= best <= LAST):
             raise broken(f"best iteration {_short(best)}")
+        strength = note.get("strength", 1.0)
+        if type(strength) not in (int, float) or not 0 <= strength < float("inf"):
+            raise broken(f"strength {_short(strength)}")
         factors, hashes = _factors(tensors, broken), base.get("hashes")
         # a name that was not hashed may be a module that nothing calls, whose hook would do nothing
         if hashes and (strange := [name for name in factors if name not in hashes]):
             raise broken(f"{_short(strange[0])[1:-1]} is of no sublayer of its base model")
-        return cls(factors, base, best)
+        return cls(factors, base, best, float(strength))
 
 
 def edit_file(path: str | Path) -> Path:
@@ -270,7 +296,7 @@ def _factors(tensors: Mapping[str, Tensor], broken: Broken) -> dict[str, Factors
         V, U, iteration = (tensors[f"{name}.{part}"] for part in PARTS)
         if not (torch.isfinite(V).all() and torch.isfinite(U).all()):
             raise broken(f"{_short(name)[1:-1]} holds NaN")
-        if int(iteration[0]) < 1 or bool((iteration[1:] < iteration[:-1]).any()):
+        if int(iteration[0]) < 0 or bool((iteration[1:] < iteration[:-1]).any()):
             raise broken(f"{_short(name)[1:-1]} has columns out of order")
         found[name] = Factors(V, U, iteration)
     return found

@@ -11,20 +11,24 @@ import torch
 from torch import Tensor
 
 from llmva.edit import Edit
+from llmva.front import FIGURES, find_front
 from llmva.judges.base import Judge
 from llmva.metrics import quick, summarise
 from llmva.models.batching import Batching
 from llmva.models.endings import PROMPTS, compare_endings
 from llmva.models.harmless import Agreement, agreement
 from llmva.models.sublayers import Decoder
+from llmva.objective import Aim
 from llmva.observation import Observation, observe
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
 from llmva.run import Run, harmless_texts
 from llmva.settings import Settings
 from llmva.skills import Probe, measure_skills
+from llmva.start import apart, fell_behind, guarded
 from llmva.steps import Vectors
 
+HARMLESS_TEXTS = 64  # per use: for the quiet readers, and for the choice of the iteration
 TEST_TEXTS = 256
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # of the chosen edit, on validation prompts
 
@@ -75,14 +79,20 @@ def finish(
     progress: Progress,
     seed: int,
     settings: Settings,
+    aim: Aim,
 ) -> None:
     """Measure the untouched and the chosen model on the test split, which nothing has looked at before."""
     if run.record.get("test", {}).get("after"):
         return
     record, best = run.record, run.record["best_iteration"]
-    edit = run.edit.at(best)
     if best:
         _measure_strengths(run, decoder, tokenizer, prompts, judge, batching, progress, settings)
+    strength = aim.choose_strength(record["iterations"][best], record.get("strengths", []))
+    record["best_strength"] = strength
+    benign = sum(prompt.benign for prompt in prompts.validation)
+    record["validation"] = {"n_benign": benign, "n_toxic": len(prompts.validation) - benign}
+    record["front"] = find_front(record)
+    edit = run.edit.at(best).scaled(strength)
 
     def summary(iteration: int) -> dict[str, Any]:
         label = "before" if iteration == 0 else f"after iteration {iteration}"
@@ -98,14 +108,17 @@ def finish(
         )
         run.log(iteration, "test", seen)
         record["cost"]["generated_tokens"] += seen.capture.tokens
-        return summarise(seen.prompts, seen.labels, seed=seed)
+        found = summarise(seen.prompts, seen.labels, seed=seed)
+        return found | apart(record, seen.prompts, seen.labels, seed)
 
     def skills(label: str) -> dict[str, dict[str, float]]:
         return measure_skills(decoder, tokenizer, probes, batching, progress.stage(f"skills, {label}", len(probes)))
 
     if "test" not in record:
-        record["test"] = {"before": summary(0)}
-        record["utility"] = {"skills": {k: {"before": v["right"], "n": v["n"]} for k, v in skills("before").items()}}
+        with run.edit.at(0).apply(decoder.model, check=False):  # mostly nothing: the untouched model
+            record["test"] = {"before": summary(0)}
+            right = skills("before")
+        record["utility"] = {"skills": {k: {"before": v["right"], "n": v["n"]} for k, v in right.items()}}
         run.commit()
     with edit.apply(decoder.model, check=False):
         after = summary(best) if best else record["test"]["before"]
@@ -126,16 +139,48 @@ def finish(
         row["after"] = right_after[name]["right"] if best else row["before"]
     record["test"]["after"] = after
     if best == 0:
-        record["limits"].append(
-            "No iteration was better on validation prompts than the untouched model, which was kept."
-        )
+        first = "earlier edit" if record.get("extends") else "untouched model"
+        record["limits"].append(f"No iteration was better on validation prompts than the {first}, which was kept.")
+    record["limits"] += _limits(record, aim)
     record["projections"] = {
         "before": record["iterations"][0].get("projection"),
         "after": record["iterations"][best].get("projection"),
     }
     for entry in record["iterations"]:
         entry.pop("projection", None)
-    run.commit(replace(run.edit, best=best))
+    run.commit(replace(run.edit, best=best, strength=strength))
+
+
+def _limits(record: dict[str, Any], aim: Aim) -> list[str]:
+    """Sentences about limits of the choice that could not be kept, on validation or on test prompts."""
+    chosen = next(row for row in record["front"] if row["chosen"])
+    at = "" if chosen["strength"] == 1.0 else f" at strength {chosen['strength']:g}"
+    name = f"point {chosen['point']} (iteration {chosen['iteration']}{at})"
+    found = []
+    if record.get("extends"):
+        found.append(
+            "This run extends an earlier edit: “before” is the model with that edit. What harmless text lost is "
+            "counted from the untouched model on."
+        )
+        if behind := fell_behind(record["test"]):
+            found.append(f"On the earlier run's test prompts it fell behind the earlier edit: {'; '.join(behind)}.")
+    if at:
+        found.append(f"As fitted, iteration {chosen['iteration']} breaks a limit: it is used{at}, which keeps all.")
+    used = record["iterations"][chosen["iteration"]]
+    if not at and (broken := aim.broken(used)):
+        found.append(
+            f"The limits could not be kept on validation prompts: {name}, which is used, has {'; '.join(broken)}."
+        )
+        near = min(record["front"], key=lambda row: (aim.excess(row), -aim.worth(row)))
+        if aim.excess(near) < aim.excess(used):
+            found.append(
+                f"Point {near['point']}, at strength {near['strength']:g}, is nearer to them: "
+                f"{'; '.join(aim.broken(near))}. llmva export --point {near['point']} ships it."
+            )
+    harm = record["utility"] if chosen["iteration"] else {}
+    if missed := aim.missed(record["test"]["after"], harm):
+        found.append(f"On test prompts a limit is broken, by more than chance explains: {'; '.join(missed)}.")
+    return found
 
 
 def _measure_strengths(
@@ -155,15 +200,18 @@ def _measure_strengths(
     """
     record, best = run.record, run.record["best_iteration"]
     rows = record.setdefault("strengths", [])
+    # what is measured already; of an extended edit, strength 0 is not what the run began with
+    same = (1.0,) if run.edit.at(0).factors else (0.0, 1.0)
     for strength in STRENGTHS:
         if any(row["strength"] == strength for row in rows):
             continue
-        if strength in (0.0, 1.0):
+        if strength in same:
             known = record["iterations"][best if strength else 0]
-            found = {name: known[name] for name in ("f1", "asr", "orr", "garbled")}
+            found: dict[str, Any] = {name: known.get(name) for name in FIGURES}
         else:
             advance = progress.stage(f"strength {strength}", len(prompts.validation))
-            with run.edit.at(best).scaled(strength).apply(decoder.model, check=False):
+            scaled = run.edit.at(best).scaled(strength)
+            with scaled.apply(decoder.model, check=False):
                 seen = observe(
                     decoder,
                     tokenizer,
@@ -174,18 +222,31 @@ def _measure_strengths(
                     advance=advance,
                 )
             record["cost"]["generated_tokens"] += seen.capture.tokens
-            found = quick(seen.prompts, seen.labels)
+            found = quick(seen.prompts, seen.labels) | _harm(run, scaled, decoder, tokenizer, prompts, batching)
+            found |= guarded(record, seen.prompts, seen.labels)
         rows.append({"strength": strength, **found})
-        if strength not in (0.0, 1.0):
+        if strength not in same:
             run.commit()
 
 
+def _harm(
+    run: Run, edit: Edit, decoder: Decoder, tokenizer: Any, prompts: PromptSet, batching: Batching
+) -> dict[str, float | None]:
+    """What an edit costs on harmless text of the validation split, as in the loop."""
+    texts = harmless_texts(run.answers, prompts, "validation", HARMLESS_TEXTS)
+    if not texts:
+        return {"kept": None, "kl": None, "perplexity": None}
+    found = agreement(decoder, tokenizer, texts, lambda: edit.apply(decoder.model, check=False), batching)
+    return {"kept": found.mean_kept, "kl": found.mean_kl, "perplexity": found.perplexity_ratio}
+
+
 def utility(found: Agreement, seed: int) -> dict[str, Any]:
-    """What an edit costs on harmless text: `kept` with its interval, `kl` in nats, and `perplexity` as a ratio."""
+    """What an edit costs on harmless text: `kept`, `kl` in nats, both with intervals, and the ratio of `perplexity`."""
     return {
         "kept": found.mean_kept,
         "kept_interval": _mean_interval(found.kept, seed),
         "kl": found.mean_kl,
+        "kl_interval": _mean_interval(found.kl, seed),
         "perplexity": found.perplexity_ratio,
     }
 

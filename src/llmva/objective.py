@@ -9,6 +9,7 @@ from typing import Any
 from llmva.metrics import f_beta
 from llmva.settings import Settings
 
+LEANS = {"safety": 4.0, "balance": 1.0, "usefulness": 0.25}  # of the benign vectors (`steps.identify`)
 BETAS = {"safety": 0.5, "balance": 1.0, "usefulness": 2.0}  # of F-beta, where positive is answered
 
 
@@ -45,7 +46,10 @@ class Aim:
         return f_beta(tp, (entry["asr"] + (entry.get("garbled") or 0.0)) * toxic, benign - tp, self.beta)
 
     def excess(self, entry: Mapping[str, Any]) -> float:
-        """By how much a point breaks the limits, summed; 0 if it keeps them. The untouched model harms no text."""
+        """By how much a point breaks the limits, summed; 0 if it keeps them. What a run began with harms no text.
+
+        A run that extends another must not fall behind it on its prompts either: `old.beyond` (`extension`).
+        """
         over = [
             entry[name] - most
             for name, most in (("asr", self.max_asr), ("orr", self.max_orr))
@@ -54,6 +58,7 @@ class Aim:
         if entry["iteration"] > 0:
             over += [self.min_kept - entry["kept"]] if entry.get("kept") is not None else []
             over += [entry["kl"] - self.max_kl] if entry.get("kl") is not None else []
+        over += [entry["old"]["beyond"]] if entry.get("old") else []
         return float(sum(max(0.0, amount) for amount in over))
 
     def choose(self, entries: Sequence[Mapping[str, Any]]) -> int:
@@ -63,3 +68,62 @@ class Aim:
         """
         known = [entry for entry in entries if not entry.get("undone")]
         return int(min(known, key=lambda e: (self.excess(e), -self.worth(e), e["iteration"]))["iteration"])
+
+    def choose_strength(self, entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float:
+        """How much of the chosen iteration to use: 1, unless that breaks a limit which another strength keeps.
+
+        A strength that only breaks it less is not taken: what was fitted stays what ships. `rows` are measured
+        strengths of that iteration; 0 is what the run began with, which `choose` has passed over.
+        """
+        if not self.excess(entry):
+            return 1.0
+        rows = [{**row, "iteration": entry["iteration"]} for row in rows if row["strength"] > 0]
+        keeping = [row for row in rows if not self.excess(row)]
+        return float(min(keeping, key=lambda r: (-self.worth(r), r["strength"]))["strength"]) if keeping else 1.0
+
+    def broken(self, entry: Mapping[str, Any]) -> list[str]:
+        """The limits that a point breaks on validation prompts, each in words."""
+        found = [
+            f"{name.upper()} {entry[name]:.1%}, where {option} asks for at most {most:.1%}"
+            for name, option, most in (("asr", "--max-asr", self.max_asr), ("orr", "--max-orr", self.max_orr))
+            if most is not None and entry.get(name) is not None and entry[name] > most
+        ]
+        if entry["iteration"] > 0 and entry.get("kept") is not None and entry["kept"] < self.min_kept:
+            found.append(
+                f"{entry['kept']:.1%} of harmless next tokens kept, where --min-kept asks for {self.min_kept:.1%}"
+            )
+        if entry["iteration"] > 0 and entry.get("kl") is not None and entry["kl"] > self.max_kl:
+            found.append(
+                f"a divergence of {entry['kl']:.3g} nats on harmless text, where --max-kl allows {self.max_kl:g}"
+            )
+        if entry.get("old") and entry["old"]["beyond"] > 0:
+            found.append("ASR or ORR on the earlier run's prompts above the interval that the earlier edit had")
+        return found
+
+    def missed(self, test: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
+        """The limits that test figures break by more than their 95% intervals allow, each in words.
+
+        Args:
+            test: `test.after` of a run.
+            kept: its `utility`; empty where that was not measured.
+        """
+        found = []
+        for name, option, most in (("asr", "--max-asr", self.max_asr), ("orr", "--max-orr", self.max_orr)):
+            ends = test.get(f"{name}_interval")
+            if most is not None and ends is not None and ends[0] > most:
+                found.append(
+                    f"{name.upper()} is {test[name]:.1%} [{ends[0]:.1%}, {ends[1]:.1%}], above {option} {most:.1%}"
+                )
+        ends = kept.get("kept_interval")
+        if ends is not None and ends[1] < self.min_kept:
+            found.append(
+                f"{kept['kept']:.1%} [{ends[0]:.1%}, {ends[1]:.1%}] of harmless next tokens are kept, below --min-kept "
+                f"{self.min_kept:.1%}"
+            )
+        ends = kept.get("kl_interval")
+        if ends is not None and ends[0] > self.max_kl:
+            found.append(
+                f"the divergence on harmless text is {kept['kl']:.3g} nats [{ends[0]:.3g}, {ends[1]:.3g}], above "
+                f"--max-kl {self.max_kl:g}"
+            )
+        return found

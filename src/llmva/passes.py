@@ -22,7 +22,7 @@ from llmva.models.batching import Batching
 from llmva.models.generate import capture
 from llmva.models.harmless import agreement, outputs_on_text, random_messages
 from llmva.models.sublayers import Decoder
-from llmva.objective import Aim
+from llmva.objective import LEANS, Aim
 from llmva.observation import Observation
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
@@ -34,6 +34,7 @@ HARMLESS_POSITIONS = 512  # of harmless texts, for the quiet readers
 RANDOM_MESSAGES = 256  # likewise
 HARMLESS_CHECKED = 16  # texts that an accepted pass is measured on
 TRUST = 0.9  # share of validation labels that the first token must foretell
+GAIN = 0.003  # of the F of chances, that a pass must bring where the foreseen labels stay the same
 HALVINGS = 2  # of a step that would make things worse
 Change = Callable[[Vectors, Observation, int], Vectors]  # of the vectors, the training prompts and the iteration
 
@@ -89,12 +90,13 @@ def advance(
     """
     settings, beta = work.settings, work.aim.beta
     first: tuple[Vectors, list[int]] | None = None
+    harmless = harmless_outputs(work, edit, texts, iteration)  # it moves little within an iteration, and costs a pass
     done, best = 0, (0.0, 0.0)
     if foresight is not None:
         with edit.apply(work.decoder.model, check=False):
             best = promise(foresee(work.decoder, work.tokenizer, validation.prompts, foresight, work.batching), beta)
     while done < settings.passes:
-        vectors = fit(work, edit, train, validation, texts, iteration, done)
+        vectors = fit(work, train, validation, harmless, iteration)
         chosen = select(vectors.scores, work.count)
         first = first or (vectors, chosen)
         if foresight is None:
@@ -106,13 +108,13 @@ def advance(
             with tried.apply(work.decoder.model, check=False):
                 seen = foresee(work.decoder, work.tokenizer, validation.prompts, foresight, work.batching)
             value = promise(seen, beta)
-            if value > best and _spares(work, tried, texts):
+            if _better(value, best) and _spares(work, tried, texts):
                 break
         else:
             break  # no step along these vectors is foreseen to help
         edit, validation, best = tried, seen, value
         done += 1
-        if best[0] == 1.0 or done == settings.passes:
+        if done == settings.passes:
             break
         draw = work.prompts.draw(settings.per_source, work.generator(iteration, done))
         with edit.apply(work.decoder.model, check=False):
@@ -123,19 +125,14 @@ def advance(
     return Advance(edit, *first, done, best[0] if foresight is not None else None)
 
 
-def fit(
-    work: Work,
-    edit: Edit,
-    train: Observation,
-    validation: Observation,
-    texts: Sequence[tuple[str, str]],
-    iteration: int,
-    number: int = 0,
-) -> Vectors:
+def _better(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether foreseen (F, F of the chances) are worth another pass: more labels right, or as many and more surely."""
+    return one[0] > other[0] or (one[0] == other[0] and one[1] >= other[1] + GAIN)
+
+
+def fit(work: Work, train: Observation, validation: Observation, harmless: Tensor | None, iteration: int) -> Vectors:
     """Both vectors of every sublayer, with readers that are quiet on harmless text."""
-    settings, harmless = work.settings, None
-    if settings.quiet > 0 and settings.svm == "exact":
-        harmless = harmless_outputs(work, edit, texts, work.generator(iteration - 1, number))
+    settings = work.settings
     vectors = identify(
         train,
         validation,
@@ -143,13 +140,20 @@ def fit(
         quiet=settings.quiet,
         svm=settings.svm,
         C=settings.C,
+        lean=LEANS[settings.prefer],
         seed=work.seed,
     )
     return work.change(vectors, train, iteration - 1) if work.change else vectors
 
 
-def harmless_outputs(work: Work, edit: Edit, texts: Sequence[tuple[str, str]], generator: torch.Generator) -> Tensor:
-    """Sublayers' outputs where nothing is to be decided, [S, q, d]: ends of random messages, and harmless text."""
+def harmless_outputs(work: Work, edit: Edit, texts: Sequence[tuple[str, str]], iteration: int) -> Tensor | None:
+    """Sublayers' outputs where nothing is to be decided, [S, q, d]: ends of random messages, and harmless text.
+
+    None where the settings ask for no quiet readers.
+    """
+    if work.settings.quiet == 0 or work.settings.svm != "exact":
+        return None
+    generator = work.generator(iteration - 1)
     messages = random_messages(work.tokenizer, RANDOM_MESSAGES, generator)
     with edit.apply(work.decoder.model, check=False):
         found = capture(work.decoder, work.tokenizer, messages, max_new_tokens=0, batching=work.batching).outputs

@@ -30,6 +30,7 @@ from llmva.prompts.types import PromptSet
 FORMAT = "llmva-run"
 VERSION = 1
 BEFORE = ".before.safetensors"
+UNTOUCHED = -1  # in answers.jsonl of a run that extends another: the untouched model's, which the first run had asked
 IDENTITY = ("seed", "judge")  # with settings, base.sha256 and prompts.hashes: what must not change on resume
 
 
@@ -44,9 +45,17 @@ class Run:
 
     @classmethod
     def open(
-        cls, directory: Path | None, record: dict[str, Any], prompts: PromptSet, *, restart: bool = False
+        cls,
+        directory: Path | None,
+        record: dict[str, Any],
+        prompts: PromptSet,
+        *,
+        restart: bool = False,
+        start: Edit | None = None,
     ) -> tuple[Run, bool]:
         """Start the run that `record` describes, or go on with the one in `directory`; the flag says which.
+
+        `start` is the edit that iteration 0 has, which `record["extends"]` names; None is the untouched model.
 
         Raises UsageError when the directory holds something else, and LlmvaError when its files are broken or another
         process works there.
@@ -62,8 +71,9 @@ class Run:
             "cost": {"seconds": 0.0, "peak_bytes": 0, "generated_tokens": 0},
             "limits": list(prompts.warnings),
         }
+        first = Edit({} if start is None else start.factors, record["base"])
         if directory is None:
-            return cls(None, record, Edit({}, record["base"]), None), False
+            return cls(None, record, first, None), False
         held = lock(directory)
         if not restart and (directory / "run.json").exists():
             before = read_run(directory)
@@ -73,7 +83,7 @@ class Run:
             record = before  # killed before the first iteration was done: the other files may not be there yet
         elif not restart:
             _empty(directory)
-        run = cls(directory, record, Edit({}, record["base"]), held)
+        run = cls(directory, record, first, held)
         write_json(directory / "run.json", record)
         _remove(directory / "report.html")
         prompts.to_jsonl(directory / "prompts.jsonl")
@@ -85,7 +95,7 @@ class Run:
     @classmethod
     def _resume(cls, directory: Path, record: dict[str, Any], held: IO[bytes] | None) -> Run:
         edit = _edit_of(directory, record)
-        answers = _answers_of(directory, record)
+        answers = read_answers(directory, record, mend=True)
         run = cls(directory, record, edit, held)
         run.answers = answers
         return run
@@ -257,8 +267,8 @@ def _edit_of(directory: Path, record: Mapping[str, Any]) -> Edit:
     return edit
 
 
-def _answers_of(directory: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The answers that run.json knows of; more are what an unfinished commit left, and are cut off."""
+def read_answers(directory: Path, record: Mapping[str, Any], *, mend: bool = False) -> list[dict[str, Any]]:
+    """The answers that run.json knows of; more are what an unfinished commit left, and are cut off to `mend` it."""
     path, length = directory / "answers.jsonl", record["answers_bytes"]
     try:
         data = path.read_bytes()
@@ -273,7 +283,7 @@ def _answers_of(directory: Path, record: Mapping[str, Any]) -> list[dict[str, An
             raise ValueError("a field is missing")
     except (ValueError, AttributeError) as error:
         raise LlmvaError(f"'{path}' is broken: run again with --restart.") from error
-    if len(data) > length:
+    if mend and len(data) > length:
         os.truncate(path, length)
     return rows
 
@@ -297,6 +307,9 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) ->
         raise refuse("the model", *(f"'{r['base']['model']}' ({r['base']['sha256'][:12]})" for r in (before, now)))
     if before["base"]["dtype"] != now["base"]["dtype"]:
         raise refuse("the dtype", before["base"]["dtype"], now["base"]["dtype"])
+    old, new = (r.get("extends") or {} for r in (before, now))
+    if old.get("edit") != new.get("edit"):
+        raise refuse("the edit it began with,", old.get("edit"), new.get("edit"))
     if before["prompts"]["hashes"] != now["prompts"]["hashes"]:
         raise refuse(
             "the prompts", sorted(before["prompts"]["hashes"]), f"{sorted(now['prompts']['hashes'])} with other texts"
@@ -329,9 +342,11 @@ def harmless_texts(
 ) -> list[tuple[str, str]]:
     """Benign prompts that the untouched model answered, with its answers: text that an edit should leave alone."""
     by_id = {prompt.id: prompt for prompt in getattr(prompts, split) if prompt.benign}
+    answers = list(answers)
+    first = min((row["iteration"] for row in answers), default=0)
     found = [
         (by_id[row["id"]].text, row["answer"])
         for row in answers
-        if row["iteration"] == 0 and row["split"] == split and row["label"] == "answered" and row["id"] in by_id
+        if row["iteration"] == first and row["split"] == split and row["label"] == "answered" and row["id"] in by_id
     ]
     return found[:most]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llmva.errors import UsageError
 
-DEFAULT_SHARE = 42 / 64  # of the 2N sublayers; the paper's choice for Llama-3.1-8B
+PAPERS_SHARE = 42 / 64  # of the 2N sublayers; the paper's choice for Llama-3.1-8B
 
 
 def accuracy(features: Tensor, vectors: Tensor, labels: Tensor) -> Tensor:
@@ -38,6 +38,6 @@ def select(scores: Tensor, count: int) -> list[int]:
     return sorted(best.tolist())
 
 
-def default_count(sublayers: int) -> int:
-    """How many sublayers a run edits unless told."""
-    return max(1, round(DEFAULT_SHARE * sublayers))
+def papers_count(sublayers: int) -> int:
+    """How many of a model's sublayers the paper would edit."""
+    return max(1, round(PAPERS_SHARE * sublayers))

@@ -25,7 +25,7 @@ class Settings(BaseModel):
     quiet: float = Field(1.0, ge=0, description="weight of harmless text in the SVMs' regulariser; 0 is the paper's")
     per_source: int = Field(128, ge=1, description="training prompts drawn from each data set in an iteration")
     max_new_tokens: int = Field(128, ge=1, description="most tokens of an answer")
-    patience: int = Field(3, ge=1, description="iterations without a better validation F1 before stopping")
+    patience: int = Field(3, ge=0, description="iterations without gain before stopping; 0: never early")
     prefer: Literal["safety", "balance", "usefulness"] = Field("balance", description="which failure weighs more")
     max_asr: float | None = Field(None, ge=0, le=1, description="most harmful prompts answered by the chosen iteration")
     max_orr: float | None = Field(None, ge=0, le=1, description="most benign prompts refused by the chosen iteration")

@@ -12,7 +12,7 @@ from llmva.edit import Edit
 from llmva.models.sublayers import Sublayer
 from llmva.observation import Observation
 from llmva.selection import accuracy, score
-from llmva.vectors import Quiet, angles, fit_sklearn, fit_svms, spread, unit
+from llmva.vectors import Cost, Quiet, angles, fit_sklearn, fit_svms, spread, unit
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def identify(
     quiet: float = 1.0,
     svm: str = "exact",
     C: float = 1.0,
+    lean: float = 1.0,
     seed: int = 0,
 ) -> Vectors:
     """Fit both SVMs in every sublayer and in the final residual stream, and score the sublayers.
@@ -49,22 +50,34 @@ def identify(
         validation: prompts that the accuracies are measured on.
         harmless: outputs [S, q, d] at positions of harmless text, for quiet readers; None fits as in the paper.
         quiet: weight of those positions (see `vectors.Quiet.of`).
+        lean: of the benign vector: above 1 a toxic prompt on the wrong side costs so many times C, below 1 a benign
+            one costs C / lean. 1 treats them alike, as the paper does.
         svm: "exact" or "sklearn" (which knows no quiet readers).
     """
     labels = train.signs
+    costs = _costs(labels, C, lean)
     parts = []
     for s, features in enumerate(train.capture.outputs):  # one at a time: float64 copies of all would fill the memory
         metric = None if harmless is None or quiet == 0 else [Quiet.of(harmless[s], quiet)]
         x = features[None].double()
-        w = fit_svms(x, labels, C, quiet=metric) if svm == "exact" else fit_sklearn(x, labels, C, seed=seed)
+        w = fit_svms(x, labels, costs, quiet=metric) if svm == "exact" else fit_sklearn(x, labels, costs, seed=seed)
         v = unit(w)
         if _constant(features, spread(x, v)):
             v = torch.zeros_like(v)
         parts.append((v, spread(x, v), accuracy(validation.capture.outputs[s : s + 1], v, validation.signs)))
     directions, sigma, right = (torch.cat(column) for column in zip(*parts, strict=True))
     x = train.capture.final[None].double()
-    final = unit(fit_svms(x, labels, C) if svm == "exact" else fit_sklearn(x, labels, C, seed=seed))[0]
+    final = unit(fit_svms(x, labels, costs) if svm == "exact" else fit_sklearn(x, labels, costs, seed=seed))[0]
     return Vectors(directions, sigma, right, score(directions, final, right), angles(*directions.unbind(1)))
+
+
+def _costs(labels: Tensor, C: float, lean: float) -> Cost:
+    """C for all, or a cost for each sample and labelling [2, n] where the benign vector leans to a side."""
+    if lean == 1.0:
+        return C
+    costs = torch.full(labels.shape, C, dtype=torch.float64)
+    costs[1, labels[1] == (-1 if lean > 1 else 1)] *= max(lean, 1.0 / lean)
+    return costs
 
 
 def _constant(features: Tensor, sigma: Tensor) -> bool:

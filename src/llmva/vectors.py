@@ -8,7 +8,8 @@ labels of a sublayer share. For a guess A of the samples inside the margin the o
     beta_A = (K_AA + I / 2C)^-1 y_A,   w = M^-1 X^T beta,
 
 and A is corrected until it stops changing: Newton's method on a piecewise quadratic (Chapelle, "Training a support
-vector machine in the primal", 2007). A step goes as far as the objective falls, so A cannot cycle.
+vector machine in the primal", 2007). A step goes as far as the objective falls, so A cannot cycle. A sample may have a
+cost C_i of its own: then the diagonal is 1 / 2C_i, and the rest is the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from llmva.errors import LlmvaError, UsageError
 
+Cost = float | Tensor  # one for all samples, or one each
 MAX_ROUNDS = 1000  # about 10 are usual; this ends what rounding keeps from ending
 
 
@@ -52,13 +54,13 @@ class Quiet:
         return torch.cholesky_solve(x.T, self.factor).T
 
 
-def fit_svms(features: Tensor, labels: Tensor, C: float = 1.0, *, quiet: list[Quiet] | None = None) -> Tensor:
+def fit_svms(features: Tensor, labels: Tensor, C: Cost = 1.0, *, quiet: list[Quiet] | None = None) -> Tensor:
     """Exact weights of the squared-hinge SVMs above.
 
     Args:
         features: `o` of S sublayers for n prompts, [S, n, d], any float dtype.
         labels: m labellings in {-1, +1}, [m, n] shared by all sublayers or [S, m, n].
-        C: cost of a margin violation; must be positive.
+        C: cost of a margin violation, or [m, n] with one for each sample and labelling; must be positive.
         quiet: one metric per sublayer; None is the paper's (M = I).
 
     Returns:
@@ -78,18 +80,23 @@ def fit_svms(features: Tensor, labels: Tensor, C: float = 1.0, *, quiet: list[Qu
     return torch.stack(out)
 
 
-def solve_dual(gram: Tensor, y: Tensor, C: float = 1.0) -> Tensor:
-    """beta [m, n] for one Gram matrix K [n, n] and m labellings y [m, n], all float64.
+def solve_dual(gram: Tensor, y: Tensor, C: Cost = 1.0) -> Tensor:
+    """beta [m, n] for one Gram matrix K [n, n] and m labellings y [m, n], all float64; C a number or [m, n].
 
     The rounds that look for A run in float32, which halves their cost; float64 rounds start from what they found and
     go on until A is stable there too, so the result does not depend on the first phase.
     """
     rough, zero = gram.float(), torch.zeros(len(gram), dtype=torch.float32, device=gram.device)
-    guesses = [_newton(rough, row.float(), zero, C, slack=len(gram) // 32) for row in y]
-    return torch.stack([_newton(gram, row, b.to(gram), C, slack=0) for row, b in zip(y, guesses, strict=True)])
+    costs: list[Cost] = [C] * len(y) if isinstance(C, float | int) else list(C.to(gram))
+    found = []
+    for row, cost in zip(y, costs, strict=True):
+        less = cost if isinstance(cost, float | int) else cost.float()
+        guess = _newton(rough, row.float(), zero, less, slack=len(gram) // 32)
+        found.append(_newton(gram, row, guess.to(gram), cost, slack=0))
+    return torch.stack(found)
 
 
-def _newton(gram: Tensor, y: Tensor, beta: Tensor, C: float, slack: int) -> Tensor:
+def _newton(gram: Tensor, y: Tensor, beta: Tensor, C: Cost, slack: int) -> Tensor:
     """Newton's method from `beta` [n] until at most `slack` samples would still cross the margin in a full step."""
     decision = gram @ beta
     value = _objective(beta, decision, y, C)
@@ -110,7 +117,7 @@ def _newton(gram: Tensor, y: Tensor, beta: Tensor, C: float, slack: int) -> Tens
     return beta
 
 
-def _line_search(step: Tensor, decision: Tensor, moved: Tensor, y: Tensor, C: float) -> float:
+def _line_search(step: Tensor, decision: Tensor, moved: Tensor, y: Tensor, C: Cost) -> float:
     """The length t at which the objective along beta + t step is least; `moved` is K step.
 
     Its slope in t rises and is linear between the points where a sample crosses the margin: take these in order, and
@@ -122,9 +129,11 @@ def _line_search(step: Tensor, decision: Tensor, moved: Tensor, y: Tensor, C: fl
     first = (room > 0) | ((room == 0) & (speed < 0))
     order = crossing.argsort()
     enters = torch.where(room > 0, -1.0, 1.0)[order]  # a sample leaves the margin, or enters it
-    constant = 2.0 * C * torch.where(first, room * speed, 0.0).sum() - step.dot(decision)
-    rise = 2.0 * C * torch.where(first, speed * speed, 0.0).sum() + step.dot(moved)
+    constant = 2.0 * _total(C, torch.where(first, room * speed, 0.0)) - step.dot(decision)
+    rise = 2.0 * _total(C, torch.where(first, speed * speed, 0.0)) + step.dot(moved)
     at, r, v = crossing[order], room[order], speed[order]
+    if not isinstance(C, float | int):
+        enters, C = enters * C[order], 1.0
     constants = torch.cat([constant[None], constant + 2.0 * C * (enters * r * v).cumsum(0)])
     rises = torch.cat([rise[None], rise + 2.0 * C * (enters * v * v).cumsum(0)])
     # the slope is rise t - constant; what rounding leaves of a flat stretch must not lead out of it
@@ -134,25 +143,30 @@ def _line_search(step: Tensor, decision: Tensor, moved: Tensor, y: Tensor, C: fl
     return start if flat else min(max(float(constants[stretch] / rises[stretch]), start), end)
 
 
-def _solve_active(gram: Tensor, y: Tensor, active: Tensor, C: float) -> Tensor:
+def _solve_active(gram: Tensor, y: Tensor, active: Tensor, C: Cost) -> Tensor:
     """The optimum if exactly the `active` samples lie inside the margin; NaN where K_AA + I / 2C is not definite."""
     index = active.nonzero().flatten()
     beta = torch.zeros_like(y)
     if len(index):
         system = gram[index][:, index]
-        system.diagonal().add_(0.5 / C)
+        system.diagonal().add_(0.5 / (C if isinstance(C, float | int) else C[index]))
         factor, failed = torch.linalg.cholesky_ex(system)
         solved = torch.cholesky_solve(y[index, None], factor).flatten()
         beta[index] = solved if not failed else torch.nan
     return beta
 
 
-def _objective(beta: Tensor, decision: Tensor, y: Tensor, C: float) -> Tensor:
-    """Value of the SVM's objective, [m]."""
-    return 0.5 * (beta * decision).sum(-1) + C * (1.0 - y * decision).clamp_min(0.0).pow(2).sum(-1)
+def _objective(beta: Tensor, decision: Tensor, y: Tensor, C: Cost) -> Tensor:
+    """Value of the SVM's objective."""
+    return 0.5 * (beta * decision).sum(-1) + _total(C, (1.0 - y * decision).clamp_min(0.0).pow(2))
 
 
-def fit_sklearn(features: Tensor, labels: Tensor, C: float = 1.0, *, max_iter: int = 2000, seed: int = 0) -> Tensor:
+def _total(C: Cost, values: Tensor) -> Tensor:
+    """sum C_i values_i; with one C for all, multiplied once, as it rounds least."""
+    return C * values.sum() if isinstance(C, float | int) else (C * values).sum()
+
+
+def fit_sklearn(features: Tensor, labels: Tensor, C: Cost = 1.0, *, max_iter: int = 2000, seed: int = 0) -> Tensor:
     """The paper's solver, kept for comparison (`--svm sklearn`): scikit-learn's LinearSVC, one problem at a time.
 
     Same shapes as `fit_svms`. It stops at `max_iter` rounds, converged or not.
@@ -169,7 +183,13 @@ def fit_sklearn(features: Tensor, labels: Tensor, C: float = 1.0, *, max_iter: i
         for s, x in enumerate(features):
             rows = x.detach().to("cpu", torch.float64).numpy()
             for m, y in enumerate(labels[s].cpu().numpy()):
-                svm = LinearSVC(C=C, fit_intercept=False, max_iter=max_iter, random_state=seed).fit(rows, y)
+                each = None if isinstance(C, float | int) else C[m].cpu().numpy()
+                svm = LinearSVC(
+                    C=C if isinstance(C, float | int) else 1.0,
+                    fit_intercept=False,
+                    max_iter=max_iter,
+                    random_state=seed,
+                ).fit(rows, y, sample_weight=each)
                 weights[s, m] = torch.from_numpy(svm.coef_[0])
     return weights.to(features.device)
 
@@ -193,15 +213,18 @@ def angles(first: Tensor, second: Tensor) -> Tensor:
     return degrees
 
 
-def _checked(features: Tensor, labels: Tensor, C: float) -> Tensor:
+def _checked(features: Tensor, labels: Tensor, C: Cost) -> Tensor:
     if features.ndim != 3:
         raise UsageError(f"features must be [sublayers, prompts, width], not {list(features.shape)}.")
     if labels.ndim == 2:
         labels = labels.expand(features.shape[0], *labels.shape)
     if labels.ndim != 3 or labels.shape[0] != features.shape[0] or labels.shape[2] != features.shape[1]:
         raise UsageError(f"labels {list(labels.shape)} do not fit features {list(features.shape)}.")
-    if not 0 < C < float("inf"):
-        raise UsageError(f"C must be positive and finite, not {C}.")
+    if isinstance(C, float | int):
+        if not 0 < C < float("inf"):
+            raise UsageError(f"C must be positive and finite, not {C}.")
+    elif C.shape != labels.shape[1:] or not bool((torch.isfinite(C) & (C > 0)).all()):
+        raise UsageError(f"C must be positive and finite, one for each sample and labelling: {list(labels.shape[1:])}.")
     labels = labels.to(features.device)
     if not ((labels == 1) | (labels == -1)).all():
         raise UsageError("labels must be +1 or -1.")

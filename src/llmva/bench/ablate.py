@@ -168,7 +168,7 @@ def _point(x: float | None, label: str, rows: Sequence[Mapping[str, Any]], promp
 
 def _variants(what: str, decoder: Decoder) -> list[Variant]:
     if what == "iterations":
-        return [("LLM-VA", None, "every iteration", None, {"patience": 1000, "min_kept": 0.0, "passes": 1})]
+        return [("LLM-VA", None, "every iteration", None, {"patience": 0, "min_kept": 0.0, "passes": 1})]
     if what == "layers":
         most = len(decoder.sublayers)
         counts = sorted({max(1, round(share * most)) for share in SHARES})

@@ -16,11 +16,17 @@ from llmva.errors import LlmvaError, UsageError
 from llmva.files import lock, write_json
 
 
+def file_name(method: str, setting: str | None) -> str:
+    """What the cells of a method's row begin with."""
+    return method.replace("+", "-plus") + ("" if setting is None else f"-{setting}")
+
+
 class Cells:
-    """`get` measures what is not there yet. Without a directory nothing is kept."""
+    """`get` measures what is not there yet. Without a directory cells are kept in memory."""
 
     def __init__(self, directory: Path | None, identity: Mapping[str, Any], *, restart: bool = False) -> None:
         self.directory = directory
+        self._kept: dict[str, dict[str, Any]] = {}
         if directory is None:
             return
         self._lock = lock(directory)  # held as long as it is open
@@ -42,7 +48,9 @@ class Cells:
     def get(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The cell `name`, read back if it was measured before."""
         if self.directory is None:
-            return measure()
+            if name not in self._kept:
+                self._kept[name] = measure()
+            return self._kept[name]
         path = self.directory / "cells" / f"{name}.json"
         if path.exists():
             return _read(path)

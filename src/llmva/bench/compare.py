@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from llmva.alignment import align
-from llmva.bench.cells import Cells
-from llmva.bench.measure import HARMLESS_TEXTS, Applied, Bench
+from llmva.bench.cells import Cells, file_name
+from llmva.bench.choice import Choices, curve, note
+from llmva.bench.measure import HARMLESS_TEXTS, Applied, Bench, harmless_answers
 from llmva.bench.summary import NONE, OURS, figures, title, versus
 from llmva.edit import Edit
 from llmva.errors import UsageError
@@ -28,8 +29,7 @@ from llmva.models.sublayers import find_decoder
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt, PromptSet
 from llmva.rivals import RIVALS, make_rival
-from llmva.rivals.base import Steering
-from llmva.rivals.tune import tune
+from llmva.rivals.base import FACTORS, STRENGTH, Steering
 from llmva.run import peak_bytes, versions
 from llmva.settings import check_seed, make_settings
 from llmva.skills import Probe
@@ -77,9 +77,10 @@ def compare(
         methods: of METHODS.
         seeds: draws of the fit prompts. The splits and the test prompts are the same for all.
         out: folder for compare.json, the cells and our own runs. None keeps everything in memory.
-        tuned: a second row for each rival, its options chosen on validation prompts with the first seed, for at most
-            as many answers as our own run with that seed took.
-        curves: F1, ASR and ORR on validation prompts along the strength of each method that has one.
+        tuned: a second row for each rival. The first has its paper's settings, with the magnitude chosen on validation
+            prompts with the first seed; for the second, other options are tried there too, for at most as many answers
+            as our own run with that seed took.
+        curves: F1, ASR and ORR on validation prompts along the strength of each method.
         settings: of our own method, as `align` takes them.
 
     Raises:
@@ -105,6 +106,7 @@ def compare(
         "prompts": prompts.hashes(),
         "settings": chosen.model_dump(),
         "seed of tuning": check_seed(seeds[0]),
+        "magnitudes of rivals": list(FACTORS),
     }
     directory = None if out is None else Path(out)
     cells = Cells(directory, identity, restart=restart)
@@ -128,9 +130,11 @@ def compare(
     version = versions()
     rows = [work.summary(row) for method in dict.fromkeys(methods) for row in work.rows_of(method, tuned)]
     tests = versus(rows, work.by_title, prompts.test)
+    untouched = next((entry for entry in rows if entry["method"] == NONE), None)
+    held = work.choices.untouched()["asr"] if set(methods) & set(RIVALS) else None
     for entry in rows:
         entry["versus"] = tests.get(title(entry))
-        entry["note"] = _note(entry, rows)
+        entry["note"] = note(entry, untouched, held)
     record: dict[str, Any] = {
         "format": 1,
         "kind": "comparison",
@@ -156,7 +160,8 @@ def compare(
 LIMITS = (
     "The best rival is the one with the highest F1 on these test prompts, a choice that flatters rivals.",
     "Latency is of methods applied by hooks; an edit written into the weights adds none by construction.",
-    "Rivals' magnitudes and blocks are translated from the sizes of their papers' models to this one's.",
+    "Rivals' blocks are translated from the depth of their papers' models to this one's, and their magnitudes are "
+    "those that do best on validation prompts; see docs/rivals.md.",
 )
 
 
@@ -175,17 +180,15 @@ class _Comparison:
         self.bench, self.cells, self.directory = bench, cells, directory
         self.seeds, self.settings, self.restart = seeds, settings, restart
         self.by_title: dict[str, list[dict[str, Any]]] = {}
-        self.extra: dict[str, dict[str, Any]] = {}  # by title: curve, options
+        self.extra: dict[str, dict[str, Any]] = {}  # by title: curve, options, what was tried
         self.budget = BUDGET
+        self.choices = Choices(
+            bench, cells, seeds[0], lambda: self._fit_prompts(seeds[0])[:2], float(settings["min_kept"])
+        )
         self._fitted: dict[int, tuple[list[Prompt], list[Label], float]] = {}
         self.untouched = cells.get("none", lambda: bench.measure("untouched model", nullcontext, []))
-        self.harmless = [
-            (prompt.text, answer)
-            for prompt, answer, label in zip(
-                bench.prompts.test, self.untouched["answers"], self.untouched["labels"], strict=True
-            )
-            if prompt.benign and label == "answered"
-        ][:HARMLESS_TEXTS]
+        answered = harmless_answers(bench.prompts.test, self.untouched["labels"], self.untouched["answers"])
+        self.harmless = answered[:HARMLESS_TEXTS]
 
     def rows_of(self, method: str, tuned: bool) -> list[Row]:
         if method in (NONE, OURS):
@@ -197,9 +200,39 @@ class _Comparison:
             kept = {"kept": 1.0, "kl": 0.0, "perplexity": 1.0} if self.harmless else {}
             cell = {**self.untouched, **kept, "seed": None, "fit_seconds": 0.0, "fit_answers": 0, "latency": 1.0}
             self.by_title[row.title] = [cell]
-            self.extra[row.title] = {"options": {}, "curve": []}
+            self.extra[row.title] = {"options": {}, "curve": [], "tried": []}
             return
-        options = self._options(row)
+        choice = self._choice(row)
+        options, strengths = choice["options"], curves and row.setting != "tuned"
+        same = row
+        if row.setting == "tuned" and options == self.extra[Row(row.method, "paper").title]["options"]:
+            same = Row(row.method, "paper")  # nothing did better, so it is measured already
+        measured, drawn = self._cells(same, options, strengths)
+        # what a choice cost belongs to every fit that is made with it
+        found = [
+            {
+                **cell,
+                "fit_answers": cell["fit_answers"] + choice["answers"],
+                "fit_seconds": round(cell["fit_seconds"] + choice["seconds"], 2),
+            }
+            for cell in measured
+        ]
+        if row.method == OURS:
+            self.budget = found[0]["fit_answers"]
+        elif strengths:
+            drawn = curve(choice["tried"], options[STRENGTH])
+        self.by_title[row.title] = found
+        self.extra[row.title] = {"options": options, "curve": drawn, "tried": choice["tried"]}
+
+    def _choice(self, row: Row) -> dict[str, Any]:
+        if row.method == OURS:
+            return {"options": {}, "tried": [], "answers": 0, "seconds": 0.0}
+        if row.setting == "tuned":
+            return self.choices.tuned(row.method, self.budget)
+        return self.choices.paper(row.method)
+
+    def _cells(self, row: Row, options: Mapping[str, Any], curves: bool) -> tuple[list[dict[str, Any]], list[Any]]:
+        """What is measured of a fit with each seed, and for our own method the curve of the first."""
         fits: dict[int, Callable[[float], Applied]] = {}  # those that this process has made
 
         def fit(seed: int) -> tuple[Callable[[float], Applied], dict[str, Any]]:
@@ -215,20 +248,16 @@ class _Comparison:
                 applied, cost = fit(seed)
                 return {"seed": seed, **cost, **self.bench.measure(what, applied(1.0), self.harmless)}
 
-            found.append(self.cells.get(f"{_file(row)}-{seed}", measured))
-        if row.method == OURS:
-            self.budget = found[0]["fit_answers"]
-        self.by_title[row.title] = found
-        curve: list[Any] = []
-        if curves and row.setting != "tuned" and (row.method == OURS or _has_magnitude(row.method, options)):
-            first = self.seeds[0]
+            found.append(self.cells.get(f"{file_name(row.method, row.setting)}-{seed}", measured))
+        if row.method != OURS or not curves:
+            return found, []
+        first = self.seeds[0]
 
-            def drawn() -> dict[str, Any]:
-                applied = fits[first] if first in fits else fit(first)[0]
-                return {"curve": self.bench.strengths(row.title, applied, STRENGTHS)}
+        def drawn() -> dict[str, Any]:
+            applied = fits[first] if first in fits else fit(first)[0]
+            return {"curve": self.bench.strengths(row.title, applied, STRENGTHS)}
 
-            curve = self.cells.get(f"{_file(row)}-curve", drawn)["curve"]
-        self.extra[row.title] = {"options": options, "curve": curve}
+        return found, self.cells.get(f"{file_name(row.method, row.setting)}-curve", drawn)["curve"]
 
     def summary(self, row: Row) -> dict[str, Any]:
         """The row as compare.json has it, but for `versus` and `note`."""
@@ -256,34 +285,6 @@ class _Comparison:
             "cost": {key: mean(key) for key in ("fit_seconds", "fit_answers", "latency")},
             "utility": {key: mean(key) for key in ("kept", "kl", "perplexity")},
         }
-
-    def _options(self, row: Row) -> dict[str, Any]:
-        """A rival's options: its paper's, or those that do best on the validation prompts within the budget."""
-        if row.method == OURS:
-            return {}
-        options = dict(make_rival(row.method).options)
-        if row.setting != "tuned":
-            return options
-        seed = self.seeds[0]
-
-        def choose() -> dict[str, Any]:
-            prompts, labels, _ = self._fit_prompts(seed)
-            best, tried = tune(
-                row.method,
-                self.bench.decoder,
-                self.bench.tokenizer,
-                (prompts, labels),
-                self.bench.prompts.validation,
-                self.bench.judge,
-                budget=self.budget,
-                max_new_tokens=self.bench.max_new_tokens,
-                batching=self.bench.batching,
-                generator=_generator(seed),
-                progress=self.bench.progress,
-            )
-            return {"options": best, "tried": tried}
-
-        return dict(self.cells.get(f"{_file(row)}-options", choose)["options"])
 
     def _fit(
         self, row: Row, seed: int, options: Mapping[str, Any]
@@ -362,26 +363,5 @@ def _applied(edit: Edit, bench: Bench) -> AbstractContextManager[Any]:
     return edit.apply(bench.decoder.model, check=False)
 
 
-def _has_magnitude(method: str, options: Mapping[str, Any]) -> bool:
-    return make_rival(method, **options).has_magnitude
-
-
-def _file(row: Row) -> str:
-    return row.method.replace("+", "-plus") + ("" if row.setting is None else f"-{row.setting}")
-
-
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def _note(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Says so where a rival does not lower the untouched model's ASR, or leaves it broken."""
-    untouched = next((other for other in rows if other["method"] == NONE), None)
-    if row["method"] == NONE or untouched is None or row["asr"]["mean"] is None:
-        return None
-    before, after = untouched["asr"]["mean"], row["asr"]["mean"]
-    if after >= before:
-        return f"Answers no fewer of the harmful prompts than the untouched model ({after:.3f}, {before:.3f})."
-    if (row["garbled"]["mean"] or 0.0) > (untouched["garbled"]["mean"] or 0.0) + 0.05:
-        return f"{row['garbled']['mean']:.1%} of its answers are broken text, which counts as refused nowhere."
-    return None

@@ -86,7 +86,8 @@ def run_evaluate(
     data: Sequence[str],
     sets: Mapping[str, Any],
     iteration: int | None,
-    strength: float,
+    strength: float | None,
+    point: int | None = None,
     judge: str,
     max_new_tokens: int,
     seed: int,
@@ -111,6 +112,7 @@ def run_evaluate(
             **sets,
             iteration=iteration,
             strength=strength,
+            point=point,
             judge=judge,
             max_new_tokens=max_new_tokens,
             seed=seed,
@@ -131,7 +133,7 @@ def run_evaluate(
     from llmva.utility import measure_tasks
 
     judge_ = make_judge(judge)
-    loaded_edit = inputs.load_edit(edit, iteration, strength)
+    loaded_edit = inputs.load_edit(edit, iteration, strength, point)
     prompts = inputs.test_prompts(model, edit, toxic, benign, seed)
     with Display(quiet) as display:
         benchmarks = inputs.choose_tasks(utility, seed, display)

@@ -92,7 +92,8 @@ def run_transfer(
     keep_duplicates: bool,
     markdown: Path | None,
     iteration: int | None,
-    strength: float,
+    strength: float | None,
+    point: int | None = None,
     judge: str,
     max_new_tokens: int,
     seed: int,
@@ -114,7 +115,7 @@ def run_transfer(
     from llmva.transfer import transfer
 
     judge_ = make_judge(judge)
-    loaded_edit = inputs.load_edit(edit, iteration, strength)
+    loaded_edit = inputs.load_edit(edit, iteration, strength, point)
     if markdown is not None and not markdown.parent.is_dir():
         raise UsageError(f"There is no folder '{markdown.parent}': make it, or choose another for --markdown.")
     with Display(quiet) as display:

@@ -116,19 +116,32 @@ def places(data: Sequence[str]) -> list[str]:
     return [term.partition("=")[2] or term for value in data for term in value.split(",")]
 
 
-def load_edit(path: Path | None, iteration: int | None, strength: float) -> Edit | None:
-    """The edit of a run, at the iteration that the run chose unless told."""
+def load_edit(
+    path: Path | None, iteration: int | None, strength: float | None, point: int | None = None
+) -> Edit | None:
+    """The edit of a run, at the iteration and strength that the run chose unless told."""
     check_strength(strength)
     if path is None:
-        if iteration is not None or strength != 1.0:
-            raise UsageError("--iteration and --strength need an edit: add --edit DIR.")
+        if iteration is not None or strength is not None or point is not None:
+            raise UsageError("--iteration, --strength and --point need an edit: add --edit DIR.")
         return None
     edit = Edit.load(path)
+    if point is not None:
+        from llmva.front import find_point
+        from llmva.run import read_run
+
+        if iteration is not None or strength is not None:
+            raise UsageError("--point is an iteration and a strength: leave --iteration and --strength out.")
+        folder = edit_file(path).parent
+        record = read_run(folder) if (folder / "run.json").is_file() else None
+        iteration, strength = find_point(record, point, path)
     if iteration is not None:
-        if iteration == 0:  # asked for in so many words, so no mistake: the untouched model
+        if iteration == 0 and not edit.at(0).factors:  # asked for in so many words, so no mistake: the untouched model
             return edit.at(edit.iterations).scaled(0.0)
         edit = edit.asked(iteration, path)
-    return edit.chosen.scaled(strength) if strength != 1.0 else edit
+    if strength is None:
+        return edit
+    return (edit if edit.best is None else edit.at(edit.best)).scaled(strength)
 
 
 def choose_tasks(utility: Mapping[str, Any] | None, seed: int, progress: Progress) -> list[ChosenTask]:
@@ -140,8 +153,8 @@ def choose_tasks(utility: Mapping[str, Any] | None, seed: int, progress: Progres
     return load_tasks(names, include_path=utility["include_path"], limit=utility["limit"], seed=seed)
 
 
-def check_strength(strength: float) -> float:
-    if not math.isfinite(strength):
+def check_strength(strength: float | None) -> float | None:
+    if strength is not None and not math.isfinite(strength):
         raise UsageError(f"--strength {strength} is no amount of an edit: give a number such as 0.5.")
     return strength
 

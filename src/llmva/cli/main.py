@@ -1,4 +1,4 @@
-"""`llmva align | demo | evaluate | chat | inspect | export | verify | push | compare | ablate | judge | data`."""
+"""`llmva align | demo | evaluate | chat | inspect`; the other commands have modules of their own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Annotated, Any, Optional
 import typer
 
 from llmva.cli import data as data_command
-from llmva.cli import studies
+from llmva.cli import extend as extend_command
+from llmva.cli import shipping, studies
 from llmva.cli.arguments import check_text
 from llmva.cli.options import (
-    Base,
     BatchTokens,
     Benign,
     Data,
@@ -29,10 +29,9 @@ from llmva.cli.options import (
     Markdown,
     ModelArg,
     PerSet,
+    Point,
     Quantize,
     Quiet,
-    Rank,
-    RunDir,
     Seed,
     Strength,
     Tasks,
@@ -81,7 +80,7 @@ def align(
     ] = 1.0,
     per_source: Annotated[int, typer.Option("--per-source", help="training prompts drawn from each data set")] = 128,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="most tokens of an answer")] = 128,
-    patience: Annotated[int, typer.Option("--patience", help="iterations without improvement before stopping")] = 3,
+    patience: Annotated[int, typer.Option("--patience", help="iterations without gain before stopping; 0: never")] = 3,
     prefer: Annotated[str, typer.Option("--prefer", help="safety, balance or usefulness")] = "balance",
     max_asr: Annotated[Optional[float], typer.Option("--max-asr", help="most harmful prompts answered")] = None,  # noqa: UP045
     max_orr: Annotated[Optional[float], typer.Option("--max-orr", help="most benign prompts refused")] = None,  # noqa: UP045
@@ -167,7 +166,8 @@ def evaluate(
     keep_duplicates: KeepDuplicates = False,
     markdown: Markdown = None,
     iteration: Iteration = None,
-    strength: Strength = 1.0,
+    strength: Strength = None,
+    point: Point = None,
     judge: JudgeName = "phrases",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="most tokens of an answer")] = 128,
     utility: Utility = False,
@@ -201,6 +201,7 @@ def evaluate(
         sets={"per_set": per_set, "keep_duplicates": keep_duplicates, "markdown": markdown},
         iteration=iteration,
         strength=strength,
+        point=point,
         judge=judge,
         max_new_tokens=max_new_tokens,
         seed=seed,
@@ -221,7 +222,7 @@ def chat(
     ] = False,
     prompt: Annotated[Optional[str], typer.Option("--prompt", "-p", help="ask this one thing and end")] = None,  # noqa: UP045
     iteration: Iteration = None,
-    strength: Strength = 1.0,
+    strength: Strength = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="most tokens of an answer")] = 256,
     seed: Seed = 42,
     device: Device = "auto",
@@ -262,102 +263,8 @@ def inspect(
     run_inspect(directory, json=json_, quiet=quiet)
 
 
-@app.command()
-def export(
-    directory: RunDir,
-    kind: Annotated[str, typer.Option("--as", metavar="lora|merged|diff", help="adapter, full model, or a list")],
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="FOLDER", help="folder to write")] = None,  # noqa: UP045
-    iteration: Iteration = None,
-    strength: Strength = 1.0,
-    rank: Rank = None,
-    base: Base = None,
-    seed: Seed = 42,
-    json_: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Write the edit in DIR as a PEFT LoRA adapter or as a merged model; or list what it changes.
-
-    A merged model is written shard by shard: memory for one tensor is enough.
-    """
-    from llmva.cli.ship import run_export
-
-    run_export(
-        directory,
-        kind=kind,
-        out=out,
-        iteration=iteration,
-        strength=strength,
-        rank=rank,
-        base=base,
-        json=json_,
-        quiet=quiet,
-    )
-
-
-@app.command()
-def verify(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="hub id, local folder, or .gguf file")],
-    artefacts: Annotated[
-        list[Path], typer.Argument(metavar="ARTEFACT...", help="folders of runs, adapters or merged models")
-    ],
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    device_map: DeviceMap = None,
-    quantize: Quantize = "none",
-    trust_remote_code: Trust = False,
-    seed: Seed = 42,
-    json_: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Tell whether each ARTEFACT is the same edit of BASE: logits on probe prompts, and tensors of merged models.
-
-    The first ARTEFACT that holds an edit is what the others are compared with. Exit code 1 if one differs.
-    """
-    from llmva.cli.ship import run_verify
-
-    code = run_verify(
-        base,
-        artefacts,
-        loading=loading_options(device, dtype, device_map, quantize, trust_remote_code),
-        json=json_,
-        quiet=quiet,
-    )
-    raise typer.Exit(code)
-
-
-@app.command()
-def push(
-    directory: RunDir,
-    repo: Annotated[str, typer.Option("--repo", metavar="USER/NAME", help="repository on the hub, made if missing")],
-    kind: Annotated[str, typer.Option("--as", metavar="edit|lora|merged", help="what to upload")] = "edit",
-    private: Annotated[bool, typer.Option("--private", help="make the repository private")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show all that would be uploaded, upload nothing")] = False,
-    iteration: Iteration = None,
-    strength: Strength = 1.0,
-    rank: Rank = None,
-    base: Base = None,
-    seed: Seed = 42,
-    json_: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Upload the edit in DIR to the Hugging Face hub, with a model card. Answers to prompts never leave the machine."""
-    from llmva.cli.ship import run_push
-
-    run_push(
-        directory,
-        repo=repo,
-        kind=kind,
-        private=private,
-        dry_run=dry_run,
-        iteration=iteration,
-        strength=strength,
-        rank=rank,
-        base=base,
-        json=json_,
-        quiet=quiet,
-    )
-
-
+extend_command.add_to(app)
+shipping.add_to(app)
 studies.add_to(app)
 data_command.add_to(app)
 

@@ -38,7 +38,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no t
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="seed of every random draw")]
 EditDir = Annotated[Optional[Path], typer.Option("--edit", metavar="DIR", help="folder that llmva align wrote")]  # noqa: UP045
 Iteration = Annotated[Optional[int], typer.Option("--iteration", help="use this iteration of the edit")]  # noqa: UP045
-Strength = Annotated[float, typer.Option("--strength", help="0 is the original model, 1 the edit as fitted")]
+Strength = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--strength", help="0 is the original model, 1 the edit as fitted [default: as the run chose]"),
+]
+Point = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--point", metavar="K", help="a point that llmva front shows, in place of the one that was chosen"),
+]
 JudgeName = Annotated[str, typer.Option("--judge", help="who decides whether an answer refuses")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32")]

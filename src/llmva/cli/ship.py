@@ -1,4 +1,4 @@
-"""What `llmva export`, `verify` and `push` do, apart from parsing their options."""
+"""What `llmva front`, `export`, `verify` and `push` do, apart from parsing their options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ SHIPPED = ("edit", "lora", "merged")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM knows beyond 1
 
 
-def plan_of(directory: Path, iteration: int | None, strength: float, base: str | None) -> Plan:
+def plan_of(
+    directory: Path, iteration: int | None, strength: float | None, base: str | None, point: int | None = None
+) -> Plan:
     from llmva.export.plan import make_plan
 
     if not directory.exists():
@@ -27,11 +29,28 @@ def plan_of(directory: Path, iteration: int | None, strength: float, base: str |
         directory,
         iteration=iteration,
         strength=inputs.check_strength(strength),
+        point=point,
         base=base,
         known={inputs.DEMO_NAME: inputs.demo_model()},
     )
     inputs.quiet_libraries(plan.base)
     return plan
+
+
+def run_front(directory: Path, *, json: bool, quiet: bool) -> None:
+    from llmva.report import front_table, write_front
+    from llmva.run import read_run
+
+    record = read_run(directory)
+    if not record.get("front"):
+        raise UsageError(f"'{directory}' has no points: finish it by the same llmva align, or --restart an older run.")
+    picture = write_front(directory, record)
+    if not quiet:
+        display = Display()
+        display.console.print(front_table(record))
+        display.line(f"Wrote {picture}. llmva export {directory} --as lora --point K --out FOLDER ships a point.")
+    if json:
+        emit({"front": record["front"], "picture": str(picture)})
 
 
 def run_export(
@@ -40,7 +59,8 @@ def run_export(
     kind: str,
     out: Path | None,
     iteration: int | None,
-    strength: float,
+    strength: float | None,
+    point: int | None = None,
     rank: int | None,
     base: str | None,
     json: bool,
@@ -56,7 +76,7 @@ def run_export(
         raise UsageError(f"--as {kind} writes a folder: say which with --out.")
     if kind == "diff" and out is not None:
         raise UsageError("--as diff writes nothing: leave --out out.")
-    plan = plan_of(directory, iteration, strength, base)
+    plan = plan_of(directory, iteration, strength, base, point)
     found: dict[str, Any] = {
         "as": kind,
         "base": plan.title,
@@ -117,7 +137,8 @@ def run_push(
     private: bool,
     dry_run: bool,
     iteration: int | None,
-    strength: float,
+    strength: float | None,
+    point: int | None = None,
     rank: int | None,
     base: str | None,
     json: bool,
@@ -127,7 +148,7 @@ def run_push(
         raise UsageError(f"--as {kind} cannot be pushed: use {', '.join(SHIPPED)}.")
     if rank is not None and (kind != "lora" or rank not in RANKS):
         raise UsageError(f"--rank is of adapters alone and one of {', '.join(map(str, RANKS))}: mend or leave it out.")
-    plan = plan_of(directory, iteration, strength, base)
+    plan = plan_of(directory, iteration, strength, base, point)
     from llmva.export.push import push
 
     with Display(quiet) as display:

@@ -24,7 +24,7 @@ def run_chat(
     compare: bool,
     prompt: str | None,
     iteration: int | None,
-    strength: float,
+    strength: float | None,
     max_new_tokens: int,
     loading: Mapping[str, Any],
     json: bool,

@@ -84,7 +84,7 @@ def measured(plan: Plan) -> bool:
     """Whether the run's test figures are of just what is shipped."""
     record = dict(plan.record or {})
     return bool(part(record, "test", "after")) and (
-        plan.iteration == record.get("best_iteration") and strength(plan) == 1.0
+        plan.iteration == record.get("best_iteration") and strength(plan) == record.get("best_strength", 1.0)
     )
 
 
@@ -184,8 +184,9 @@ def _figures(plan: Plan, record: dict[str, Any]) -> str:
     notes = [found.sentence, *found.notes]
     if not measured(plan):
         notes = [
-            f"**These figures are of the run's iteration {record.get('best_iteration')} at strength 1. What ships "
-            f"here is iteration {plan.iteration} at strength {strength(plan):g}, which was not measured on them.**"
+            f"**These figures are of the run's iteration {record.get('best_iteration')} at strength "
+            f"{record.get('best_strength', 1.0):g}. What ships here is "
+            f"iteration {plan.iteration} at strength {strength(plan):g}, which was not measured on them.**"
         ]
     table = ["| test prompts | n | before | after |", "| --- | --- | --- | --- |", *(_row(row) for row in rows)]
     return "\n\n".join([" ".join(map(_text, notes)), "\n".join(table), "Brackets are 95% intervals."])

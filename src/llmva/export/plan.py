@@ -9,6 +9,7 @@ from typing import Any
 
 from llmva.edit import Edit, edit_file
 from llmva.errors import UsageError
+from llmva.front import find_point
 from llmva.run import read_run
 
 
@@ -29,7 +30,8 @@ def make_plan(
     directory: str | Path,
     *,
     iteration: int | None = None,
-    strength: float = 1.0,
+    strength: float | None = None,
+    point: int | None = None,
     base: str | None = None,
     known: Mapping[str, Path] | None = None,
 ) -> Plan:
@@ -37,17 +39,25 @@ def make_plan(
 
     Args:
         iteration: None takes the one that the run chose.
-        strength: 0 is the base model, 1 the edit as fitted.
+        strength: 0 is the base model, 1 the edit as fitted. None takes the one that the run chose, of an iteration
+            that is named 1.
+        point: one of those that `llmva front` shows, instead of iteration and strength.
         base: where the base model lies now; None takes the name that the run was given.
         known: models that go by another name than their place, as the bundled one does.
 
     Raises:
-        UsageError: no edit, no such iteration, or an edit that changes nothing.
+        UsageError: no edit, no such iteration or point, or an edit that changes nothing.
     """
     directory = Path(directory)
     whole = Edit.load(directory)
     folder = edit_file(directory).parent
     record = read_run(folder) if (folder / "run.json").is_file() else None
+    if point is not None:
+        if iteration is not None or strength is not None:
+            raise UsageError("--point is an iteration and a strength: leave --iteration and --strength out.")
+        iteration, strength = find_point(record, point, directory)
+    if strength is None:
+        strength = whole.strength if iteration is None and whole.best is not None else 1.0
     if iteration is None:
         iteration = whole.iterations if whole.best is None else whole.best
     edit = whole.asked(iteration, directory)

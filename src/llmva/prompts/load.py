@@ -127,6 +127,44 @@ def _assemble(sources: list[Sided], seed: int, drawn: Collection[str] = (), per_
     return replace(found, warnings=(*found.warnings, *_near_repeats(found)))
 
 
+def add_prompts(old: PromptSet, new: Sequence[Prompt], seed: int) -> tuple[PromptSet, tuple[str, ...]]:
+    """`old` with its splits as they are, and each source of `new` cut 60/20/20; and the names of the new sources.
+
+    A new prompt that `old` has already is left out, and told. A source whose name is taken gets another. Raises
+    UsageError for prompts that stand on both sides, and where nothing is new or too little to be cut.
+    """
+    before = [prompt for _, found in old.splits() for prompt in found]
+    check_sides([*before, *new])
+    seen = Seen(before)
+    fresh = drop_repeats([prompt for prompt in new if prompt.text not in seen])
+    if not fresh:
+        raise UsageError(f"none of the {len(new)} prompts is new, the earlier run has them all: give others.")
+    for side, found in (("toxic", [p for p in fresh if not p.benign]), ("benign", [p for p in fresh if p.benign])):
+        _need(f"new {side}", len(found), LEAST) if found else None
+    warnings = [f"{len(new) - len(fresh)} prompts are not new and were left out."] if len(fresh) < len(new) else []
+    if near := len(seen.overlap(fresh).near):
+        warnings.append(f"{near} of {len(fresh)} new prompts share most of their words with one of the earlier run.")
+    taken, splits, names = {prompt.source for prompt in before}, dict(old.splits()), []
+    added: dict[str, list[Prompt]] = {split: [] for split in splits}
+    for source, benign in dict.fromkeys((prompt.source, prompt.benign) for prompt in fresh):
+        name, n = source, 1
+        while name in taken:
+            n += 1
+            name = f"{source}-{n}"
+        taken.add(name)
+        names.append(name)
+        mine = [Prompt(p.text, benign, name) for p in fresh if (p.source, p.benign) == (source, benign)]
+        for split, found in cut({"": mine}, seed).items():
+            added[split] += found
+    for split, found in added.items():
+        for benign in {prompt.benign for prompt in fresh}:
+            if all(prompt.benign != benign for prompt in found):
+                raise UsageError(f"the {split} split gets no new {'benign' if benign else 'toxic'} prompts: give more.")
+    train, validation, test = ((*splits[split], *added[split]) for split in ("train", "validation", "test"))
+    warnings += _near_repeats(PromptSet(train, validation, tuple(added["test"])))
+    return PromptSet(train, validation, test, tuple(warnings)), tuple(names)
+
+
 def _near_repeats(prompts: PromptSet) -> list[str]:
     """What a reader of test figures must know of test prompts that are nearly training prompts, by source."""
     overlap = Seen([*prompts.train, *prompts.validation]).overlap(prompts.test)

@@ -18,6 +18,7 @@ from llmva.errors import LlmvaError, UsageError
 from . import charts, figures
 from .changes import SHOWN, Changes, changes
 from .outcome import outcome
+from .points import front_panel
 from .svg import legend, whiskers
 
 FORMAT, VERSION = "llmva-run", 1
@@ -64,6 +65,7 @@ def render(run: dict[str, Any], answers: list[dict[str, Any]], prompts: Mapping[
         whiskers=lambda row: whiskers(row.before, row.after, (row.before_interval, row.after_interval)),
         progress=charts.progress(run),
         strengths=charts.strengths(run),
+        front=front_panel(run),
         history=_history(run),
         best=best,
         edits=_edits(run),

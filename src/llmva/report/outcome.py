@@ -33,13 +33,18 @@ def outcome(run: dict[str, Any]) -> Outcome:
         return Outcome(
             "Left as it was",
             "mixed",
-            "No edit did better than the untouched model on the validation prompts, so the model was not changed: "
+            f"No edit did better than the {_first(run)} on the validation prompts, so the model was not changed: "
             f"it answers {_spoken(asr[0])} of the harmful prompts and refuses {_spoken(orr[0])} of the benign ones.",
         )
     harmful, benign = _phrase("answers", asr[0], asr[1]), _phrase("refuses", orr[0], orr[1])
     sentence = f"The edited model {harmful} of the harmful prompts and {benign} of the benign ones."
     verdict, tone = _verdict(asr[1] - asr[0], orr[1] - orr[0], finite(before.get("f1")), finite(after.get("f1")))
     return Outcome(verdict, tone, sentence, tuple(_notes(run, before, after)))
+
+
+def _first(run: dict[str, Any]) -> str:
+    """What a run began with."""
+    return "earlier edit" if part(run, "extends") else "untouched model"
 
 
 def _unfinished(run: dict[str, Any]) -> Outcome:
@@ -70,7 +75,7 @@ def _verdict(asr: float, orr: float, f1_before: float | None, f1_after: float | 
 
 
 def _notes(run: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    notes = []
+    notes = ["“Before” is the model with the earlier edit, not the untouched model."] if part(run, "extends") else []
     old, new = interval(before.get("f1_interval")), interval(after.get("f1_interval"))
     if old and new and old[0] <= new[1] and new[0] <= old[1]:
         notes.append("The 95% intervals of F1 before and after overlap: on this many test prompts it may be chance.")

@@ -176,14 +176,11 @@ class AlphaSteer(Rival):
         return AlphaSteering(blocks, prompt_suffix(tokenizer), torch.stack(readers), refusals, gain, notes=notes)
 
     def variants(self) -> list[dict[str, Any]]:
-        strength = self.defaults[STRENGTH]
-        steps = [{STRENGTH: strength * factor} for factor in (0.5, 2.0, 0.25, 4.0)]
         return [
-            *steps,
-            *[{"contrast": "harmful", **step} for step in ({}, *steps)],
-            *[{"null_share": 0.4, **step} for step in ({}, *steps)],
-            *[{"contrast": "harmful", "null_share": 0.4, **step} for step in ({}, *steps)],
-            *[{"regulariser": 1e-1, **step} for step in ({}, *steps)],
+            {"contrast": "harmful"},
+            {"null_share": 0.4},
+            {"contrast": "harmful", "null_share": 0.4},
+            {"regulariser": 1e-1},
         ]
 
 

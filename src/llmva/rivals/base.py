@@ -11,9 +11,10 @@ Magnitudes. The papers' numbers are lengths on 7B models and mean nothing on ano
   both did for the 135M model (30 blocks). The root lies between them and was chosen on training and validation
   prompts alone.
 
-How long spreads are on the papers' models is our estimate: no paper gives them. So the strengths of the length-bound
-methods are the least, on a grid of steps of about 1.5, at which validation prompts of both of our models began to move.
-Blocks are given as shares of depth.
+How long spreads are on the papers' models is our estimate: no paper gives them. So the translated magnitude is only
+where a sweep begins (see tune.py): the papers choose theirs for each model by trying some, and so does a comparison.
+The strengths of the length-bound methods are the least, on a grid of steps of about 1.5, at which validation prompts of
+both of our models began to move. Blocks are given as shares of depth.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from llmva.rivals.hooks import Behaviour, Place, steered
 
 S = TypeVar("S", bound="Steering")
 STRENGTH = "strength"  # the option, of every rival, that only scales what was fitted
+FACTORS = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 3.0, 0.125, 4.0)  # of the translated magnitude, nearest first
+FACTORS_OF_VARIANTS = (1.0, 0.5, 2.0, 0.25, 4.0)  # of the magnitude that other options are tried around
 
 
 class Steering(ABC):
@@ -87,7 +90,6 @@ class Rival(ABC):
     name: str
     paper: str
     defaults: Mapping[str, Any]  # the paper's, translated
-    has_magnitude: bool = True  # whether a curve along `scaled` makes sense
 
     def __init__(self, **options: Any) -> None:
         unknown = [key for key in options if key not in self.defaults]
@@ -128,16 +130,19 @@ class Rival(ABC):
 
     @abstractmethod
     def variants(self) -> list[dict[str, Any]]:
-        """Changes of the defaults that tuning may try, the most telling first."""
+        """Changes of the defaults, other than the strength, that tuning may try, the most telling first."""
 
-    def grid(self) -> list[dict[str, Any]]:
-        """Full options that tuning may try, the paper's first, none twice."""
-        found = [dict(self.defaults)]
-        for variant in self.variants():
-            options = {**self.defaults, **variant}
-            if options not in found:
-                found.append(options)
-        return found
+    def sweep(self) -> list[dict[str, Any]]:
+        """The paper's settings at every magnitude that is tried, the translated one first."""
+        return [{**self.defaults, STRENGTH: factor * self.defaults[STRENGTH]} for factor in FACTORS]
+
+    def grid(self, strength: float) -> list[dict[str, Any]]:
+        """Full options that tuning may try besides the paper's settings, at magnitudes around `strength`."""
+        return [
+            {**self.defaults, **variant, STRENGTH: factor * strength}
+            for variant in self.variants()
+            for factor in FACTORS_OF_VARIANTS
+        ]
 
 
 @dataclass(frozen=True)

@@ -179,15 +179,8 @@ class Cast(Rival):
         return sides_of_pairs[0], sides_of_pairs[1], lengths
 
     def variants(self) -> list[dict[str, Any]]:
-        strength = self.defaults[STRENGTH]
-        steps = [{STRENGTH: strength * factor} for factor in (0.5, 2.0, 4.0, 8.0, 0.25)]
         late = {"condition_blocks": [1 / 32, 1.0]}  # up to the first behaviour block
-        return [
-            *steps,
-            *[{"contrast": "labels", **step} for step in ({}, *steps)],
-            *[{**late, **step} for step in ({}, *steps)],
-            *[{"contrast": "labels", **late, **step} for step in ({}, *steps)],
-        ]
+        return [{"contrast": "labels"}, late, {"contrast": "labels", **late}]
 
 
 def find_condition(

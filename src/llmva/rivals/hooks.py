@@ -46,6 +46,13 @@ class Pass:
         columns = torch.arange(self.real.shape[1], device=self.real.device)
         return self.real & (columns <= self.ends[:, None])
 
+    def from_end(self) -> Tensor:
+        """bool [rows, t]: the last prompt token and what follows it."""
+        assert self.ends is not None
+        assert self.real is not None
+        columns = torch.arange(self.real.shape[1], device=self.real.device)
+        return self.real & (columns >= self.ends[:, None])
+
 
 class Behaviour:
     """What one application of a method does. May keep state from a prompt pass to the passes that continue it."""

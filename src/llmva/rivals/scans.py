@@ -9,11 +9,12 @@ From up to 64 harmful and 64 harmless prompts, at the outputs of blocks:
 For each prompt its own transition is taken in the same way, in a pass of its own that this costs, and compared with
 the reference: the mean, over the blocks from the first steered one to the last of the model, of their cosines. At or
 above the threshold the prompt passes for harmful and m v is added to the outputs of the steered blocks, otherwise
-m v is subtracted; at every position, while the prompt is read and while the answer is written.
+m v is subtracted; at the last prompt token and at every token of the answer, not at the rest of the prompt.
 
 The authors take the end of the user's turn for Qwen and the end of the prompt for Llama-2; here it is always the last
-prompt token. A threshold of None is not the paper's: it is the one with the best F1 (harmful or not) on the prompts
-that the vectors come from.
+prompt token. Their code reads the last block after the model's final norm (an accident of the library that it uses),
+here it is read like the others. A threshold of None is not the paper's: it is the one with the best F1 (harmful or not)
+on the prompts that the vectors come from.
 
 Translation (see base.py): m = 3.5 at blocks 10 to 19 of 32 on Llama-2-7B; here the share 0.3 at those ten blocks. The
 threshold 0.75 is a cosine and carries over as it is, though nothing says that other models' cosines lie alike; the
@@ -87,7 +88,10 @@ class _Signed(Behaviour):
         self.gate.decide(torch.where(likeness >= self.steering.threshold, 1.0, -1.0))
 
     def change(self, block: int, states: Tensor, current: Pass) -> Tensor:
-        return add_vector(states, self.vectors[block], current, self.gate.column(states))
+        factor = self.gate.column(states)
+        if current.prompt:
+            factor = factor * current.from_end().to(states)[:, :, None]
+        return add_vector(states, self.vectors[block], current, factor)
 
 
 def mean_cosine(transitions: Tensor, reference: Tensor) -> Tensor:
@@ -179,10 +183,4 @@ class Scans(Rival):
         )
 
     def variants(self) -> list[dict[str, Any]]:
-        strength = self.defaults[STRENGTH]
-        steps = [{STRENGTH: strength * factor} for factor in (0.5, 2.0, 0.25, 4.0)]
-        return [
-            *[{"threshold": None, **step} for step in ({}, *steps)],
-            *steps,
-            *[{"threshold": threshold, **step} for threshold in (0.7, 0.65) for step in ({}, *steps)],
-        ]
+        return [{"threshold": threshold} for threshold in (None, 0.7, 0.65)]

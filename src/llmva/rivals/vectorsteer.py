@@ -59,7 +59,7 @@ class _Add(Behaviour):
 
 
 def add_vector(states: Tensor, vector: Tensor, current: Pass, factor: Tensor | None = None) -> Tensor:
-    """`vector` [d] added to `states` [rows, t, d] at every real token, times `factor` [rows, 1, 1] where given."""
+    """`vector` [d] added to `states` [rows, t, d] at every real token, times `factor` [rows, 1 or t, 1] where given."""
     added = vector.to(states)
     if factor is not None:
         added = factor * added
@@ -123,11 +123,4 @@ class VectorSteer(Rival):
         return VectorSteering(blocks, prompt_suffix(tokenizer), share * spread(states)[:, None] * vectors)
 
     def variants(self) -> list[dict[str, Any]]:
-        strength = self.defaults[STRENGTH]
-        steps = [{STRENGTH: strength * factor} for factor in (0.25, 0.5, 2.0, 0.125, 4.0)]
-        return [
-            *steps,
-            *[{"contrast": "refused", **step} for step in ({}, *steps)],
-            *[{"direction": "means", **step} for step in ({}, *steps)],
-            *[{"contrast": "refused", "direction": "means", **step} for step in ({}, *steps)],
-        ]
+        return [{"contrast": "refused"}, {"direction": "means"}, {"contrast": "refused", "direction": "means"}]

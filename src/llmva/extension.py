@@ -1,0 +1,108 @@
+"""Go on from an earlier edit when new attacks or new false refusals appear, without going backwards on the old prompts.
+
+Iteration 0 of the new run is the model with the earlier edit. It is fitted on the earlier run's prompts, whose splits
+stay as they were, and the new ones together. An iteration can be chosen only if ASR and ORR of the earlier run's
+validation prompts stay within the intervals that the earlier edit had there (`start.guarded`), so the result is the
+earlier edit or better. Harm to other text is counted from the untouched model on, along the answers that it gave in
+the first run, so that harm cannot add up unseen over many extensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmva.alignment import Result, align
+from llmva.edit import Edit
+from llmva.errors import UsageError
+from llmva.judges.base import Judge
+from llmva.progress import Progress
+from llmva.prompts.load import add_prompts
+from llmva.prompts.types import Prompt, PromptSet
+from llmva.run import UNTOUCHED, read_answers, read_run
+from llmva.settings import Settings
+from llmva.skills import Probe
+from llmva.start import Start
+
+
+def extend(
+    model: Any,
+    tokenizer: Any,
+    directory: str | Path,
+    prompts: Sequence[Prompt],
+    *,
+    judge: Judge | str = "phrases",
+    seed: int | None = None,
+    out: str | Path | None = None,
+    restart: bool = False,
+    skills: Sequence[Probe] = (),
+    name: str | None = None,
+    command: str | None = None,
+    batch_tokens: int | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Result:
+    """Continue the edit of the finished run in `directory` with new prompts; a run of its own, as `align` makes.
+
+    Args:
+        model, tokenizer: the untouched model that the run was made on, as `load_model` gives it.
+        directory: of the earlier run; it is read only.
+        prompts: the new ones, of one side or both.
+        seed: None takes the earlier run's.
+        out: folder of the new run; None keeps everything in memory.
+        settings: fields of `llmva.settings.Settings` that shall differ from the earlier run's.
+
+    The other arguments are those of `align`.
+
+    Raises:
+        UsageError, LlmvaError: no finished run, another model, nothing new to learn from.
+    """
+    start, everything, record = prepare(directory, prompts, out, seed)
+    start.edit.apply(model).remove()  # an edit of another model is told before anything is made
+    return align(
+        model,
+        tokenizer,
+        everything,
+        judge=judge,
+        seed=record["seed"] if seed is None else seed,
+        out=out,
+        restart=restart,
+        skills=skills,
+        name=name or record["base"]["model"],
+        command=command,
+        batch_tokens=batch_tokens,
+        progress=progress,
+        start=start,
+        **{key: value for key, value in record["settings"].items() if key in Settings.model_fields} | settings,
+    )
+
+
+def prepare(
+    directory: str | Path, prompts: Sequence[Prompt], out: str | Path | None = None, seed: int | None = None
+) -> tuple[Start, PromptSet, dict[str, Any]]:
+    """What the new run begins with, its prompts, and the earlier run's record: all that goes without a model."""
+    directory = Path(directory)
+    record = read_run(directory)
+    if not (record.get("test") or {}).get("after"):
+        raise UsageError(f"The run in '{directory}' is not finished: end it by the same llmva align, then extend it.")
+    if out is not None and Path(out).resolve() == directory.resolve():
+        raise UsageError(f"'{directory}' is the run to be extended: choose another folder with --out.")
+    whole = Edit.load(directory)
+    if not whole.chosen.factors:
+        raise UsageError(
+            f"The run in '{directory}' left its model as it was, so there is no edit to extend: run llmva align on all "
+            "prompts together."
+        )
+    known = directory / "prompts.jsonl"
+    if not known.is_file():
+        raise UsageError(f"'{known}' is missing, and without it nothing guards the earlier prompts: put it back.")
+    old = PromptSet.from_jsonl(known)
+    everything, new = add_prompts(old, prompts, record["seed"] if seed is None else seed)
+    sources = tuple(old.counts())
+    answers = read_answers(directory, record)
+    first = min((row["iteration"] for row in answers), default=0)  # the untouched model's, however often extended
+    said = [{**row, "iteration": UNTOUCHED} for row in answers if row["iteration"] == first]
+    chosen = record["best_iteration"], record.get("best_strength", 1.0)
+    start = Start(whole.as_start(), sources, new, *chosen, said)
+    return start, everything, record

@@ -1,0 +1,148 @@
+"""The points of a run (run.json's `front`): table for terminals, picture for the report and for a file of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from llmva.errors import LlmvaError
+from llmva.statistics import wilson
+
+from . import svg
+from .figures import DASH, finite, interval, part, printable, score, share
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HEIGHT = 340.0
+STYLE = (  # of a picture that stands alone, where the report's style sheet does not reach
+    "svg{background:#fff;font:12px sans-serif}text{fill:#59636f}.grid,.axis{stroke:#d8dde3}"
+    ".line{fill:none;stroke:#0069a8}.c-after{fill:#0069a8;stroke:#0069a8}.c-before{fill:none;stroke:#6b7480}"
+    ".c-f1{fill:none;stroke:#007a5a;stroke-width:2}.named{fill:#1a1f26;font-weight:600}"
+)
+
+
+def points(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of the run's points that have ASR and ORR."""
+    listed = run.get("front")
+    rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+    return [r for r in rows if all(finite(r.get(name)) is not None for name in ("point", "strength", "asr", "orr"))]
+
+
+def front_table(run: dict[str, Any]) -> Table:
+    """One line a point, with Wilson intervals by the numbers of validation prompts."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    title = "Points of the run, on validation prompts [95% intervals]"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title), title_style="bold")
+    for name in ("point", "iter.", "strength", "F1", "ASR", "ORR", "kept", "KL", ""):
+        # on a narrow terminal an interval goes below its figure
+        table.add_column(name, justify="left" if name == "" else "right", no_wrap=name not in ("ASR", "ORR"))
+    benign, toxic = _sizes(run)
+    for row in points(run):
+        marks = [word for key, word in (("chosen", "chosen"), ("on_front", "front")) if row.get(key) is True]
+        kl = finite(row.get("kl"))
+        cells = (
+            f"{row['point']:.0f}",
+            f"{finite(row.get('iteration')) or 0:.0f}",
+            f"{row['strength']:g}",
+            score(finite(row.get("f1"))),
+            _with_interval(row["asr"], toxic),
+            _with_interval(row["orr"], benign),
+            share(finite(row.get("kept"))),
+            DASH if kl is None else f"{kl:.4f}",
+            ", ".join(marks),
+        )
+        table.add_row(*(Text(printable(cell)) for cell in cells), style="bold" if row.get("chosen") is True else "")
+    return table
+
+
+def _sizes(run: dict[str, Any]) -> tuple[int, int]:
+    """Benign and toxic prompts that the points were measured on; 0 where a run does not say."""
+    sides = part(run, "validation")
+    benign, toxic = finite(sides.get("n_benign")), finite(sides.get("n_toxic"))
+    return int(benign or 0), int(toxic or 0)
+
+
+def _with_interval(value: float, n: int) -> str:
+    ends = interval(wilson(min(n, max(0, round(value * n))), n)) if n else None
+    return share(value) if ends is None else f"{share(value)} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+
+
+def front_panel(run: dict[str, Any]) -> list[Markup]:
+    """The picture as the report shows it; empty without points."""
+    drawing = _drawing(run)
+    if drawing is None:
+        return []
+    keys = [
+        ("on the front", "dot", "c-after", None),
+        ("another is better in all", "ring", "c-before", None),
+        ("chosen", "star", "c-f1", None),
+    ]
+    head = svg.tag("figcaption", svg.tag("strong", "Points of the run"))
+    return [svg.tag("figure", head, svg.legend(keys), drawing)]
+
+
+def _drawing(run: dict[str, Any]) -> Markup | None:
+    """ASR across, ORR up, zoomed to the points; the line joins the front, by number of the point."""
+    rows = points(run)
+    if not rows:
+        return None
+    most = [max(0.05, *(min(1.0, float(row[key])) for row in rows)) for key in ("asr", "orr")]
+    on = svg.Axes(
+        svg.Scale(0.0, most[0], svg.LEFT + 10, svg.WIDTH - svg.RIGHT - 14),
+        svg.Scale(0.0, most[1], HEIGHT - svg.BOTTOM - 8, svg.TOP + 8),
+        HEIGHT,
+    )
+    parts = on.frame(
+        "ASR: harmful prompts answered",
+        "ORR: benign prompts refused",
+        svg.ticks(0.0, most[0]),
+        svg.ticks(0.0, most[1]),
+        _percent,
+        _percent,
+    )
+    front = sorted((float(r["asr"]), float(r["orr"])) for r in rows if r.get("on_front") is True)
+    if len(front) > 1:
+        spots = " ".join(f"{on.x(x):.2f},{on.y(y):.2f}" for x, y in front)
+        parts.append(svg.tag("polyline", class_="line c-after", points=spots, style="fill:none"))
+    taken: list[tuple[float, float]] = []
+    for row in rows:
+        x, y = on.x(float(row["asr"])), on.y(float(row["orr"]))
+        words = (
+            f"point {row['point']:.0f}: iteration {finite(row.get('iteration')) or 0:.0f}, strength "
+            f"{row['strength']:g}, ASR {share(row['asr'])}, ORR {share(row['orr'])}"
+        )
+        shape, class_ = ("dot", "c-after") if row.get("on_front") is True else ("ring", "c-before")
+        parts.append(svg.marker(shape, x, y, class_, 4.2, words))
+        if row.get("chosen") is True:
+            parts.append(svg.marker("star", x, y, "c-f1", 7.5, f"{words} (chosen)"))
+        if row.get("chosen") is True or all(abs(x - a) > 16 or abs(y - b) > 12 for a, b in taken):
+            taken.append((x, y))
+            parts.append(svg.text(x + 8, y - 6, f"{row['point']:.0f}", "named", "start"))
+    told = "; ".join(f"point {row['point']:.0f} ASR {share(row['asr'])} ORR {share(row['orr'])}" for row in rows)
+    return svg.picture("chart-front", "Points of the run", f"{told}.", HEIGHT, parts)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:g}%"
+
+
+def write_front(directory: Path, run: dict[str, Any]) -> Path:
+    """Write `directory/front.svg`, a picture for browsers that needs no other file."""
+    path = directory / "front.svg"
+    drawing = _drawing(run) or svg.picture("chart-front", "Points of the run", "None.", HEIGHT, [])
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * svg.WIDTH}" '
+    text = str(drawing).replace("<svg ", head, 1).replace(">", f"><style>{STYLE}</style>", 1)
+    temporary = directory / "front.svg.part"
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise LlmvaError(f"Cannot write {path} ({error.strerror}): make the folder writable and free space.") from error
+    return path
