@@ -100,7 +100,10 @@ def test_it_stops_when_a_class_is_empty(
     assert garbled == (label is llmva.Label.GARBLED)
 
 
-def test_it_stops_when_a_class_empties_later(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
+def test_it_stops_when_a_class_empties_later(
+    taught: Any, tokenizer: Any, prompts: llmva.PromptSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmva.foresight.Foresight.agreement", lambda self, seen: 0.0)  # else it foresees as much
     seen: dict[str, int] = {}
 
     def tires(prompt: str, answer: str) -> bool:
@@ -137,6 +140,32 @@ def test_one_alignment_at_a_time_is_the_papers_loop(taught: Any, tokenizer: Any,
     entries = align(taught, tokenizer, prompts, judge=Stub(wavers), **options)
     assert [e.get("undone") for e in entries.record["iterations"]] == [None, True, True, True]
     assert entries.every.held == []
+
+
+def test_what_lies_between_the_best_and_a_setback_goes_too(
+    taught: Any, tokenizer: Any, prompts: llmva.PromptSet, tmp_path: Path
+) -> None:
+    """A slightly worse iteration is gone on from; when the next is far worse the columns of both are dropped."""
+    from llmva.front import find_front
+
+    entries: list[dict[str, Any]] = []
+
+    def figures(prompts: Any, labels: Any) -> dict[str, Any]:
+        t = len(entries) % 4
+        f1 = [0.5, 0.8, 0.77, 0.6][t]
+        entries.append({})
+        return {"f1": f1, "asr": 1 - f1, "orr": 0.0, "garbled": 0.0, "unjudged": 0}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmva.alignment.quick", figures)
+        result = align(taught, tokenizer, prompts, iterations=3, patience=9, judge=Stub(by_chance), out=tmp_path)
+    measured = result.record["iterations"]
+    assert [e.get("undone") for e in measured] == [None, None, True, True]
+    assert [e.get("setback") for e in measured] == [None, None, None, True]
+    assert result.every.held == [1]
+    assert {row["iteration"] for row in find_front(result.record)} == {0, 1}
+    with pytest.raises(llmva.UsageError, match="holds iterations 0 to 1"):
+        llmva.Edit.load(tmp_path).asked(2, tmp_path)
 
 
 def test_it_stops_when_it_is_perfect(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:

@@ -177,7 +177,7 @@ def test_killed_before_every_write(taught_folder: Path, tmp_path: Path, scenario
     assert all(entry["passes"] for entry in found[:-1])
     first, last = 1, moments.count
     if undone:
-        t = next(entry["iteration"] for entry in found if entry.get("undone"))
+        t = next(entry["iteration"] for entry in found if entry.get("setback"))
         first, last = commits[t] + 1, commits[t + 1] + 2
     assert last - first > (5 if undone else 20)
     for moment in range(first, last + 1):

@@ -120,9 +120,11 @@ def align(
         edit, texts = run.edit, harmless_texts(run.answers, prompts, "train", HARMLESS_TEXTS)
         went_too_far = empty or aim.worth(measured[best]) - aim.worth(entry) > SETBACK
         if best < t and went_too_far and chosen_settings.passes > 1:  # the paper never goes back
-            entry["undone"] = True  # it went too far: back to the best, to go on with half the step
+            entry["setback"] = True  # it went too far: back to the best, to go on with half the step
+            for gone in measured[best + 1 :]:  # what lay between the two goes too
+                gone["undone"] = True
             edit, (train, validation) = edit.at(best), _recall(work, run, best)
-        setbacks = sum(bool(e.get("undone")) for e in measured)
+        setbacks = sum(bool(e.get("setback")) for e in measured)
         stopped = stop_reason(measured, chosen_settings, aim) or figures.emptied(train)
         if stopped is None:
             progress.stage(f"iteration {t}: fitting")
@@ -164,7 +166,7 @@ def stop_reason(iterations: Sequence[Mapping[str, Any]], settings: Settings, aim
         return f"validation F1 has not improved for {settings.patience} iterations"
     if t >= settings.iterations:
         return f"all {settings.iterations} iterations are done"
-    if sum(bool(entry.get("undone")) for entry in iterations) > MOST_SETBACKS:
+    if sum(bool(entry.get("setback")) for entry in iterations) > MOST_SETBACKS:
         return f"it went too far {MOST_SETBACKS + 1} times"
     return None
 

@@ -101,7 +101,7 @@ class Edit:
         if not 0 <= iteration <= self.iterations:
             raise UsageError(f"'{path}' holds iterations 0 to {self.iterations}: choose --iteration among them.")
         if iteration and iteration not in self.held:  # at() would give the one that the run went back to
-            held = ", ".join(map(str, [0, *self.held]))
+            held = ", ".join(map(str, sorted({0, *self.held})))
             raise UsageError(f"Iteration {iteration} of '{path}' was undone: choose --iteration among {held}.")
         return self.at(iteration)
 
