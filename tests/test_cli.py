@@ -118,7 +118,7 @@ def test_what_the_record_holds(record: dict[str, Any], run: Path, taught_folder:
     """The fields that programs may rely on."""
     assert record["base"]["model"] == str(taught_folder)
     assert re.fullmatch("[0-9a-f]{64}", record["base"]["sha256"])
-    assert record["settings"] | {"iterations": 3, "layers": 4, "per_source": 40} == record["settings"]
+    assert record["settings"] | {"iterations": 3, "layers": 6, "per_source": 40} == record["settings"]
     assert record["seed"] == 42
     assert record["command"].split()[0]
     assert {"llmva", "versions", "judge", "prompts"} <= record.keys()
@@ -126,7 +126,7 @@ def test_what_the_record_holds(record: dict[str, Any], run: Path, taught_folder:
     for entry in record["iterations"]:
         assert all(0 <= entry[name] <= 1 for name in ("f1", "asr", "orr", "garbled"))
     for entry in record["iterations"][:-1]:
-        assert len(entry["selected"]) == 4
+        assert len(entry["selected"]) == 6  # all, unless told
         assert 0 <= entry["mean_angle"] <= 180
     assert 0 <= record["best_iteration"] < len(record["iterations"])
     for side in ("before", "after"):

@@ -146,7 +146,7 @@ class Strict(llmva.Judge):
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "as it comes": {"iterations": 1, "per_source": 24, "endings_tokens": 16},
-    "one alignment at a time": {"iterations": 2, "per_source": 24, "passes": 1, "test": False},
+    "one alignment at a time": {"iterations": 2, "per_source": 24, "passes": 1, "layers": 4, "test": False},
     "an iteration is undone": {"iterations": 3, "per_source": 40, "layers": 6, "test": False},
 }
 
@@ -175,6 +175,7 @@ def test_killed_before_every_write(taught_folder: Path, tmp_path: Path, scenario
     found = json.loads((reference / "run.json").read_text())["iterations"]
     assert any(entry.get("undone") for entry in found) == undone
     assert all(entry["passes"] for entry in found[:-1])
+    assert len(found) == SCENARIOS[scenario]["iterations"] + 1
     first, last = 1, moments.count
     if undone:
         t = next(entry["iteration"] for entry in found if entry.get("setback"))
@@ -233,14 +234,20 @@ def start() -> Iterator[Callable[[int, tuple[str, ...]], tuple[int | None, int]]
     return run
 
 
-def test_killed_at_ten_random_moments(taught_folder: Path, whole: Path, tmp_path: Path, start: Any) -> None:
-    code, moments = start(0, align(taught_folder, tmp_path / "never" / "run"))
+@pytest.mark.parametrize("more", [(), ("--passes", "1", "--layers", "4")], ids=["as it comes", "one at a time"])
+def test_killed_at_five_random_moments(
+    taught_folder: Path, whole: Path, tmp_path: Path, start: Any, more: tuple[str, ...]
+) -> None:
+    """In the passes through the model too: all that was foreseen there has to come again."""
+    code, moments = start(0, (*align(taught_folder, tmp_path / "never" / "run"), *more))
     assert code == 0
+    if more:
+        whole = tmp_path / "never" / "run"
     same_end(whole, tmp_path / "never" / "run")
-    for moment in random.Random(7).sample(range(1, moments + 1), 10):
+    for moment in random.Random(7).sample(range(1, moments + 1), 5):
         out = tmp_path / f"{moment}" / "run"
-        assert start(moment, align(taught_folder, out))[0] == -signal.SIGKILL
-        assert start(0, align(taught_folder, out))[0] == 0
+        assert start(moment, (*align(taught_folder, out), *more))[0] == -signal.SIGKILL
+        assert start(0, (*align(taught_folder, out), *more))[0] == 0
         same_end(whole, out)
 
 
