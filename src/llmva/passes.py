@@ -10,7 +10,7 @@ prompts are foreseen to fare better, which also keeps a step from going too far.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ RANDOM_MESSAGES = 256  # likewise
 HARMLESS_CHECKED = 16  # texts that an accepted pass is measured on
 TRUST = 0.9  # share of validation labels that the first token must foretell
 GAIN = 0.003  # of the F of chances, that a pass must bring where the foreseen labels stay the same
+SLOW, NEARLY_DONE = 0.05, 0.95  # a rise of F below which, and an F up to which, a pass tries to reach further
+MOST_REACH = 4.0  # most that r is raised by
 HALVINGS = 2  # of a step that would make things worse
 Change = Callable[[Vectors, Observation, int], Vectors]  # of the vectors, the training prompts and the iteration
 
@@ -103,16 +105,10 @@ def advance(
             edit = align_sublayers(edit, work.decoder.sublayers, vectors, chosen, iteration, step)
             done += 1
             break
-        for halving in range(HALVINGS + 1):
-            tried = align_sublayers(edit, work.decoder.sublayers, vectors, chosen, iteration, step / 2**halving)
-            with tried.apply(work.decoder.model, check=False):
-                seen = foresee(work.decoder, work.tokenizer, validation.prompts, foresight, work.batching)
-            value = promise(seen, beta)
-            if _better(value, best) and _spares(work, tried, texts):
-                break
-        else:
+        found = _search(work, edit, vectors, chosen, iteration, step, foresight, validation, best, texts)
+        if found is None:
             break  # no step along these vectors is foreseen to help
-        edit, validation, best = tried, seen, value
+        edit, validation, best = found
         done += 1
         if done == settings.passes:
             break
@@ -123,6 +119,55 @@ def advance(
             break  # everything answered, or nothing: no answer vector to be read
     assert first is not None
     return Advance(edit, *first, done, best[0] if foresight is not None else None)
+
+
+Found = tuple[Edit, Observation, tuple[float, float]]  # an edit, what validation prompts would then do, its promise
+
+
+def _search(
+    work: Work,
+    edit: Edit,
+    vectors: Vectors,
+    chosen: list[int],
+    iteration: int,
+    step: float,
+    foresight: Foresight,
+    validation: Observation,
+    best: tuple[float, float],
+    texts: Sequence[tuple[str, str]],
+) -> Found | None:
+    """The step along `vectors` that is foreseen to help, or None.
+
+    The method's own step first, then shorter ones until one helps. Where it helps little and much is left to do, r is
+    raised: sigma_a is small where nearly every prompt has the same answer, and r = sigma_a / sigma_b then asks for less
+    than the decision needs.
+    """
+
+    def attempt(length: float, reach: float, above: tuple[float, float]) -> Found | None:
+        scaled = replace(vectors, spread=vectors.spread * torch.tensor([reach, 1.0]).to(vectors.spread))
+        tried = align_sublayers(edit, work.decoder.sublayers, scaled, chosen, iteration, length)
+        with tried.apply(work.decoder.model, check=False):
+            seen = foresee(work.decoder, work.tokenizer, validation.prompts, foresight, work.batching)
+        value = promise(seen, work.aim.beta)
+        return (tried, seen, value) if _better(value, above) and _spares(work, tried, texts) else None
+
+    found: Found | None = None
+    for halving in range(HALVINGS + 1):
+        found = attempt(step / 2**halving, 1.0, best)
+        if found is not None:
+            break
+    reach = 1.0
+    while reach < MOST_REACH and _slow(best if found is None else found[2], best):
+        reach *= 2.0
+        further = attempt(step, reach, best if found is None else found[2])
+        if further is None and found is not None:
+            break
+        found = further or found
+    return found
+
+
+def _slow(value: tuple[float, float], before: tuple[float, float]) -> bool:
+    return value[0] < NEARLY_DONE and value[0] - before[0] < SLOW
 
 
 def _better(one: tuple[float, float], other: tuple[float, float]) -> bool:

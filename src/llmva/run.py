@@ -71,9 +71,9 @@ class Run:
             "cost": {"seconds": 0.0, "peak_bytes": 0, "generated_tokens": 0},
             "limits": list(prompts.warnings),
         }
-        first = Edit({} if start is None else start.factors, record["base"])
+        factors = {} if start is None else start.factors
         if directory is None:
-            return cls(None, record, first, None), False
+            return cls(None, record, Edit(factors, record["base"]), None), False
         held = lock(directory)
         if not restart and (directory / "run.json").exists():
             before = read_run(directory)
@@ -83,7 +83,7 @@ class Run:
             record = before  # killed before the first iteration was done: the other files may not be there yet
         elif not restart:
             _empty(directory)
-        run = cls(directory, record, first, held)
+        run = cls(directory, record, Edit(factors, record["base"]), held)
         write_json(directory / "run.json", record)
         _remove(directory / "report.html")
         prompts.to_jsonl(directory / "prompts.jsonl")
