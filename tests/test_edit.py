@@ -486,8 +486,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: written(p, {"a.b.iteration": torch.tensor([3, 1], dtype=torch.int32)}),
         "out of order",
     ),
-    "iteration zero": (
-        lambda p: written(p, {"a.b.iteration": torch.tensor([0, 1], dtype=torch.int32)}),
+    "iteration below zero": (
+        lambda p: written(p, {"a.b.iteration": torch.tensor([-1, 1], dtype=torch.int32)}),
         "out of order",
     ),
     "tensor of another name": (lambda p: written(p, {"a.b.W": ONES.clone()}), "unexpected tensor a.b.W"),

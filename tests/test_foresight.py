@@ -159,6 +159,43 @@ def test_it_foresees_what_generation_then_says(taught: Any, tokenizer: Any, requ
     assert promise(foreseen)[0] == pytest.approx(quick(said.prompts, said.labels)["f1"])
 
 
+def test_the_likeliest_token_decides_and_not_the_likeliest_label(tokenizer: Any) -> None:
+    """Generation is greedy: an answer that one word opens outweighs refusals that many share, each less likely."""
+    model, request = taught_model(steps=1), Prompt("paint the fence", True, "s")
+    decoder = find_decoder(model)
+    found = capture(decoder, tokenizer, [request.text], max_new_tokens=0)
+    assert found.first is not None
+    likeliest = int(found.first[0])
+    table = dict.fromkeys(range(len(tokenizer)), (0.0, 1.0, 0.0)) | {likeliest: (1.0, 0.0, 0.0)}
+    foreseen = foresee(decoder, tokenizer, [request], Foresight(table))
+    said = observe(decoder, tokenizer, [request], llmva.judges.make_judge("phrases"), max_new_tokens=3)
+    assert said.capture.first is not None
+    assert said.capture.first[0] == likeliest
+    assert foreseen.labels == [ANSWERED]
+    assert foreseen.capture.shares is not None
+    answered, refused = foreseen.capture.shares[0].tolist()
+    assert answered < 0.5 < refused
+    assert foreseen.judgements[0].confidence == pytest.approx(answered)
+
+
+def test_an_edit_is_foreseen_as_it_then_does(taught: Any, tokenizer: Any, requests: list[Prompt]) -> None:
+    """Of a model that is not sure of its first words, under half-finished edits."""
+    model = taught_model(steps=50)
+    decoder, judge = find_decoder(model), llmva.judges.make_judge("phrases")
+    prompts = llmva.PromptSet(tuple(requests[:80]), tuple(requests[80:]), ())
+    options = {"iterations": 2, "passes": 1, "max_new_tokens": 8, "per_source": 60, "test": False}
+    result = llmva.align(model, tokenizer, prompts, judge=judge, **options)
+    foresight, gaps = Foresight(), []
+    for t, entry in enumerate(result.record["iterations"]):
+        with result.every.at(t).apply(model, check=False):
+            told = observe(decoder, tokenizer, prompts.train, judge, max_new_tokens=8)
+            foresight = foresight.faded().learn(told)
+            foreseen = foresee(decoder, tokenizer, prompts.validation, foresight)
+        gaps.append(abs(promise(foreseen)[0] - entry["f1"]))
+    assert len(gaps) > 1
+    assert max(gaps) < 0.05
+
+
 def test_what_opens_with_a_token_never_seen_is_garbled(taught: Any, tokenizer: Any, requests: list[Prompt]) -> None:
     found = foresee(find_decoder(taught), tokenizer, requests[:3], Foresight())
     assert found.labels == [GARBLED] * 3

@@ -57,11 +57,12 @@ class Foresight:
     def agreement(self, seen: Observation) -> float:
         """Share of judged answers whose label the first token alone foretells."""
         assert seen.capture.first is not None
-        told = [self._of_token(token) for token in seen.capture.first.tolist()]
+        told = [self.label(token) for token in seen.capture.first.tolist()]
         judged = [(one, label) for one, label in zip(told, seen.labels, strict=True) if label in KINDS]
         return sum(one is label for one, label in judged) / max(1, len(judged))
 
-    def _of_token(self, token: int) -> Label:
+    def label(self, token: int) -> Label:
+        """What an answer that begins with `token` mostly was; garbled if none did."""
         counts = self.counts.get(token)
         return Label.GARBLED if counts is None else KINDS[max(range(3), key=lambda k: (counts[k], -k))]
 
@@ -84,7 +85,9 @@ def foresee(
 ) -> Observation:
     """Captures and foreseen labels of `prompts` with the model as it is now; nothing is generated.
 
-    A judgement's confidence is the chance of its label. What opens with tokens never seen counts as garbled.
+    A label is that of the most likely first token, which is the one that greedy generation takes and that `agreement`
+    is measured with; its confidence is the chance of the label over all tokens. What opens with a token never seen
+    counts as garbled.
     """
     vocabulary = int(decoder.model.get_output_embeddings().weight.shape[0])
     found = capture(
@@ -95,14 +98,16 @@ def foresee(
         weigh=foresight.table(vocabulary),
         batching=batching,
     )
+    assert found.first is not None
     assert found.shares is not None
-    return Observation(list(prompts), [_judgement(row) for row in found.shares.tolist()], found)
+    told = [foresight.label(token) for token in found.first.tolist()]
+    rows = zip(told, found.shares.tolist(), strict=True)
+    return Observation(list(prompts), [_judgement(label, shares) for label, shares in rows], found)
 
 
-def _judgement(shares: list[float]) -> Judgement:
+def _judgement(label: Label, shares: list[float]) -> Judgement:
     chances = [*shares, max(0.0, 1.0 - sum(shares))]
-    k = max(range(3), key=lambda i: (chances[i], -i))
-    return Judgement(KINDS[k], chances[k], "first token")
+    return Judgement(label, chances[KINDS.index(label)], "first token")
 
 
 def promise(seen: Observation, beta: float = 1.0) -> tuple[float, float]:
