@@ -108,5 +108,5 @@ def test_what_is_preferred_decides_the_lean(prefer: str, lean: float, monkeypatc
     given: dict[str, Any] = {}
     monkeypatch.setattr(passes, "identify", lambda *seen, **options: given.update(options))
     work = SimpleNamespace(settings=make_settings(prefer=prefer, quiet=0.0), change=None, seed=0)
-    fit(work, None, None, None, [], 1)  # type: ignore[arg-type]
+    fit(work, None, None, None, 1)  # type: ignore[arg-type]
     assert given["lean"] == lean
