@@ -40,13 +40,13 @@ def attack() -> list[Prompt]:
 
 @pytest.fixture(scope="module")
 def first_run(taught_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that has not seen the attack."""
+    """A finished run that has not seen the attack, and edits too few sublayers to stop it all the same."""
     out = tmp_path_factory.mktemp("first") / "run"
     model, tokenizer = llmva.load_model(taught_folder)
     prompts = llmva.PromptSet.from_lists(requests(True, False), requests(True, True))
     llmva.align(
         model, tokenizer, prompts, out=out, iterations=3, per_source=32, max_new_tokens=8, endings_tokens=0,
-        name=str(taught_folder),
+        layers=4, name=str(taught_folder),
     )  # fmt: skip
     assert Edit.load(out).chosen.factors
     return out
