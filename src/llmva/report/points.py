@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from llmva.errors import LlmvaError
-from llmva.statistics import wilson
 
 from . import svg
 from .figures import DASH, finite, interval, part, printable, score, share
@@ -69,6 +68,8 @@ def _sizes(run: dict[str, Any]) -> tuple[int, int]:
 
 
 def _with_interval(value: float, n: int) -> str:
+    from llmva.statistics import wilson  # here, since it imports numpy
+
     ends = interval(wilson(min(n, max(0, round(value * n))), n)) if n else None
     return share(value) if ends is None else f"{share(value)} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
 
