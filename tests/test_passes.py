@@ -118,8 +118,9 @@ def test_what_cannot_be_foreseen_is_one_step_of_the_paper(
 
 
 def test_one_pass_with_foresight_is_that_step_too_if_it_helps(
-    make: Any, answered: Any, texts: Any, told: Foresight
+    make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(passes, "MOST_REACH", 1.0)
     work = make(passes=1)
     found = advance(work, Edit(), *answered, told, texts, 1, 1.0)
     assert found.passes == 1
@@ -155,8 +156,9 @@ def test_it_is_deterministic(make: Any, answered: Any, texts: Any, told: Foresig
     assert one.foreseen == two.foreseen
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, values: list[tuple[float, float]]) -> list[float]:
+def scripted(monkeypatch: pytest.MonkeyPatch, values: list[tuple[float, float]], reach: float = 1.0) -> list[float]:
     """`promise` says `values` one after the other; the steps that are tried come back."""
+    monkeypatch.setattr(passes, "MOST_REACH", reach)
     steps: list[float] = []
     left = iter(values)
     original = align_sublayers
@@ -188,6 +190,29 @@ def test_after_a_quarter_of_the_step_it_gives_up(
     assert steps == [1.0, 1.0, 0.5, 0.25]
     assert (found.passes, found.foreseen) == (1, 0.6)
     assert columns(found.edit) == {1}  # what did not help left nothing
+
+
+def test_where_a_pass_brings_little_r_is_raised_until_that_helps_no_more(
+    make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = scripted(monkeypatch, [(0.5, 0.5), (0.51, 0.5), (0.53, 0.5), (0.52, 0.9)], reach=4.0)
+    found = advance(make(passes=1), Edit(), *answered, told, texts, 1, 1.0)
+    assert steps == [1.0, 1.0, 1.0]  # r as it is, twice, four times: the step's length stays
+    assert (found.passes, found.foreseen) == (1, 0.53)
+    monkeypatch.undo()
+    work = make(passes=1)
+    vectors = fit(work, *answered, harmless_outputs(work, Edit(), texts, 1), 1)
+    doubled = replace(vectors, spread=vectors.spread * torch.tensor([2.0, 1.0], dtype=vectors.spread.dtype))
+    wanted = align_sublayers(Edit(), work.decoder.sublayers, doubled, found.chosen, 1)
+    assert equal(found.edit, wanted)
+
+
+def test_a_pass_that_brings_much_is_taken_as_it_is(
+    make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = scripted(monkeypatch, [(0.5, 0.5), (0.6, 0.5)], reach=4.0)
+    assert advance(make(passes=1), Edit(), *answered, told, texts, 1, 1.0).foreseen == 0.6
+    assert steps == [1.0]
 
 
 def test_no_step_at_all(make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch) -> None:
