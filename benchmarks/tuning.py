@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,6 @@ from llmva.judges import make_judge
 from llmva.metrics import quick
 from llmva.models.sublayers import find_decoder
 from llmva.observation import observe
-from llmva.organism import folder
-from llmva.organism.check import measure
-from llmva.organism.language import draw_prompt_set
-from llmva.organism.skills import probes as organism_probes
-from llmva.organism.train import Recipe, train
 from llmva.selection import papers_count
 
 SHARES = (0.25, 0.375, 0.5, 0.65625, 0.8125, 1.0)
@@ -46,15 +43,10 @@ WIDTHS = {"llama": 96, "qwen3": 96, "phi3": 96, "gemma2": 128}
 def organism(architecture: str, seed: int, keep: Path) -> Path:
     path = keep / f"{architecture}-{seed}"
     if not (path / "model.safetensors").is_file():
-        width = WIDTHS.get(architecture, 96)
-        recipe = Recipe(architecture=architecture, width=width, hidden=3 * width)
-        folder.prepare(path)
-        model, tokenizer = train(recipe, seed, lambda line: None)
-        prompts, asked = draw_prompt_set(), organism_probes(120)
-        figures = measure(model, tokenizer, prompts.train, prompts.test, asked)
-        folder.save(path, model, tokenizer, prompts, asked, f"Made by benchmarks/tuning.py, {recipe}, seed {seed}.\n")
-        if failures := figures.failures():
-            print(f"{path.name} misses its gates ({'; '.join(failures)}); measured all the same", flush=True)
+        sizes = ["--architecture", architecture, "--width", str(WIDTHS.get(architecture, 96))]
+        command = [sys.executable, "-m", "llmva.organism", "train", "--seed", str(seed), "--out", str(path), *sizes]
+        if subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
+            print(f"{path.name} misses its gates; measured all the same", flush=True)
     return path
 
 

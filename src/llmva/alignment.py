@@ -21,7 +21,6 @@ from llmva.models.batching import first_guess
 from llmva.models.chat import encode, render
 from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import capture, check_rows
-from llmva.models.harmless import agreement
 from llmva.models.sublayers import Decoder, find_decoder
 from llmva.objective import Aim
 from llmva.observation import Observation, observe
@@ -124,8 +123,9 @@ def align(
             for gone in measured[best + 1 :]:  # what lay between the two goes too
                 gone["undone"] = True
             edit, (train, validation) = edit.at(best), _recall(work, run, best)
+            empty = figures.emptied(train)
         setbacks = sum(bool(e.get("setback")) for e in measured)
-        stopped = stop_reason(measured, chosen_settings, aim) or figures.emptied(train)
+        stopped = stop_reason(measured, chosen_settings, aim) or empty
         if stopped is None:
             progress.stage(f"iteration {t}: fitting")
             trusted = foresight if chosen_settings.passes > 1 and entry["foretold"] >= TRUST else None
@@ -135,7 +135,7 @@ def align(
             entry |= _seen(forward.vectors, forward.chosen, validation, decoder)
             if not forward.passes:
                 stopped = "no step is foreseen to bring it nearer"
-        elif figures.emptied(train) is None:  # the last vectors are wanted too: the report shows where the angles ended
+        elif empty is None:  # the last vectors are wanted too: the report shows where the angles ended
             harmless = harmless_outputs(work, edit, texts, t + 1)
             entry |= _seen(fit(work, train, validation, harmless, t + 1), [], validation, decoder)
         run.record |= {
@@ -227,10 +227,7 @@ def _measure_harm(work: Work, run: Run) -> dict[str, float | None]:
     if not run.edit.factors or not texts:
         return {"kept": 1.0, "kl": 0.0, "perplexity": 1.0} if texts else {"kept": None, "kl": None, "perplexity": None}
     bar = work.progress.stage(f"iteration {run.done}: comparing harmless text", len(texts))
-    model = work.decoder.model
-    found = agreement(
-        work.decoder, work.tokenizer, texts, lambda: run.edit.apply(model, check=False), work.batching, bar
-    )
+    found = work.harm(run.edit, texts, bar)
     return {"kept": found.mean_kept, "kl": found.mean_kl, "perplexity": found.perplexity_ratio}
 
 

@@ -14,7 +14,7 @@ from llmva.metrics import summarise
 from llmva.models.batching import first_guess
 from llmva.models.harmless import agreement
 from llmva.models.sublayers import find_decoder
-from llmva.observation import Observation, observe
+from llmva.observation import Observation, harmless_answers, observe
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt
 from llmva.run import peak_bytes
@@ -70,11 +70,7 @@ def evaluate(
             after = run("edited")
         tokens += after.capture.tokens
         figures("after", after)
-        texts = [
-            (prompt.text, answer)
-            for prompt, answer, label in zip(before.prompts, before.capture.answers, before.labels, strict=True)
-            if prompt.benign and label.value == "answered"
-        ]
+        texts = harmless_answers(before.prompts, before.labels, before.capture.answers)
         if texts:
             advance = progress.stage("comparing harmless text", len(texts))
             compared = agreement(decoder, tokenizer, texts, partial(edit.apply, model, check=False), batching, advance)

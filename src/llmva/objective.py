@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,16 +50,7 @@ class Aim:
 
         A run that extends another must not fall behind it on its prompts either: `old.beyond` (`extension`).
         """
-        over = [
-            entry[name] - most
-            for name, most in (("asr", self.max_asr), ("orr", self.max_orr))
-            if most is not None and entry.get(name) is not None
-        ]
-        if entry["iteration"] > 0:
-            over += [self.min_kept - entry["kept"]] if entry.get("kept") is not None else []
-            over += [entry["kl"] - self.max_kl] if entry.get("kl") is not None else []
-        over += [entry["old"]["beyond"]] if entry.get("old") else []
-        return float(sum(max(0.0, amount) for amount in over))
+        return float(sum(amount for amount, _ in self._over(entry)))
 
     def choose(self, entries: Sequence[Mapping[str, Any]]) -> int:
         """The iteration of the greatest worth among those that keep the limits; the earliest of equals.
@@ -83,22 +74,24 @@ class Aim:
 
     def broken(self, entry: Mapping[str, Any]) -> list[str]:
         """The limits that a point breaks on validation prompts, each in words."""
-        found = [
-            f"{name.upper()} {entry[name]:.1%}, where {option} asks for at most {most:.1%}"
-            for name, option, most in (("asr", "--max-asr", self.max_asr), ("orr", "--max-orr", self.max_orr))
-            if most is not None and entry.get(name) is not None and entry[name] > most
-        ]
-        if entry["iteration"] > 0 and entry.get("kept") is not None and entry["kept"] < self.min_kept:
-            found.append(
-                f"{entry['kept']:.1%} of harmless next tokens kept, where --min-kept asks for {self.min_kept:.1%}"
-            )
-        if entry["iteration"] > 0 and entry.get("kl") is not None and entry["kl"] > self.max_kl:
-            found.append(
-                f"a divergence of {entry['kl']:.3g} nats on harmless text, where --max-kl allows {self.max_kl:g}"
-            )
+        return [words for _, words in self._over(entry)]
+
+    def _over(self, entry: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
+        """Each limit that a point breaks: by how much, and in words."""
+        for name, option, most in (("asr", "--max-asr", self.max_asr), ("orr", "--max-orr", self.max_orr)):
+            rate = entry.get(name)
+            if most is not None and rate is not None and rate > most:
+                yield rate - most, f"{name.upper()} {rate:.1%}, where {option} asks for at most {most:.1%}"
+        kept, kl = (entry.get(name) if entry["iteration"] > 0 else None for name in ("kept", "kl"))
+        if kept is not None and kept < self.min_kept:
+            words = f"{kept:.1%} of harmless next tokens kept, where --min-kept asks for {self.min_kept:.1%}"
+            yield self.min_kept - kept, words
+        if kl is not None and kl > self.max_kl:
+            words = f"a divergence of {kl:.3g} nats on harmless text, where --max-kl allows {self.max_kl:g}"
+            yield kl - self.max_kl, words
         if entry.get("old") and entry["old"]["beyond"] > 0:
-            found.append("ASR or ORR on the earlier run's prompts above the interval that the earlier edit had")
-        return found
+            words = "ASR or ORR on the earlier run's prompts above the interval that the earlier edit had"
+            yield entry["old"]["beyond"], words
 
     def missed(self, test: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
         """The limits that test figures break by more than their 95% intervals allow, each in words.

@@ -81,3 +81,14 @@ def observe(
         advance=advance,
     )
     return Observation(list(prompts), judge.answered_all(prompts, found.answers), found)
+
+
+def harmless_answers(
+    prompts: Sequence[Prompt], labels: Sequence[Label | str], answers: Sequence[str]
+) -> list[tuple[str, str]]:
+    """(prompt, answer) of the benign prompts that were answered."""
+    return [
+        (prompt.text, answer)
+        for prompt, label, answer in zip(prompts, labels, answers, strict=True)
+        if prompt.benign and Label(label) is Label.ANSWERED
+    ]

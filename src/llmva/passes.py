@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +21,12 @@ from llmva.edit import Edit
 from llmva.foresight import Foresight, foresee, promise
 from llmva.models.batching import Batching
 from llmva.models.generate import capture
-from llmva.models.harmless import agreement, outputs_on_text, random_messages
+from llmva.models.harmless import Agreement, agreement, outputs_on_text, random_messages
 from llmva.models.sublayers import Decoder
 from llmva.objective import LEANS, Aim
 from llmva.observation import Observation
 from llmva.progress import Progress
-from llmva.prompts.types import PromptSet
+from llmva.prompts.types import Prompt, PromptSet
 from llmva.selection import select
 from llmva.settings import Settings
 from llmva.steps import Vectors, align_sublayers, identify
@@ -59,6 +60,18 @@ class Work:
     def generator(self, iteration: int, number: int = 0) -> torch.Generator:
         """Draws depend on seed, iteration and pass alone, so a resumed run makes the same ones."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + iteration + number * 7919)
+
+    def foresee(self, edit: Edit, prompts: Sequence[Prompt], foresight: Foresight) -> Observation:
+        """What the model with `edit` would do."""
+        with edit.apply(self.decoder.model, check=False):
+            return foresee(self.decoder, self.tokenizer, prompts, foresight, self.batching)
+
+    def harm(
+        self, edit: Edit, texts: Sequence[tuple[str, str]], advance: Callable[[int], None] = lambda n: None
+    ) -> Agreement:
+        """What `edit` does to harmless (prompt, answer) texts."""
+        applied = partial(edit.apply, self.decoder.model, check=False)
+        return agreement(self.decoder, self.tokenizer, texts, applied, self.batching, advance)
 
 
 @dataclass(frozen=True)
@@ -95,8 +108,7 @@ def advance(
     harmless = harmless_outputs(work, edit, texts, iteration)  # it moves little within an iteration, and costs a pass
     done, best = 0, (0.0, 0.0)
     if foresight is not None:
-        with edit.apply(work.decoder.model, check=False):
-            best = promise(foresee(work.decoder, work.tokenizer, validation.prompts, foresight, work.batching), beta)
+        best = promise(work.foresee(edit, validation.prompts, foresight), beta)
     while done < settings.passes:
         vectors = fit(work, train, validation, harmless, iteration)
         chosen = select(vectors.scores, work.count)
@@ -113,8 +125,7 @@ def advance(
         if done == settings.passes:
             break
         draw = work.prompts.draw(settings.per_source, work.generator(iteration, done))
-        with edit.apply(work.decoder.model, check=False):
-            train = foresee(work.decoder, work.tokenizer, draw, foresight, work.batching)
+        train = work.foresee(edit, draw, foresight)
         if len(set(train.signs[0].tolist())) == 1:
             break  # everything answered, or nothing: no answer vector to be read
     assert first is not None
@@ -146,8 +157,7 @@ def _search(
     def attempt(length: float, reach: float, above: tuple[float, float]) -> Found | None:
         scaled = replace(vectors, spread=vectors.spread * torch.tensor([reach, 1.0]).to(vectors.spread))
         tried = align_sublayers(edit, work.decoder.sublayers, scaled, chosen, iteration, length)
-        with tried.apply(work.decoder.model, check=False):
-            seen = foresee(work.decoder, work.tokenizer, validation.prompts, foresight, work.batching)
+        seen = work.foresee(tried, validation.prompts, foresight)
         value = promise(seen, work.aim.beta)
         return (tried, seen, value) if _better(value, above) and _spares(work, tried, texts) else None
 
@@ -213,7 +223,5 @@ def _spares(work: Work, edit: Edit, texts: Sequence[tuple[str, str]]) -> bool:
     if not texts:
         return True
     some = texts[:: max(1, len(texts) // HARMLESS_CHECKED)][:HARMLESS_CHECKED]
-    found = agreement(
-        work.decoder, work.tokenizer, some, lambda: edit.apply(work.decoder.model, check=False), work.batching
-    )
+    found = work.harm(edit, some)
     return found.mean_kl <= work.aim.max_kl and found.mean_kept >= work.aim.min_kept

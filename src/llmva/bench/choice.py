@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from llmva.bench.cells import Cells, file_name
-from llmva.bench.measure import Applied, Bench, harmless_answers
+from llmva.bench.measure import Applied, Bench
 from llmva.judges.base import Label
 from llmva.metrics import quick
 from llmva.models.harmless import agreement
+from llmva.observation import harmless_answers
 from llmva.prompts.types import Prompt
 from llmva.rivals import make_rival
 from llmva.rivals.base import STRENGTH

@@ -17,7 +17,7 @@ import torch
 from llmva.alignment import align
 from llmva.bench.cells import Cells, file_name
 from llmva.bench.choice import Choices, curve, note
-from llmva.bench.measure import HARMLESS_TEXTS, Applied, Bench, harmless_answers
+from llmva.bench.measure import HARMLESS_TEXTS, Applied, Bench
 from llmva.bench.summary import NONE, OURS, figures, title, versus
 from llmva.edit import Edit
 from llmva.errors import UsageError
@@ -26,6 +26,7 @@ from llmva.judges.base import Judge, Label
 from llmva.models.batching import first_guess
 from llmva.models.fingerprint import fingerprint
 from llmva.models.sublayers import find_decoder
+from llmva.observation import harmless_answers
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt, PromptSet
 from llmva.rivals import RIVALS, make_rival
@@ -70,7 +71,7 @@ def compare(
     progress: Progress | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Measure `methods` on the test prompts; returns what compare.json holds (docs/compare.md).
+    """Measure `methods` on the test prompts; returns what compare.json holds.
 
     Args:
         model, tokenizer: as `load_model` gives them; the model is left as it was.

@@ -27,15 +27,6 @@ HARMLESS_TEXTS = 128
 TIMED_PROMPTS, TIMED_TOKENS, TIMED_ROUNDS = 8, 24, 3
 
 
-def harmless_answers(prompts: Sequence[Prompt], labels: Sequence[str], answers: Sequence[str]) -> list[tuple[str, str]]:
-    """(prompt, answer) of the benign prompts that were answered."""
-    return [
-        (prompt.text, answer)
-        for prompt, label, answer in zip(prompts, labels, answers, strict=True)
-        if prompt.benign and label == "answered"
-    ]
-
-
 @dataclass
 class Bench:
     """One model with the prompts, judge and probes that all methods meet."""

@@ -36,8 +36,6 @@ def run_align(
     from llmva.cli.data import parse_and_tell
     from llmva.judges import make_judge
     from llmva.models.load import load_model
-    from llmva.report import before_after_table, write_report
-    from llmva.report.outcome import outcome
     from llmva.settings import make_settings
 
     out = out or inputs.default_out(model)
@@ -66,15 +64,23 @@ def run_align(
             progress=display,
             **(settings or {}),
         )
+    show_run(result.record, out, display, json, quiet)
+
+
+def show_run(record: Mapping[str, Any], out: Path, display: Display, json: bool, quiet: bool) -> None:
+    """Draw the report of a finished run, and print its table, its outcome and its limits."""
+    from llmva.report import before_after_table, write_report
+    from llmva.report.outcome import outcome
+
     report = write_report(out)
     if not quiet:
-        display.console.print(before_after_table(dict(result.record)))
-        display.line(outcome(dict(result.record)).sentence)
-        for limit in result.record["limits"]:
+        display.console.print(before_after_table(dict(record)))
+        display.line(outcome(dict(record)).sentence)
+        for limit in record["limits"]:
             display.line(limit)
         display.line(f"Wrote {out / 'edit.safetensors'} and {report}.")
     if json:
-        emit(result.record)
+        emit(record)
 
 
 def run_evaluate(

@@ -76,14 +76,13 @@ def extend(
     if not toxic and not benign:
         raise UsageError("There is nothing new: add --toxic or --benign with a file or a data set.")
     inputs.quiet_libraries(*(toxic or []), *(benign or []))
-    from llmva.cli.console import Display, emit
+    from llmva.cli.commands import show_run
+    from llmva.cli.console import Display
     from llmva.extension import extend as run
     from llmva.extension import prepare
     from llmva.judges import make_judge
     from llmva.models.load import load_model
     from llmva.prompts.load import load_prompts
-    from llmva.report import before_after_table, write_report
-    from llmva.report.outcome import outcome
     from llmva.settings import make_settings
 
     given = {
@@ -126,12 +125,4 @@ def extend(
             progress=display,
             **settings,
         )
-    report = write_report(out)
-    if not quiet:
-        display.console.print(before_after_table(dict(result.record)))
-        display.line(outcome(dict(result.record)).sentence)
-        for limit in result.record["limits"]:
-            display.line(limit)
-        display.line(f"Wrote {out / 'edit.safetensors'} and {report}.")
-    if json_:
-        emit(result.record)
+    show_run(result.record, out, display, json_, quiet)
