@@ -10,10 +10,10 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from llmva.errors import UsageError
-from llmva.passes import fit
 from llmva.settings import make_settings
 from llmva.steps import identify
 from llmva.vectors import Quiet, fit_sklearn, fit_svms
+from llmva.work import fit
 from test_steps import HELD_OUT, TRAIN, observed
 
 
@@ -103,10 +103,10 @@ def test_a_lean_to_safety_puts_more_toxic_prompts_on_their_side() -> None:
 def test_what_is_preferred_decides_the_lean(prefer: str, lean: float, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from llmva import passes
+    from llmva import work
 
     given: dict[str, Any] = {}
-    monkeypatch.setattr(passes, "identify", lambda *seen, **options: given.update(options))
+    monkeypatch.setattr(work, "identify", lambda *seen, **options: given.update(options))
     work = SimpleNamespace(settings=make_settings(prefer=prefer, quiet=0.0), change=None, seed=0)
     fit(work, None, None, None, 1)  # type: ignore[arg-type]
     assert given["lean"] == lean

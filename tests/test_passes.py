@@ -12,7 +12,7 @@ import torch
 
 import llmva
 from conftest import taught_model, taught_requests, tiny_tokenizer
-from llmva import alignment, passes
+from llmva import alignment, passes, search
 from llmva.alignment import _recall
 from llmva.edit import Edit
 from llmva.foresight import Foresight, foresee, promise
@@ -22,13 +22,15 @@ from llmva.models.harmless import agreement
 from llmva.models.sublayers import find_decoder
 from llmva.objective import Aim
 from llmva.observation import Observation, observe
-from llmva.passes import GAIN, Advance, Work, advance, fit, harmless_outputs
+from llmva.passes import FORBIDDEN, NO_STEP, Advance, advance
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
 from llmva.run import Run
+from llmva.search import GAIN
 from llmva.selection import select
 from llmva.settings import make_settings
 from llmva.steps import align_sublayers
+from llmva.work import Work, fit, harmless_outputs
 from test_resume import Strict
 
 JUDGE = llmva.judges.make_judge("phrases")
@@ -106,7 +108,7 @@ def test_what_cannot_be_foreseen_is_one_step_of_the_paper(
     make: Any, answered: Any, texts: Any, step: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = make(passes=8)
-    monkeypatch.setattr(passes, "foresee", None)  # nothing is asked that cannot be answered
+    monkeypatch.setattr(Work, "foresee", None)  # nothing is asked that cannot be answered
     found = advance(work, Edit(), *answered, None, texts, 1, step)
     vectors = fit(work, *answered, harmless_outputs(work, Edit(), texts, 1), 1)
     chosen = select(vectors.scores, work.count)
@@ -120,7 +122,8 @@ def test_what_cannot_be_foreseen_is_one_step_of_the_paper(
 def test_one_pass_with_foresight_is_that_step_too_if_it_helps(
     make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "MOST_REACH", 1.0)
+    monkeypatch.setattr(search, "MOST_REACH", 1.0)
+    monkeypatch.setattr(search, "STRIDE", 1e9)
     work = make(passes=1)
     found = advance(work, Edit(), *answered, told, texts, 1, 1.0)
     assert found.passes == 1
@@ -156,9 +159,13 @@ def test_it_is_deterministic(make: Any, answered: Any, texts: Any, told: Foresig
     assert one.foreseen == two.foreseen
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, values: list[tuple[float, float]], reach: float = 1.0) -> list[float]:
+def scripted(
+    monkeypatch: pytest.MonkeyPatch, values: list[tuple[float, float]], reach: float = 1.0, ahead: int = 0
+) -> list[float]:
     """`promise` says `values` one after the other; the steps that are tried come back."""
-    monkeypatch.setattr(passes, "MOST_REACH", reach)
+    monkeypatch.setattr(search, "MOST_REACH", reach)
+    monkeypatch.setattr(search, "STRIDE", 1e9)
+    monkeypatch.setattr(passes, "LOOK_AHEAD", ahead)
     steps: list[float] = []
     left = iter(values)
     original = align_sublayers
@@ -167,8 +174,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, values: list[tuple[float, float]],
         steps.append(step)
         return original(edit, sublayers, vectors, chosen, iteration, step)
 
-    monkeypatch.setattr(passes, "align_sublayers", align)
-    monkeypatch.setattr(passes, "promise", lambda seen, beta=1.0: next(left))
+    monkeypatch.setattr(search, "align_sublayers", align)
+    for module in (passes, search):
+        monkeypatch.setattr(module, "promise", lambda seen, beta=1.0: next(left))
     return steps
 
 
@@ -215,19 +223,83 @@ def test_a_pass_that_brings_much_is_taken_as_it_is(
     assert steps == [1.0]
 
 
-def test_no_step_at_all(make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch) -> None:
-    scripted(monkeypatch, [(0.5, 0.5)] * 4)
+def test_a_pass_that_does_not_help_is_kept_if_the_next_ones_do(
+    make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worse = [(0.5, 0.5)] * 3
+    scripted(monkeypatch, [(0.5, 0.5), (0.6, 0.5), *worse, *worse, (0.7, 0.5), *worse, *worse, *worse], ahead=2)
     found = advance(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
-    assert (found.passes, found.foreseen) == (0, 0.5)
+    assert (found.passes, found.foreseen) == (4, 0.7)
+    assert max(columns(found.edit)) == 4
+
+
+def test_passes_that_lead_nowhere_are_taken_back(
+    make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [(0.5, 0.5), (0.6, 0.5), *[(0.5, 0.5)] * 9], ahead=2)
+    found = advance(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
+    assert (found.passes, found.foreseen) == (1, 0.6)
+    assert columns(found.edit) == {1}
+
+
+def test_nothing_is_looked_ahead_to_when_no_pass_is_left(
+    make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = scripted(monkeypatch, [(0.5, 0.5), (0.6, 0.5), *[(0.5, 0.5)] * 3], ahead=2)
+    found = advance(make(passes=2), Edit(), *answered, told, texts, 1, 1.0)
+    assert (found.passes, steps) == (1, [1.0, 1.0, 0.5, 0.25])
+
+
+def test_where_nothing_is_foreseen_to_help_and_much_is_left_the_papers_step_is_made(
+    make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [(0.5, 0.5)] * 4)
+    found = advance(make(passes=8), Edit(), *answered, told, texts, 1, 0.6)
+    assert (found.passes, found.foreseen, found.stuck) == (1, 0.5, None)
+    monkeypatch.undo()
+    assert equal(found.edit, advance(make(), Edit(), *answered, None, texts, 1, 0.6).edit)
+
+
+def test_where_little_is_left_no_step_is_made(
+    make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [(0.96, 0.5)] * 4)
+    found = advance(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
+    assert (found.passes, found.foreseen, found.stuck) == (0, 0.96, NO_STEP)
     assert found.edit.factors == {}
     assert found.chosen  # the vectors are shown all the same
 
 
 def test_a_run_without_a_step_ends(taught: Any, tokenizer: Any, prompts: PromptSet, monkeypatch: Any) -> None:
-    monkeypatch.setattr(passes, "promise", lambda seen, beta=1.0: (0.5, 0.5))
+    for module in (passes, search):
+        monkeypatch.setattr(module, "promise", lambda seen, beta=1.0: (0.97, 0.5))
     record = llmva.align(taught, tokenizer, prompts, test=False, **FAST).record
     assert record["stopped"] == "no step is foreseen to bring it nearer"
     assert [entry["passes"] for entry in record["iterations"]] == [0]
+
+
+def test_a_run_says_that_its_limits_forbid_every_step(taught: Any, tokenizer: Any, prompts: PromptSet) -> None:
+    record = llmva.align(taught, tokenizer, prompts, test=False, max_kl=0.0, **FAST).record
+    assert record["stopped"] == FORBIDDEN
+    assert "--max-kl" in record["stopped"]
+
+
+def test_a_step_moves_what_is_not_to_be_decided_no_further_than_its_stride(
+    make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = make(passes=1)
+    whole = advance(work, Edit(), *answered, None, texts, 1, 1.0).edit
+    moved = work.stride(Edit(), whole, 1)
+    assert moved > 0
+    assert work.stride(whole, whole, 1) == pytest.approx(0, abs=1e-6)
+    monkeypatch.setattr(search, "MOST_REACH", 1.0)
+    monkeypatch.setattr(search, "STRIDE", moved / 9)
+    held = advance(work, Edit(), *answered, told, texts, 1, 1.0).edit
+    for name, f in whole.factors.items():
+        torch.testing.assert_close(held.factors[name].V, f.V / 3)
+        torch.testing.assert_close(held.factors[name].U, f.U)
+    monkeypatch.setattr(search, "STRIDE", moved * 1.01)
+    assert equal(advance(work, Edit(), *answered, told, texts, 1, 1.0).edit, whole)
 
 
 def test_chances_must_gain_enough_to_be_worth_a_pass(
@@ -256,7 +328,7 @@ def test_harmless_text_is_left_alone(make: Any, answered: Any, texts: Any, told:
     assert harm(held.edit, make()) <= bound
     assert not equal(free.edit, held.edit)
     none = advance(make(passes=8, min_kept=0, max_kl=0), Edit(), *answered, told, texts, 1, 1.0)
-    assert (none.passes, none.edit.factors) == (0, {})
+    assert (none.passes, none.edit.factors, none.stuck) == (0, {}, FORBIDDEN)
     # where there is no such text nothing can be said about it
     assert advance(make(passes=1, max_kl=0), Edit(), *answered, told, [], 1, 1.0).passes == 1
 
@@ -268,15 +340,15 @@ def test_a_class_that_empties_ends_the_passes(
     """No answer vector can be read where everything is answered, or nothing: the next round of answers decides."""
     work = make(passes=8)
     scripted(monkeypatch, [(0.1 * i, 0.5) for i in range(1, 9)])
-    original, validation = foresee, answered[1].prompts
+    original, validation = Work.foresee, answered[1].prompts
 
-    def all_alike(decoder: Any, tokenizer: Any, asked: Any, *rest: Any) -> Observation:
-        seen = original(decoder, tokenizer, asked, *rest)
-        if asked is validation:
+    def all_alike(self: Work, edit: Edit, asked: Any, foresight: Foresight) -> Observation:
+        seen = original(self, edit, asked, foresight)
+        if list(asked) == list(validation):
             return seen
         return replace(seen, judgements=[replace(judged, label=label) for judged in seen.judgements])
 
-    monkeypatch.setattr(passes, "foresee", all_alike)
+    monkeypatch.setattr(Work, "foresee", all_alike)
     found = advance(work, Edit(), *answered, told, texts, 1, 0.5)
     assert found.passes == 1
     assert columns(found.edit) == {1}

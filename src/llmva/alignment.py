@@ -24,14 +24,16 @@ from llmva.models.generate import capture, check_rows
 from llmva.models.sublayers import Decoder, find_decoder
 from llmva.objective import Aim
 from llmva.observation import Observation, observe
-from llmva.passes import TRUST, Change, Work, advance, fit, harmless_outputs
+from llmva.passes import TRUST, advance
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
 from llmva.run import Run, harmless_texts, versions
+from llmva.selection import papers_count
 from llmva.settings import Settings, check_seed, make_settings
 from llmva.skills import PROBE_TOKENS, Probe
 from llmva.start import Start, guarded
 from llmva.steps import Vectors
+from llmva.work import Change, Work, fit, harmless_outputs
 
 SETBACK = 0.05  # an iteration that is worth so much less than the best is undone and tried again with half the step
 MOST_SETBACKS = 3
@@ -133,8 +135,7 @@ def align(
             forward = advance(work, edit, train, validation, trusted, texts, t + 1, step)
             edit, entry["passes"], entry["foreseen"] = forward.edit, forward.passes, forward.foreseen
             entry |= _seen(forward.vectors, forward.chosen, validation, decoder)
-            if not forward.passes:
-                stopped = "no step is foreseen to bring it nearer"
+            stopped = forward.stuck
         elif empty is None:  # the last vectors are wanted too: the report shows where the angles ended
             harmless = harmless_outputs(work, edit, texts, t + 1)
             entry |= _seen(fit(work, train, validation, harmless, t + 1), [], validation, decoder)
@@ -247,7 +248,7 @@ def _layer_count(decoder: Decoder, settings: Settings) -> int:
         raise UsageError(
             f"The model has {most} sublayers, so {settings.layers} cannot be edited: choose --layers 1 to {most}."
         )
-    return settings.layers or most
+    return settings.layers or papers_count(most)
 
 
 def _describe(

@@ -26,13 +26,13 @@ from llmva.models.batching import first_guess
 from llmva.models.fingerprint import fingerprint
 from llmva.models.sublayers import Decoder, find_decoder
 from llmva.observation import Observation
-from llmva.passes import Change
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
 from llmva.run import versions
 from llmva.settings import make_settings
 from llmva.steps import Vectors
 from llmva.vectors import angles, spread, unit
+from llmva.work import Change
 
 KINDS = ("vectors", "iterations", "layers")
 ANGLES = (0, 30, 60, 90)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +56,12 @@ def agreement(
     applied: Callable[[], AbstractContextManager[Any]],
     batching: Batching,
     advance: Callable[[int], None] = lambda n: None,
+    against: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Agreement:
     """Compare next tokens along each `(prompt, answer)` with and without an edit or other hooks.
 
-    While `applied()` is entered the hooks are on the model; outside of it they must not be.
+    While `applied()` is entered the hooks are on the model; outside of it they must not be. `against` does the same for
+    what is compared with, the untouched model unless given. An empty answer compares the first token alone.
     """
     pairs = [_tokens(tokenizer, prompt, answer) for prompt, answer in texts]
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
@@ -70,7 +72,8 @@ def agreement(
 
     def work(batch: list[int]) -> list[tuple[float, float, float]]:
         rows = [pairs[i] for i in batch]
-        original = _log_probabilities(decoder, tokenizer, rows)
+        with against():
+            original = _log_probabilities(decoder, tokenizer, rows)
         with applied():
             edited = _log_probabilities(decoder, tokenizer, rows)
         return [_compare(a, b, row[1]) for a, b, row in zip(original, edited, rows, strict=True)]

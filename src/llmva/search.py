@@ -1,0 +1,105 @@
+"""For a step along an iteration's vectors that is foreseen to help, and that leaves harmless text alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from llmva.edit import Edit
+from llmva.foresight import Foresight, promise
+from llmva.observation import Observation
+from llmva.steps import Vectors, align_sublayers
+from llmva.work import Work
+
+HARMLESS_CHECKED = 16  # texts that a step is measured on
+GAIN = 0.003  # of the F of chances, that a step must bring where the foreseen labels stay the same
+SLOW, NEARLY_DONE = 0.05, 0.95  # a rise of F below which, and an F up to which, a step that reaches further is tried
+STRIDE = 0.1  # nats that a step may move the answers to random messages by
+MOST_REACH = 4.0  # most that r is raised by
+HALVINGS = 2  # of a step that would make things worse
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An edit, and what validation prompts are foreseen to meet with."""
+
+    edit: Edit
+    validation: Observation
+    value: tuple[float, float]  # its `promise`
+    passes: int = 0  # alignments of this iteration that it holds
+
+    def beats(self, value: tuple[float, float]) -> bool:
+        """Whether it is worth another pass: more labels right, or as many and more surely."""
+        return self.value[0] > value[0] or (self.value[0] == value[0] and self.value[1] >= value[1] + GAIN)
+
+
+@dataclass
+class Search:
+    """From one iteration's foreseen labels."""
+
+    work: Work
+    foresight: Foresight
+    texts: Sequence[tuple[str, str]]  # harmless (prompt, answer) of the untouched model
+    iteration: int
+    step: float
+    forbidden: bool = False  # whether a step that would have helped was left for what it did to harmless text
+
+    def best(
+        self, now: Seen, vectors: Vectors, chosen: list[int], above: tuple[float, float], trusting: bool = False
+    ) -> Seen | None:
+        """A step from `now` along `vectors` that is foreseen to be worth more than `above`, or None.
+
+        The method's own step first, then shorter ones until one helps. Where it helps little and much is left to do, r
+        is raised: sigma_a is small where nearly every prompt has the same answer, and r = sigma_a / sigma_b then asks
+        for less than the decision needs. `trusting`: where none helps, the method's own step is given all the same.
+        """
+        own = self._step(now, vectors, chosen, self.step)
+        found = self._accept(own, above)
+        for halving in range(1, HALVINGS + 1):
+            found = found or self._accept(self._step(now, vectors, chosen, self.step / 2**halving), above)
+        reach = 1.0
+        while reach < MOST_REACH and _slow(above if found is None else found.value, above):
+            reach *= 2.0
+            highest = above if found is None else found.value
+            further = self._accept(self._step(now, vectors, chosen, self.step, reach), highest)
+            if further is None and found is not None:
+                break
+            found = further or found
+        return self._accept(own) if found is None and trusting else found
+
+    def _step(self, now: Seen, vectors: Vectors, chosen: list[int], length: float, reach: float = 1.0) -> Seen:
+        scaled = replace(vectors, spread=vectors.spread * torch.tensor([reach, 1.0]).to(vectors.spread))
+        edit = self._align(now.edit, scaled, chosen, length)
+        moved = self.work.stride(now.edit, edit, self.iteration)
+        if moved > STRIDE:  # a divergence grows with the square of the step
+            edit = self._align(now.edit, scaled, chosen, length * math.sqrt(STRIDE / moved))
+        validation = self.work.foresee(edit, now.validation.prompts, self.foresight)
+        return Seen(edit, validation, promise(validation, self.work.aim.beta), now.passes + 1)
+
+    def _align(self, edit: Edit, vectors: Vectors, chosen: list[int], length: float) -> Edit:
+        return align_sublayers(edit, self.work.decoder.sublayers, vectors, chosen, self.iteration, length)
+
+    def _accept(self, seen: Seen, above: tuple[float, float] | None = None) -> Seen | None:
+        """`seen` if it is worth more than `above` and harmless text is spared, else None."""
+        if above is not None and not seen.beats(above):
+            return None
+        if spares(self.work, seen.edit, self.texts):
+            return seen
+        self.forbidden = True
+        return None
+
+
+def spares(work: Work, edit: Edit, texts: Sequence[tuple[str, str]]) -> bool:
+    """Whether an edit leaves harmless text alone as far as the run's limits ask."""
+    if not texts:
+        return True
+    some = texts[:: max(1, len(texts) // HARMLESS_CHECKED)][:HARMLESS_CHECKED]
+    found = work.harm(edit, some)
+    return found.mean_kl <= work.aim.max_kl and found.mean_kept >= work.aim.min_kept
+
+
+def _slow(value: tuple[float, float], before: tuple[float, float]) -> bool:
+    return value[0] < NEARLY_DONE and value[0] - before[0] < SLOW
