@@ -22,6 +22,7 @@ from llmva.models.chat import encode, render
 from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import capture, check_rows
 from llmva.models.sublayers import Decoder, find_decoder
+from llmva.models.thinking import Thinking
 from llmva.objective import Aim
 from llmva.observation import Observation, observe
 from llmva.passes import TRUST, advance
@@ -94,6 +95,7 @@ def align(
     chosen_settings = make_settings(**settings)
     decoder = find_decoder(model)
     count = _layer_count(decoder, chosen_settings)
+    thinking = Thinking.asked(tokenizer, chosen_settings.thinking, chosen_settings.thinking_tokens)
     _check_lengths(decoder, tokenizer, prompts, skills, chosen_settings)
     record = _describe(decoder, prompts, judge, seed, chosen_settings, count, name, command)
     if start is not None:
@@ -107,7 +109,8 @@ def align(
     batching = first_guess(model, batch_tokens or run.record.get("batch_tokens"))
     benign = sum(prompt.benign for prompt in prompts.validation)
     aim = Aim.of(chosen_settings, benign, len(prompts.validation) - benign)
-    work = Work(decoder, tokenizer, prompts, chosen_settings, aim, count, seed, batching, progress, change)
+    work = Work(decoder, tokenizer, prompts, chosen_settings, aim, count, seed, batching, progress, change, thinking)
+    foreseeing = chosen_settings.passes > 1 and thinking is None  # what a model will think no prefill tells
 
     while run.record["stopped"] is None:
         t = run.done
@@ -120,7 +123,7 @@ def align(
 
         edit, texts = run.edit, harmless_texts(run.answers, prompts, "train", HARMLESS_TEXTS)
         went_too_far = empty or aim.worth(measured[best]) - aim.worth(entry) > SETBACK
-        if best < t and went_too_far and chosen_settings.passes > 1:  # the paper never goes back
+        if best < t and went_too_far and foreseeing:  # the paper never goes back
             entry["setback"] = True  # it went too far: back to the best, to go on with half the step
             for gone in measured[best + 1 :]:  # what lay between the two goes too
                 gone["undone"] = True
@@ -130,7 +133,7 @@ def align(
         stopped = stop_reason(measured, chosen_settings, aim) or empty
         if stopped is None:
             progress.stage(f"iteration {t}: fitting")
-            trusted = foresight if chosen_settings.passes > 1 and entry["foretold"] >= TRUST else None
+            trusted = foresight if foreseeing and entry["foretold"] >= TRUST else None
             step = chosen_settings.step / 2**setbacks
             forward = advance(work, edit, train, validation, trusted, texts, t + 1, step)
             edit, entry["passes"], entry["foreseen"] = forward.edit, forward.passes, forward.foreseen
@@ -185,6 +188,7 @@ def _answer(work: Work, run: Run, judge: Judge) -> tuple[Observation, Observatio
             everyone,
             judge,
             max_new_tokens=work.settings.max_new_tokens,
+            thinking=work.thinking,
             batching=work.batching,
             advance=advance_bar,
         )

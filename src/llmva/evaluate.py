@@ -14,6 +14,7 @@ from llmva.metrics import summarise
 from llmva.models.batching import first_guess
 from llmva.models.harmless import agreement
 from llmva.models.sublayers import find_decoder
+from llmva.models.thinking import Thinking
 from llmva.observation import Observation, harmless_answers, observe
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt
@@ -32,6 +33,8 @@ def evaluate(
     max_new_tokens: int = 128,
     batch_tokens: int | None = None,
     endings_tokens: int = 256,
+    thinking: str = "off",
+    thinking_tokens: int = 512,
     progress: Progress | None = None,
     parts: Mapping[str, tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
@@ -39,7 +42,7 @@ def evaluate(
 
     "after" and "utility" are there only with an edit. `parts` asks for the same of prompts from one position up to
     another, by name; it is in "parts" then. `endings_tokens` is the length of the answers that are checked for loops
-    and broken endings; 0 checks none.
+    and broken endings; 0 checks none. `thinking` and `thinking_tokens`: as in `llmva.settings.Settings`.
     """
     started = time.monotonic()
     check_seed(seed)
@@ -48,11 +51,19 @@ def evaluate(
     if edit is not None:
         edit.apply(model).remove()  # an edit of another model is told before the original's answers are waited for
     batching = first_guess(model, batch_tokens)
+    thoughts = Thinking.asked(tokenizer, thinking, thinking_tokens)
 
     def run(label: str) -> Observation:
         advance = progress.stage(f"answering, {label}", len(prompts))
         return observe(
-            decoder, tokenizer, prompts, judge, max_new_tokens=max_new_tokens, batching=batching, advance=advance
+            decoder,
+            tokenizer,
+            prompts,
+            judge,
+            max_new_tokens=max_new_tokens,
+            thinking=thoughts,
+            batching=batching,
+            advance=advance,
         )
 
     def figures(name: str, seen: Observation) -> None:

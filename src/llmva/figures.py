@@ -18,6 +18,7 @@ from llmva.models.batching import Batching
 from llmva.models.endings import PROMPTS, compare_endings
 from llmva.models.harmless import Agreement, agreement
 from llmva.models.sublayers import Decoder
+from llmva.models.thinking import Thinking
 from llmva.objective import Aim
 from llmva.observation import Observation, observe
 from llmva.progress import Progress
@@ -103,6 +104,7 @@ def finish(
             prompts.test,
             judge,
             max_new_tokens=settings.max_new_tokens,
+            thinking=Thinking.asked(tokenizer, settings.thinking, settings.thinking_tokens),
             batching=batching,
             advance=advance,
         )
@@ -218,6 +220,7 @@ def _measure_strengths(
                     prompts.validation,
                     judge,
                     max_new_tokens=settings.max_new_tokens,
+                    thinking=Thinking.asked(tokenizer, settings.thinking, settings.thinking_tokens),
                     batching=batching,
                     advance=advance,
                 )

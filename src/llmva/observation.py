@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from llmva.judges.base import Judge, Judgement, Label
 from llmva.models.batching import Batching
 from llmva.models.generate import Capture, capture
 from llmva.models.sublayers import Decoder
+from llmva.models.thinking import Thinking, think
 from llmva.prompts.types import Prompt
 
 
@@ -66,20 +67,29 @@ def observe(
     judge: Judge,
     *,
     max_new_tokens: int,
+    thinking: Thinking | None = None,
     batching: Batching | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Observation:
-    """Answer, capture and judge `prompts` with the model as it is now."""
+    """Answer, capture and judge `prompts` with the model as it is now.
+
+    With `thinking` the model thinks first: captures are read where its thoughts end, and what is judged is the answer
+    after them.
+    """
     texts = [prompt.text for prompt in prompts]
+    thought = think(decoder, tokenizer, texts, thinking, max_new_tokens, batching) if thinking else None
     found = capture(
         decoder,
         tokenizer,
         texts,
         max_new_tokens=max_new_tokens,
         settled=judge.settled,
+        rows=thought.rows if thought else None,
         batching=batching,
         advance=advance,
     )
+    if thought:
+        found = replace(found, tokens=found.tokens + thought.tokens, thoughts=thought.texts)
     return Observation(list(prompts), judge.answered_all(prompts, found.answers), found)
 
 

@@ -107,7 +107,9 @@ class Run:
 
     def log(self, iteration: int, split: str, seen: Observation) -> None:
         """Keep judged answers; they reach the disk with the next commit."""
-        for prompt, answer, judged in zip(seen.prompts, seen.capture.answers, seen.judgements, strict=True):
+        thoughts = seen.capture.thoughts
+        rows = zip(seen.prompts, seen.capture.answers, seen.judgements, strict=True)
+        for i, (prompt, answer, judged) in enumerate(rows):
             self.answers.append(
                 {
                     "iteration": iteration,
@@ -117,6 +119,7 @@ class Run:
                     "label": judged.label.value,
                     "confidence": round(judged.confidence, 3),
                     "reason": judged.reason,
+                    **({"thought": thoughts[i]} if thoughts else {}),
                 }
             )
 

@@ -33,6 +33,8 @@ class Settings(BaseModel):
         0.98, ge=0, le=1, description="least share of harmless next tokens kept by the chosen iteration"
     )
     max_kl: float = Field(0.05, ge=0, description="most divergence on harmless text of the chosen iteration, in nats")
+    thinking: Literal["off", "end"] = Field("off", description="let the model think first, and read it where that ends")
+    thinking_tokens: int = Field(512, ge=1, description="most tokens of thoughts")
     endings_tokens: int = Field(256, ge=0, description="tokens of the long answers checked at the end; 0 checks none")
 
 

@@ -16,6 +16,7 @@ from llmva.models.batching import Batching
 from llmva.models.generate import capture
 from llmva.models.harmless import Agreement, agreement, outputs_on_text, random_messages
 from llmva.models.sublayers import Decoder
+from llmva.models.thinking import Thinking
 from llmva.objective import LEANS, Aim
 from llmva.observation import Observation
 from llmva.progress import Progress
@@ -43,6 +44,7 @@ class Work:
     batching: Batching
     progress: Progress
     change: Change | None = None
+    thinking: Thinking | None = None
 
     def generator(self, iteration: int, number: int = 0) -> torch.Generator:
         """Draws depend on seed, iteration and pass alone, so a resumed run makes the same ones."""

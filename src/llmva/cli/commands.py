@@ -96,6 +96,8 @@ def run_evaluate(
     point: int | None = None,
     judge: str,
     max_new_tokens: int,
+    thinking: str,
+    thinking_tokens: int,
     seed: int,
     loading: Mapping[str, Any],
     batch_tokens: int | None,
@@ -104,6 +106,8 @@ def run_evaluate(
     quiet: bool,
 ) -> None:
     """With `data` on sets one by one, by `sets` (options of `run_transfer`); else on one list of prompts."""
+    if data and thinking != "off":
+        raise UsageError("Sets of --data are measured with thinking off: leave out --thinking.")
     if data and utility is not None:
         raise UsageError("--utility measures the model once and --data set by set: give them to two commands.")
     if data:
@@ -128,6 +132,11 @@ def run_evaluate(
             quiet=quiet,
         )
         return
+    from llmva.settings import make_settings
+
+    make_settings(
+        thinking=thinking, thinking_tokens=thinking_tokens
+    )  # an unknown mode is told at once
     if any(sets.values()):
         raise UsageError("--per-set, --keep-duplicates and --markdown are about sets of --data: add --data.")
     of_the_hub = [] if utility is None else ["data of benchmarks"]
@@ -153,6 +162,8 @@ def run_evaluate(
             edit=loaded_edit,
             seed=seed,
             max_new_tokens=max_new_tokens,
+            thinking=thinking,
+            thinking_tokens=thinking_tokens,
             batch_tokens=batch_tokens,
             progress=display,
         )

@@ -31,11 +31,15 @@ class Capture:
     tokens: int  # generated
     first: Tensor | None = None  # most likely first token of each answer, int64 [n]
     shares: Tensor | None = None  # of the first token's probability, by `weigh`: [n, k]
+    thoughts: list[str] | None = None  # that came before the answers, where the model was let think
 
     def rows(self, index: list[int] | slice, tokens: int = 0) -> Capture:
         """Some of the prompts; `tokens` is what they count as generated."""
         answers = self.answers[index] if isinstance(index, slice) else [self.answers[i] for i in index]
         first, shares = (None if x is None else x[index] for x in (self.first, self.shares))
+        thoughts = self.thoughts
+        if thoughts is not None:
+            thoughts = thoughts[index] if isinstance(index, slice) else [thoughts[i] for i in index]
         return replace(
             self,
             answers=answers,
@@ -44,6 +48,7 @@ class Capture:
             tokens=tokens,
             first=first,
             shares=shares,
+            thoughts=thoughts,
         )
 
 
@@ -55,6 +60,7 @@ def capture(
     max_new_tokens: int = 128,
     settled: Callable[[str], bool] = lambda answer: False,
     weigh: Tensor | None = None,
+    rows: list[list[int]] | None = None,
     batching: Batching | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Capture:
@@ -67,6 +73,7 @@ def capture(
         settled: a judge's `settled`: generation of a row stops once it is True of the answer so far.
         weigh: [vocabulary, k]; the expectation of its rows under the first token's distribution comes back as
             `shares`. Only without answering, since generation keeps no distributions.
+        rows: token ids to be read for each prompt; None renders the prompts.
         batching: keeps the batches' size between calls; None guesses one.
         advance: told the number of prompts done after every batch.
 
@@ -74,7 +81,7 @@ def capture(
         UsageError: a prompt that does not fit into the model's context.
     """
     decoder = model if isinstance(model, Decoder) else find_decoder(model)
-    rows = [encode(tokenizer, render(tokenizer, text)) for text in prompts]
+    rows = rows or [encode(tokenizer, render(tokenizer, text)) for text in prompts]
     check_rows(decoder.model, prompts, rows, max_new_tokens)
     lengths = [len(row) + max_new_tokens for row in rows]
     batching = batching or first_guess(decoder.model)

@@ -1,0 +1,155 @@
+"""Models that think before they answer: let them, and take the end of the thinking block for the end of the prompt.
+
+What such a model decides, it decides while it thinks. So the row that a capture reads, and that the answer follows,
+is the prompt with the model's own thoughts up to and including the tag that closes them. A model that does not close
+them within its budget has them closed, as those who serve such models do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmva.errors import UsageError
+from llmva.models.batching import Batching, first_guess, longest_first
+from llmva.models.chat import encode, input_device, pad_left
+from llmva.models.generate import check_rows, end_tokens, generate_greedily
+from llmva.models.sublayers import Decoder, contiguous_head, hooked
+
+_OPEN = re.compile(r"<(think|thinking|thought|reasoning)>", re.IGNORECASE)
+CHECK_EVERY = 4  # tokens between two looks at whether a row's block is closed
+AFTER = "\n\n"  # between the closing tag and the answer, where the model left off before it
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How a model marks its thoughts, and how many tokens it may spend on them."""
+
+    open: str
+    close: str
+    tokens: int
+
+    @classmethod
+    def asked(cls, tokenizer: Any, mode: str, tokens: int) -> Thinking | None:
+        """For the setting `thinking`: "end", marked as the chat template tells, or "off", which is None.
+
+        Raises UsageError where the template knows no thinking block.
+        """
+        if mode == "off":
+            return None
+        template = getattr(tokenizer, "chat_template", None)
+        found = _OPEN.search(template if isinstance(template, str) else "")
+        if found is None:
+            raise UsageError("The model's chat template has no thinking block to wait for: leave --thinking off.")
+        return cls(found.group(), f"</{found.group(1)}>", tokens)
+
+    def row(self, tokenizer: Any, text: str) -> list[int]:
+        """Token ids of a user message with thinking on."""
+        rendered: str = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+        return encode(tokenizer, rendered)
+
+    def end(self, tokenizer: Any, row: list[int], ends: set[int]) -> int | None:
+        """How many of the new tokens `row` are thoughts: all before the first one of the answer.
+
+        None while that is not known: the block is open, or nothing but blanks has come after it. `ends` are the
+        tokens that end a turn; one of those ends the thoughts before it.
+        """
+        for k, token in enumerate(row):
+            if token in ends:
+                return k
+        if self._after(tokenizer, row).strip() == "":
+            return None
+        low, high = 1, len(row)  # the text after the tag only grows
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._after(tokenizer, row[:middle]).strip() else (middle + 1, high)
+        return low - 1
+
+    def closed(self, tokenizer: Any, thought: list[int]) -> list[int]:
+        """`thought` with its block closed, if it is not."""
+        if self.close in tokenizer.decode(thought):
+            return thought
+        more: list[int] = tokenizer(self.close + AFTER, add_special_tokens=False)["input_ids"]
+        return [*thought, *more]
+
+    def _after(self, tokenizer: Any, row: list[int]) -> str:
+        text: str = tokenizer.decode(row)
+        return text.partition(self.close)[2]
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """What a model thought about each prompt."""
+
+    rows: list[list[int]]  # token ids of the prompt with the thoughts, block closed: what the answer follows
+    texts: list[str]  # the thoughts alone
+    tokens: int  # generated
+
+
+def think(
+    decoder: Decoder,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    thinking: Thinking,
+    max_new_tokens: int = 0,
+    batching: Batching | None = None,
+) -> Thoughts:
+    """Let the model think about each prompt, greedily.
+
+    Raises UsageError for a prompt that does not fit into the model's context with its thoughts and an answer of
+    `max_new_tokens`.
+    """
+    rows = [thinking.row(tokenizer, text) for text in prompts]
+    check_rows(decoder.model, prompts, rows, thinking.tokens + max_new_tokens + 8)  # the tag may have to be written
+    batching = batching or first_guess(decoder.model)
+    lengths = [len(row) + thinking.tokens for row in rows]
+    found: list[list[int]] = [[] for _ in rows]
+    spent = 0
+
+    def work(batch: list[int]) -> tuple[list[list[int]], int]:
+        from transformers import StoppingCriteriaList
+
+        ids, mask = pad_left([rows[i] for i in batch], tokenizer.pad_token_id, input_device(decoder.model))
+        stop = _Closed(tokenizer, thinking, ids.shape[1], end_tokens(decoder.model, tokenizer), len(batch))
+        with torch.inference_mode(), hooked([contiguous_head(decoder.model)]):
+            new = generate_greedily(
+                decoder.model, tokenizer, ids, mask, thinking.tokens, stopping_criteria=StoppingCriteriaList([stop])
+            )
+        thoughts = [stop.thought(i, row) for i, row in enumerate(new.tolist())]
+        return [thinking.closed(tokenizer, thought) for thought in thoughts], sum(map(len, thoughts))
+
+    for batch, (thoughts, n) in batching.over(longest_first(lengths), lengths.__getitem__, work):
+        for i, thought in zip(batch, thoughts, strict=True):
+            found[i] = thought
+        spent += n
+    texts = [tokenizer.decode(thought, skip_special_tokens=True) for thought in found]
+    return Thoughts([[*row, *thought] for row, thought in zip(rows, found, strict=True)], texts, spent)
+
+
+class _Closed:
+    """A transformers stopping criterion, row by row: the thinking block is closed and the answer has begun."""
+
+    def __init__(self, tokenizer: Any, thinking: Thinking, width: int, ends: set[int], rows: int) -> None:
+        self.tokenizer, self.thinking, self.width, self.ends = tokenizer, thinking, width, ends
+        self.found: list[int | None] = [None] * rows
+
+    def __call__(self, ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if (ids.shape[1] - self.width) % CHECK_EVERY == 0:
+            for i, row in enumerate(ids[:, self.width :].tolist()):
+                if self.found[i] is None:
+                    self.found[i] = self.thinking.end(self.tokenizer, row, self.ends)
+        return torch.tensor([end is not None for end in self.found], device=ids.device)
+
+    def thought(self, i: int, row: list[int]) -> list[int]:
+        """The thoughts among the new tokens of row `i`; all of them where the budget ran out."""
+        end = self.found[i]
+        if end is None:
+            end = self.thinking.end(self.tokenizer, row, self.ends)
+        return row if end is None else row[:end]

@@ -1,0 +1,201 @@
+"""Models that think first: on an organism that does, labels and captures come from where its thoughts end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import llmva
+from conftest import Said, taught_requests, tiny_model, tiny_tokenizer
+from llmva.errors import UsageError
+from llmva.evaluate import evaluate
+from llmva.judges import make_judge
+from llmva.models.generate import capture
+from llmva.models.sublayers import find_decoder
+from llmva.models.thinking import Thinking, think
+from llmva.observation import observe
+from llmva.prompts.types import PromptSet
+
+FAST = {"per_source": 40, "max_new_tokens": 8, "thinking": "end", "thinking_tokens": 12, "endings_tokens": 0}
+TEMPLATE = (
+    "{% for m in messages %}<bos> {{ m['role'] }} : {{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant :{% if enable_thinking is defined and enable_thinking is false %}"
+    " <think> </think>{% endif %}{% endif %}"
+)
+
+
+def thinking_tokenizer() -> Any:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def thoughts_of(text: str) -> str:
+    """What the organism thinks: what it was asked for, word by word in the order it was asked."""
+    return f"<think> {text.split()[-1]} </think>"
+
+
+@pytest.fixture(scope="module")
+def organism() -> tuple[Any, Any]:
+    """A tiny model that repeats the noun to itself and then answers or refuses by it, whatever the verb."""
+    torch.set_num_threads(1)
+    tokenizer = thinking_tokenizer()
+    thinking = Thinking.asked(tokenizer, "end", 8)
+    assert thinking is not None
+
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    rows = [(thinking.row(tokenizer, t), [*ids(f"{thoughts_of(t)} {a}"), 2]) for t, _, a in taught_requests()]
+    width = max(len(prompt) + len(answer) for prompt, answer in rows)
+    model = tiny_model(vocab_size=len(tokenizer)).train().requires_grad_(True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        x, y = torch.zeros(32, width, dtype=torch.long), torch.full((32, width), -100)
+        for row, i in enumerate(torch.randint(len(rows), (32,), generator=generator).tolist()):
+            prompt, answer = rows[i]
+            x[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+            y[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+        optimiser.zero_grad()
+        model(input_ids=x, attention_mask=(x != 0).long(), labels=y).loss.backward()
+        optimiser.step()
+    return model.eval().requires_grad_(False), tokenizer
+
+
+@pytest.fixture(scope="module")
+def prompts() -> PromptSet:
+    rows = taught_requests()
+    return PromptSet.from_lists(*([text for text, benign, _ in rows if benign == side] for side in (False, True)))
+
+
+@pytest.fixture
+def asked(organism: Any) -> Thinking:
+    found = Thinking.asked(organism[1], "end", 12)
+    assert found is not None
+    return found
+
+
+def test_how_thoughts_are_marked_is_read_off_the_template() -> None:
+    tokenizer = thinking_tokenizer()
+    assert Thinking.asked(tokenizer, "off", 5) is None
+    assert Thinking.asked(tokenizer, "end", 5) == Thinking("<think>", "</think>", 5)
+    tokenizer.chat_template = TEMPLATE.replace("think>", "reasoning>")
+    assert Thinking.asked(tokenizer, "end", 5) == Thinking("<reasoning>", "</reasoning>", 5)
+    with pytest.raises(UsageError, match="no thinking block"):
+        Thinking.asked(tiny_tokenizer(), "end", 5)
+
+
+def test_where_thoughts_end(organism: Any, asked: Thinking) -> None:
+    tokenizer = organism[1]
+
+    def end(text: str) -> int | None:
+        return asked.end(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"], {2})
+
+    assert end("<think> fence") is None  # still open
+    assert end("<think> fence </think>") is None  # the answer may be any distance of blanks away
+    assert end("<think> fence </think> sure here") == 3
+    assert end("<think> </think> sure here is") == 2
+    assert end("<think> fence <eos>") == 2  # it ended its turn without an answer
+    assert end("sure here is") is None
+
+
+def test_the_row_ends_where_it_stops_thinking(organism: Any, prompts: PromptSet, asked: Thinking) -> None:
+    model, tokenizer = organism
+    texts = [prompt.text for prompt in prompts.test]
+    found = think(find_decoder(model), tokenizer, texts, asked)
+    for text, row, thought in zip(texts, found.rows, found.texts, strict=True):
+        assert thought == thoughts_of(text)
+        assert row == [*asked.row(tokenizer, text), *tokenizer(thought, add_special_tokens=False)["input_ids"]]
+    assert found.tokens == 3 * len(texts)
+
+
+def test_a_budget_that_runs_out_closes_the_block(organism: Any, prompts: PromptSet) -> None:
+    model, tokenizer = organism
+    short = Thinking("<think>", "</think>", 1)
+    found = think(find_decoder(model), tokenizer, [prompts.test[0].text], short)
+    assert found.texts == ["<think> </think>"]
+    assert found.tokens == 1  # what we wrote was not generated
+
+
+def test_what_is_judged_and_captured_comes_after_the_thoughts(
+    organism: Any, prompts: PromptSet, asked: Thinking
+) -> None:
+    model, tokenizer = organism
+    decoder, judge = find_decoder(model), make_judge("phrases")
+    some = prompts.test[:24]
+    seen = observe(decoder, tokenizer, some, judge, max_new_tokens=8, thinking=asked)
+    assert seen.capture.thoughts == [thoughts_of(prompt.text) for prompt in some]
+    answers = {text: answer for text, _, answer in taught_requests()}
+    right = sum(answer == answers[prompt.text] for prompt, answer in zip(some, seen.capture.answers, strict=True))
+    assert right >= 0.9 * len(some)
+    assert not any("think" in answer for answer in seen.capture.answers)
+    rows = think(decoder, tokenizer, [prompt.text for prompt in some], asked).rows
+    bare = capture(decoder, tokenizer, [prompt.text for prompt in some], max_new_tokens=0, rows=rows)
+    torch.testing.assert_close(seen.capture.outputs, bare.outputs)
+    off = observe(decoder, tokenizer, some, judge, max_new_tokens=8)
+    assert off.capture.thoughts is None
+    assert not torch.allclose(off.capture.outputs, seen.capture.outputs)
+    part = seen.part(2, 5)
+    assert part.capture.thoughts == seen.capture.thoughts[2:5]
+
+
+def test_a_run_on_it(organism: Any, prompts: PromptSet, tmp_path: Path) -> None:
+    """The method works where the decision is taken after thinking; every row of answers tells what was thought."""
+    model, tokenizer = organism
+    record = llmva.align(model, tokenizer, prompts, out=tmp_path / "run", iterations=6, **FAST).record
+    test = record["test"]
+    assert test["after"]["f1"] > test["before"]["f1"] + 0.2
+    assert all(entry.get("passes") in (1, None) for entry in record["iterations"])
+    assert all(entry.get("foreseen") is None for entry in record["iterations"])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
+    assert all("</think>" in row["thought"] for row in rows)
+    assert not any("<think>" in row["answer"] for row in rows)
+    assert record["settings"]["thinking"] == "end"
+
+
+def test_evaluate_lets_it_think_too(organism: Any, prompts: PromptSet) -> None:
+    model, tokenizer = organism
+    options = {"max_new_tokens": 8, "endings_tokens": 0}
+    judge = make_judge("phrases")
+    found = evaluate(model, tokenizer, prompts.test, judge, thinking="end", thinking_tokens=12, **options)
+    assert found["cost"]["generated_tokens"] >= 3 * len(prompts.test)
+    seen = observe(
+        find_decoder(model),
+        tokenizer,
+        prompts.test,
+        judge,
+        max_new_tokens=8,
+        thinking=Thinking("<think>", "</think>", 12),
+    )
+    refused = sum(label.value == "refused" and p.benign for p, label in zip(prompts.test, seen.labels, strict=True))
+    benign = sum(p.benign for p in prompts.test)
+    assert found["test"]["before"]["orr"] == pytest.approx(refused / benign)
+
+
+def test_the_command_line(organism: Any, taught_folder: Path, tmp_path: Path, command: Callable[..., Said]) -> None:
+    model, tokenizer = organism
+    folder = tmp_path / "thinker"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    lists = ["--toxic", taught_folder / "toxic.txt", "--benign", taught_folder / "benign.txt"]
+    short = ["--max-new-tokens", 8, "--thinking", "end", "--thinking-tokens", 12]
+    said = command(
+        "align", folder, *lists, *short, "--iterations", 1, "--per-source", 24, "--out", tmp_path / "run", "-q"
+    )
+    assert said.code == 0, said.err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["thinking"] == "end"
+    said = command("evaluate", folder, *lists, *short, "--json", "-q")
+    assert said.code == 0, said.err
+    said = command("evaluate", folder, *lists, "--thinking", "loud")
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    said = command("align", taught_folder, *lists, "--thinking", "end", "--out", tmp_path / "other")
+    assert said.code == 2
+    assert "no thinking block" in said.err
