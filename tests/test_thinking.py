@@ -192,8 +192,11 @@ def test_the_command_line(organism: Any, taught_folder: Path, tmp_path: Path, co
     )
     assert said.code == 0, said.err
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["thinking"] == "end"
-    said = command("evaluate", folder, *lists, *short, "--json", "-q")
+    said = command("evaluate", folder, "--edit", tmp_path / "run", "--max-new-tokens", 8, "--json", "-q")
     assert said.code == 0, said.err
+    thinking = json.loads(said.out)  # as the run was made
+    said = command("evaluate", folder, "--edit", tmp_path / "run", *short[:2], "--thinking", "off", "--json", "-q")
+    assert json.loads(said.out)["cost"]["generated_tokens"] < thinking["cost"]["generated_tokens"]
     said = command("evaluate", folder, *lists, "--thinking", "loud")
     assert (said.code, said.err.count("\n")) == (2, 1)
     said = command("align", taught_folder, *lists, "--thinking", "end", "--out", tmp_path / "other")

@@ -96,8 +96,8 @@ def run_evaluate(
     point: int | None = None,
     judge: str,
     max_new_tokens: int,
-    thinking: str,
-    thinking_tokens: int,
+    thinking: str | None,
+    thinking_tokens: int | None,
     seed: int,
     loading: Mapping[str, Any],
     batch_tokens: int | None,
@@ -106,7 +106,7 @@ def run_evaluate(
     quiet: bool,
 ) -> None:
     """With `data` on sets one by one, by `sets` (options of `run_transfer`); else on one list of prompts."""
-    if data and thinking != "off":
+    if data and thinking not in (None, "off"):
         raise UsageError("Sets of --data are measured with thinking off: leave out --thinking.")
     if data and utility is not None:
         raise UsageError("--utility measures the model once and --data set by set: give them to two commands.")
@@ -132,11 +132,6 @@ def run_evaluate(
             quiet=quiet,
         )
         return
-    from llmva.settings import make_settings
-
-    make_settings(
-        thinking=thinking, thinking_tokens=thinking_tokens
-    )  # an unknown mode is told at once
     if any(sets.values()):
         raise UsageError("--per-set, --keep-duplicates and --markdown are about sets of --data: add --data.")
     of_the_hub = [] if utility is None else ["data of benchmarks"]
@@ -149,6 +144,7 @@ def run_evaluate(
 
     judge_ = make_judge(judge)
     loaded_edit = inputs.load_edit(edit, iteration, strength, point)
+    thoughts = inputs.thinking_mode(edit, thinking, thinking_tokens)
     prompts = inputs.test_prompts(model, edit, toxic, benign, seed)
     with Display(quiet) as display:
         benchmarks = inputs.choose_tasks(utility, seed, display)
@@ -162,8 +158,7 @@ def run_evaluate(
             edit=loaded_edit,
             seed=seed,
             max_new_tokens=max_new_tokens,
-            thinking=thinking,
-            thinking_tokens=thinking_tokens,
+            **thoughts,
             batch_tokens=batch_tokens,
             progress=display,
         )

@@ -86,6 +86,18 @@ def run_prompts(edit: Path | None) -> PromptSet | None:
     return PromptSet.from_jsonl(path) if path is not None and path.is_file() else None
 
 
+def thinking_mode(edit: Path | None, mode: str | None, tokens: int | None) -> dict[str, Any]:
+    """`thinking` and `thinking_tokens` as the user says, else as the edit's run was made, else off."""
+    from llmva.run import read_run
+    from llmva.settings import make_settings
+
+    folder = edit_file(edit).parent if edit is not None else None
+    of_run = read_run(folder)["settings"] if folder is not None and (folder / "run.json").is_file() else {}
+    given = {"thinking": mode or of_run.get("thinking"), "thinking_tokens": tokens or of_run.get("thinking_tokens")}
+    chosen = make_settings(**{name: value for name, value in given.items() if value is not None})
+    return {"thinking": chosen.thinking, "thinking_tokens": chosen.thinking_tokens}
+
+
 def fit_prompts(edit: Path | None) -> list[Prompt] | None:
     """What an edit was fitted on and chosen by: the train and validation prompts of its run; None if not known."""
     found = run_prompts(edit)

@@ -176,8 +176,14 @@ def evaluate(
     point: Point = None,
     judge: JudgeName = "phrases",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="most tokens of an answer")] = 128,
-    thinking: ThinkingMode = "off",
-    thinking_tokens: ThinkingTokens = 512,
+    thinking: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--thinking", help="off, or end: let the model think first [default: as the edit's run did]"),
+    ] = None,
+    thinking_tokens: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--thinking-tokens", min=1, help="most tokens of thoughts"),
+    ] = None,
     utility: Utility = False,
     tasks: Tasks = None,
     utility_limit: UtilityLimit = None,
