@@ -233,6 +233,18 @@ def test_a_pass_that_does_not_help_is_kept_if_the_next_ones_do(
     assert max(columns(found.edit)) == 4
 
 
+@pytest.mark.parametrize(("whole", "taken"), [(0.6, True), (0.51, False)])
+def test_a_step_that_was_cut_and_brings_little_is_tried_whole(
+    make: Any, answered: Any, texts: Any, told: Foresight, whole: float, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [(0.5, 0.5), (0.52, 0.5), (whole, 0.5)])
+    monkeypatch.setattr(search, "STRIDE", 1e-4)
+    found = advance(make(passes=1), Edit(), *answered, told, texts, 1, 1.0)
+    assert found.foreseen == max(0.52, whole)
+    monkeypatch.undo()
+    assert equal(found.edit, advance(make(), Edit(), *answered, None, texts, 1, 1.0).edit) == taken
+
+
 def test_passes_that_lead_nowhere_are_taken_back(
     make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +304,7 @@ def test_a_step_moves_what_is_not_to_be_decided_no_further_than_its_stride(
     moved = work.stride(Edit(), whole, 1)
     assert moved > 0
     assert work.stride(whole, whole, 1) == pytest.approx(0, abs=1e-6)
-    monkeypatch.setattr(search, "MOST_REACH", 1.0)
+    monkeypatch.setattr(search, "SLOW", -1.0)
     monkeypatch.setattr(search, "STRIDE", moved / 9)
     held = advance(work, Edit(), *answered, told, texts, 1, 1.0).edit
     for name, f in whole.factors.items():

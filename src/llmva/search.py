@@ -30,6 +30,7 @@ class Seen:
     validation: Observation
     value: tuple[float, float]  # its `promise`
     passes: int = 0  # alignments of this iteration that it holds
+    cut: bool = False  # whether the last of them would have gone further than STRIDE
 
     def beats(self, value: tuple[float, float]) -> bool:
         """Whether it is worth another pass: more labels right, or as many and more surely."""
@@ -52,14 +53,18 @@ class Search:
     ) -> Seen | None:
         """A step from `now` along `vectors` that is foreseen to be worth more than `above`, or None.
 
-        The method's own step first, then shorter ones until one helps. Where it helps little and much is left to do, r
-        is raised: sigma_a is small where nearly every prompt has the same answer, and r = sigma_a / sigma_b then asks
-        for less than the decision needs. `trusting`: where none helps, the method's own step is given all the same.
+        The method's own step first, then shorter ones until one helps. Where it helps little and much is left to do, a
+        step that was cut is tried whole, and then r is raised: sigma_a is small where nearly every prompt has the same
+        answer, and r = sigma_a / sigma_b then asks for less than the decision needs. `trusting`: where none helps, the
+        method's own step is given all the same.
         """
         own = self._step(now, vectors, chosen, self.step)
         found = self._accept(own, above)
         for halving in range(1, HALVINGS + 1):
             found = found or self._accept(self._step(now, vectors, chosen, self.step / 2**halving), above)
+        if own.cut and _slow(above if found is None else found.value, above):
+            whole = self._step(now, vectors, chosen, self.step, stride=math.inf)
+            found = self._accept(whole, above if found is None else found.value) or found
         reach = 1.0
         while reach < MOST_REACH and _slow(above if found is None else found.value, above):
             reach *= 2.0
@@ -70,14 +75,25 @@ class Search:
             found = further or found
         return self._accept(own) if found is None and trusting else found
 
-    def _step(self, now: Seen, vectors: Vectors, chosen: list[int], length: float, reach: float = 1.0) -> Seen:
+    def _step(
+        self,
+        now: Seen,
+        vectors: Vectors,
+        chosen: list[int],
+        length: float,
+        reach: float = 1.0,
+        stride: float | None = None,
+    ) -> Seen:
+        """`now` and one alignment with r times `reach`, cut where it moves random messages by more than `stride`."""
         scaled = replace(vectors, spread=vectors.spread * torch.tensor([reach, 1.0]).to(vectors.spread))
         edit = self._align(now.edit, scaled, chosen, length)
-        moved = self.work.stride(now.edit, edit, self.iteration)
-        if moved > STRIDE:  # a divergence grows with the square of the step
-            edit = self._align(now.edit, scaled, chosen, length * math.sqrt(STRIDE / moved))
+        most = STRIDE if stride is None else stride
+        moved = self.work.stride(now.edit, edit, self.iteration) if most < math.inf else 0.0
+        if moved > most:  # a divergence grows with the square of the step
+            edit = self._align(now.edit, scaled, chosen, length * math.sqrt(most / moved))
         validation = self.work.foresee(edit, now.validation.prompts, self.foresight)
-        return Seen(edit, validation, promise(validation, self.work.aim.beta), now.passes + 1)
+        value = promise(validation, self.work.aim.beta)
+        return Seen(edit, validation, value, now.passes + 1, moved > most)
 
     def _align(self, edit: Edit, vectors: Vectors, chosen: list[int], length: float) -> Edit:
         return align_sublayers(edit, self.work.decoder.sublayers, vectors, chosen, self.iteration, length)
