@@ -27,6 +27,7 @@ from llmva.settings import make_settings
 from llmva.start import guarded
 
 Command = Callable[..., Said]
+FURTHER: dict[str, Any] = {"iterations": 3, "passes": 8}  # than the first run, which shall leave something to do
 FIRST = "please"  # how the prompts of the first run begin; the others are the new attack
 
 
@@ -40,13 +41,13 @@ def attack() -> list[Prompt]:
 
 @pytest.fixture(scope="module")
 def first_run(taught_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that has not seen the attack, and edits too few sublayers to stop it all the same."""
+    """A finished run that has not seen the attack, and goes too short a way to stop it all the same."""
     out = tmp_path_factory.mktemp("first") / "run"
     model, tokenizer = llmva.load_model(taught_folder)
     prompts = llmva.PromptSet.from_lists(requests(True, False), requests(True, True))
     llmva.align(
-        model, tokenizer, prompts, out=out, iterations=3, per_source=32, max_new_tokens=8, endings_tokens=0,
-        layers=4, name=str(taught_folder),
+        model, tokenizer, prompts, out=out, per_source=32, max_new_tokens=8, endings_tokens=0,
+        iterations=2, passes=1, layers=4, name=str(taught_folder),
     )  # fmt: skip
     assert Edit.load(out).chosen.factors
     return out
@@ -56,7 +57,7 @@ def first_run(taught_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def extended(first_run: Path, taught_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("second") / "run"
     model, tokenizer = llmva.load_model(taught_folder)
-    llmva.extend(model, tokenizer, first_run, attack(), out=out)
+    llmva.extend(model, tokenizer, first_run, attack(), out=out, **FURTHER)
     return out
 
 
@@ -147,7 +148,7 @@ def test_another_start_is_not_continued(first_run: Path, extended: Path, taught_
     Edit(edit.chosen.scaled(0.5).factors, edit.base, edit.best).save(copy)
     model, tokenizer = llmva.load_model(taught_folder)
     with pytest.raises(UsageError, match="the edit it began with"):
-        llmva.extend(model, tokenizer, copy, attack(), out=out)
+        llmva.extend(model, tokenizer, copy, attack(), out=out, **FURTHER)
 
 
 # -- what cannot be extended
