@@ -51,9 +51,9 @@ def advance(
 ) -> Advance:
     """Follow `edit` by up to `settings.passes` alignments, or by one where nothing can be foreseen.
 
-    Where much is left to do, a pass that is not foreseen to help may lead to one that does: up to LOOK_AHEAD of them
-    are made in a row before going back. Where none helps at all, the method's own step is made then, and the next round
-    of answers tells what it was worth.
+    A pass that is not foreseen to help may lead to one that does: up to LOOK_AHEAD of them are made in a row before
+    going back. Where none helps at all and much is left to do, the method's own step is made, and the next round of
+    answers tells what it was worth.
 
     Args:
         train, validation: the model with `edit`, answers generated and judged.
@@ -79,8 +79,7 @@ def advance(
             if len(set(train.signs[0].tolist())) == 1:
                 break  # everything answered, or nothing: no answer vector to be read
             read = fit(work, train, now.validation, harmless, iteration)
-        far = best.value[0] < NEARLY_DONE and now.passes + 1 < settings.passes
-        ahead = far and now.passes - best.passes < LOOK_AHEAD
+        ahead = now.passes - best.passes < LOOK_AHEAD and now.passes + 1 < settings.passes
         found = search.best(now, read, select(read.scores, work.count), best.value, trusting=ahead)
         if found is None:
             break
