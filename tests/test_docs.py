@@ -91,7 +91,7 @@ def _check_command(command: str) -> str | None:
         if word not in chosen.commands:
             return f"there is no such command: {command}"
         chosen = chosen.commands[word]
-    options = {name: p for p in chosen.params for name in p.opts if name.startswith("-")}
+    options = {name: p for p in chosen.params for name in (*p.opts, *p.secondary_opts) if name.startswith("-")}
     arguments = [p for p in chosen.params if not any(name.startswith("-") for name in p.opts)]
     given = 0
     for word in rest:
