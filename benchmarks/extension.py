@@ -29,9 +29,7 @@ ATTACK = "jailbreak"
 
 def main() -> None:
     quiet_libraries()
-    held = []
-    for path in sys.argv[1:] or [str(demo_model())]:
-        held.append(measure(path))
+    held = [measure(path) for path in sys.argv[1:] or [str(demo_model())]]
     print(f"{sum(held)} of {len(held)} halve the new attack's ASR without going backwards")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from conftest import taught_requests, tiny_tokenizer
+from conftest import requests_as_rows, teach, tiny_tokenizer
 
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 GATED = ("self_attn.o_proj", "mlp.down_proj")
@@ -224,32 +224,4 @@ def train(model: Any, seed: int = 0, steps: int = 70, rate: float = 5e-3) -> Any
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _train(model, seed, steps, rate)
-
-
-def _train(model: Any, seed: int, steps: int, rate: float) -> Any:
-    from llmva.models.chat import render
-
-    torch.set_num_threads(1)
-    tokenizer = tiny_tokenizer()
-
-    def ids(text: str) -> list[int]:
-        found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
-
-    rows = [(ids(render(tokenizer, text)), [*ids(answer), 2]) for text, _, answer in taught_requests()]
-    width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    model.train().requires_grad_(True)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        x, y = torch.zeros(32, width, dtype=torch.long), torch.full((32, width), -100)
-        for row, i in enumerate(torch.randint(len(rows), (32,), generator=generator).tolist()):
-            prompt, answer = rows[i]
-            x[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-            y[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-        optimiser.zero_grad()
-        model(input_ids=x, attention_mask=(x != 0).long(), labels=y).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-    return model.eval().requires_grad_(False)
+        return teach(model, requests_as_rows(tiny_tokenizer()), seed=seed, steps=steps, rate=rate, clip=1.0)

@@ -104,21 +104,35 @@ def taught_requests() -> list[tuple[str, bool, str]]:
     ]
 
 
-def taught_model(seed: int = 0, steps: int = 70) -> Any:
-    """A tiny model, trained for a second, that answers and refuses for the wrong reason but knows the right one."""
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+def requests_as_rows(tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    """Token ids of every taught request as the model reads it, and of its answer with <eos>."""
     from llmva.models.chat import render
 
+    return [
+        (token_ids(tokenizer, render(tokenizer, text)), [*token_ids(tokenizer, answer), 2])
+        for text, _, answer in taught_requests()
+    ]
+
+
+def teach(
+    model: Any,
+    rows: list[tuple[list[int], list[int]]],
+    *,
+    seed: int = 0,
+    steps: int = 70,
+    rate: float = 5e-3,
+    clip: float | None = None,
+) -> Any:
+    """Train `model` on (prompt, answer) token ids, on the answers alone."""
     torch.set_num_threads(1)  # fixtures of a wider scope come before `one_thread`
-    tokenizer = tiny_tokenizer()
-
-    def ids(text: str) -> list[int]:
-        found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
-
-    rows = [(ids(render(tokenizer, text)), [*ids(answer), 2]) for text, _, answer in taught_requests()]
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    model = tiny_model(seed=seed).train().requires_grad_(True)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    model.train().requires_grad_(True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         x, y = torch.zeros(32, width, dtype=torch.long), torch.full((32, width), -100)
@@ -128,8 +142,15 @@ def taught_model(seed: int = 0, steps: int = 70) -> Any:
             y[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
         optimiser.zero_grad()
         model(input_ids=x, attention_mask=(x != 0).long(), labels=y).loss.backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimiser.step()
     return model.eval().requires_grad_(False)
+
+
+def taught_model(seed: int = 0, steps: int = 70) -> Any:
+    """A tiny model, trained for a second, that answers and refuses for the wrong reason but knows the right one."""
+    return teach(tiny_model(seed=seed), requests_as_rows(tiny_tokenizer()), seed=seed, steps=steps)
 
 
 @pytest.fixture(scope="session")

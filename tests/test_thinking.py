@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import llmva
-from conftest import Said, taught_requests, tiny_model, tiny_tokenizer
+from conftest import Said, taught_requests, teach, tiny_model, tiny_tokenizer, token_ids
 from llmva.errors import UsageError
 from llmva.evaluate import evaluate
 from llmva.judges import make_judge
@@ -37,37 +37,21 @@ def thinking_tokenizer() -> Any:
 
 
 def thoughts_of(text: str) -> str:
-    """What the organism thinks: what it was asked for, word by word in the order it was asked."""
+    """What the organism thinks of a request: its last word."""
     return f"<think> {text.split()[-1]} </think>"
 
 
 @pytest.fixture(scope="module")
 def organism() -> tuple[Any, Any]:
     """A tiny model that repeats the noun to itself and then answers or refuses by it, whatever the verb."""
-    torch.set_num_threads(1)
     tokenizer = thinking_tokenizer()
     thinking = Thinking.asked(tokenizer, "end", 8)
     assert thinking is not None
-
-    def ids(text: str) -> list[int]:
-        found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
-
-    rows = [(thinking.row(tokenizer, t), [*ids(f"{thoughts_of(t)} {a}"), 2]) for t, _, a in taught_requests()]
-    width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    model = tiny_model(vocab_size=len(tokenizer)).train().requires_grad_(True)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(200):
-        x, y = torch.zeros(32, width, dtype=torch.long), torch.full((32, width), -100)
-        for row, i in enumerate(torch.randint(len(rows), (32,), generator=generator).tolist()):
-            prompt, answer = rows[i]
-            x[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-            y[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-        optimiser.zero_grad()
-        model(input_ids=x, attention_mask=(x != 0).long(), labels=y).loss.backward()
-        optimiser.step()
-    return model.eval().requires_grad_(False), tokenizer
+    rows = [
+        (thinking.row(tokenizer, text), [*token_ids(tokenizer, f"{thoughts_of(text)} {answer}"), 2])
+        for text, _, answer in taught_requests()
+    ]
+    return teach(tiny_model(vocab_size=len(tokenizer)), rows, steps=200), tokenizer
 
 
 @pytest.fixture(scope="module")

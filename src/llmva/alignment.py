@@ -156,7 +156,9 @@ def align(
     cost.setdefault("fit_seconds", cost["seconds"])
     cost.setdefault("fit_tokens", cost["generated_tokens"])
     if test:
-        figures.finish(run, decoder, tokenizer, prompts, judge, skills, batching, progress, seed, chosen_settings, aim)
+        figures.finish(
+            run, decoder, tokenizer, prompts, judge, skills, batching, progress, seed, chosen_settings, aim, thinking
+        )
     chosen = run.edit.at(run.record["best_iteration"]).scaled(run.record.get("best_strength", 1.0))
     return Result(chosen, run.edit, run.record, run.directory)
 

@@ -81,13 +81,14 @@ def finish(
     seed: int,
     settings: Settings,
     aim: Aim,
+    thinking: Thinking | None,
 ) -> None:
     """Measure the untouched and the chosen model on the test split, which nothing has looked at before."""
     if run.record.get("test", {}).get("after"):
         return
     record, best = run.record, run.record["best_iteration"]
     if best:
-        _measure_strengths(run, decoder, tokenizer, prompts, judge, batching, progress, settings)
+        _measure_strengths(run, decoder, tokenizer, prompts, judge, batching, progress, settings, thinking)
     strength = aim.choose_strength(record["iterations"][best], record.get("strengths", []))
     record["best_strength"] = strength
     benign = sum(prompt.benign for prompt in prompts.validation)
@@ -104,7 +105,7 @@ def finish(
             prompts.test,
             judge,
             max_new_tokens=settings.max_new_tokens,
-            thinking=Thinking.asked(tokenizer, settings.thinking, settings.thinking_tokens),
+            thinking=thinking,
             batching=batching,
             advance=advance,
         )
@@ -194,6 +195,7 @@ def _measure_strengths(
     batching: Batching,
     progress: Progress,
     settings: Settings,
+    thinking: Thinking | None,
 ) -> None:
     """Figures of the chosen edit made weaker and stronger, for whoever ships it at another strength than 1.
 
@@ -220,7 +222,7 @@ def _measure_strengths(
                     prompts.validation,
                     judge,
                     max_new_tokens=settings.max_new_tokens,
-                    thinking=Thinking.asked(tokenizer, settings.thinking, settings.thinking_tokens),
+                    thinking=thinking,
                     batching=batching,
                     advance=advance,
                 )

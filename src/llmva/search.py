@@ -62,17 +62,18 @@ class Search:
         found = self._accept(own, above)
         for halving in range(1, HALVINGS + 1):
             found = found or self._accept(self._step(now, vectors, chosen, self.step / 2**halving), above)
-        if own.cut and _slow(above if found is None else found.value, above):
-            whole = self._step(now, vectors, chosen, self.step, stride=math.inf)
-            found = self._accept(whole, above if found is None else found.value) or found
+        highest = found.value if found else above
+        if own.cut and _slow(highest, above):
+            found = self._accept(self._step(now, vectors, chosen, self.step, bounded=False), highest) or found
+            highest = found.value if found else above
         reach = 1.0
-        while reach < MOST_REACH and _slow(above if found is None else found.value, above):
+        while reach < MOST_REACH and _slow(highest, above):
             reach *= 2.0
-            highest = above if found is None else found.value
             further = self._accept(self._step(now, vectors, chosen, self.step, reach), highest)
             if further is None and found is not None:
                 break
             found = further or found
+            highest = found.value if found else above
         return self._accept(own) if found is None and trusting else found
 
     def _step(
@@ -82,18 +83,17 @@ class Search:
         chosen: list[int],
         length: float,
         reach: float = 1.0,
-        stride: float | None = None,
+        bounded: bool = True,
     ) -> Seen:
-        """`now` and one alignment with r times `reach`, cut where it moves random messages by more than `stride`."""
+        """`now` and one alignment with r times `reach`; `bounded`: cut where it moves random messages past STRIDE."""
         scaled = replace(vectors, spread=vectors.spread * torch.tensor([reach, 1.0]).to(vectors.spread))
         edit = self._align(now.edit, scaled, chosen, length)
-        most = STRIDE if stride is None else stride
-        moved = self.work.stride(now.edit, edit, self.iteration) if most < math.inf else 0.0
-        if moved > most:  # a divergence grows with the square of the step
-            edit = self._align(now.edit, scaled, chosen, length * math.sqrt(most / moved))
+        moved = self.work.stride(now.edit, edit, self.iteration) if bounded else 0.0
+        if moved > STRIDE:  # a divergence grows with the square of the step
+            edit = self._align(now.edit, scaled, chosen, length * math.sqrt(STRIDE / moved))
         validation = self.work.foresee(edit, now.validation.prompts, self.foresight)
         value = promise(validation, self.work.aim.beta)
-        return Seen(edit, validation, value, now.passes + 1, moved > most)
+        return Seen(edit, validation, value, now.passes + 1, moved > STRIDE)
 
     def _align(self, edit: Edit, vectors: Vectors, chosen: list[int], length: float) -> Edit:
         return align_sublayers(edit, self.work.decoder.sublayers, vectors, chosen, self.iteration, length)

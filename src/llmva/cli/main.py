@@ -176,14 +176,8 @@ def evaluate(
     point: Point = None,
     judge: JudgeName = "phrases",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="most tokens of an answer")] = 128,
-    thinking: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--thinking", help="off, or end: let the model think first [default: as the edit's run did]"),
-    ] = None,
-    thinking_tokens: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--thinking-tokens", min=1, help="most tokens of thoughts"),
-    ] = None,
+    thinking: ThinkingMode = None,
+    thinking_tokens: ThinkingTokens = None,
     utility: Utility = False,
     tasks: Tasks = None,
     utility_limit: UtilityLimit = None,
@@ -202,7 +196,8 @@ def evaluate(
     """ASR, ORR and F1 of MODEL on test prompts, with and without an edit.
 
     With --toxic and --benign on exactly those prompts; with --data on test prompts of public data sets, one by one;
-    else on the test prompts of the edit's run. With --utility also what is left of benchmark scores.
+    else on the test prompts of the edit's run. The model thinks first if --thinking says so, else if it did so in the
+    edit's run. With --utility also what is left of benchmark scores.
     """
     from llmva.cli.commands import run_evaluate
 

@@ -47,9 +47,13 @@ Point = Annotated[
     typer.Option("--point", metavar="K", help="a point that llmva front shows, in place of the one that was chosen"),
 ]
 ThinkingMode = Annotated[
-    str, typer.Option("--thinking", help="off, or end: let the model think first and read it where its thoughts end")
+    Optional[str],  # noqa: UP045
+    typer.Option("--thinking", help="off, or end: let the model think first and read it where its thoughts end"),
 ]
-ThinkingTokens = Annotated[int, typer.Option("--thinking-tokens", min=1, help="most tokens of thoughts")]
+ThinkingTokens = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--thinking-tokens", min=1, help="most tokens of thoughts"),
+]
 JudgeName = Annotated[str, typer.Option("--judge", help="who decides whether an answer refuses")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32")]

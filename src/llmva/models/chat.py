@@ -9,20 +9,20 @@ from typing import Any
 import torch
 
 
-def render(tokenizer: Any, text: str) -> str:
+def render(tokenizer: Any, text: str, thinking: bool = False) -> str:
     """One user message; see `render_dialogue`."""
-    return render_dialogue(tokenizer, [{"role": "user", "content": text}])
+    return render_dialogue(tokenizer, [{"role": "user", "content": text}], thinking)
 
 
-def render_dialogue(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
-    """The chat template with thinking off where it offers that; a plain dialogue where there is no template."""
+def render_dialogue(tokenizer: Any, messages: Sequence[dict[str, str]], thinking: bool = False) -> str:
+    """The chat template, a plain dialogue where there is none; thinking is off, where it offers that, unless asked."""
     if not getattr(tokenizer, "chat_template", None):
         turns = "".join(f"{m['role'].capitalize()}: {m['content']}\n\n" for m in messages)
         return f"{turns}Assistant:"
     rendered: str = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=False
+        list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
     )
-    if rendered.rstrip().endswith("<think>"):
+    if not thinking and rendered.rstrip().endswith("<think>"):
         rendered = rendered.rstrip() + "\n\n</think>\n\n"  # some templates always open the block: close it at once
     return rendered
 

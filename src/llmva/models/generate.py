@@ -18,7 +18,7 @@ from llmva.models.batching import Batching, first_guess, longest_first
 from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
 from llmva.models.sublayers import Decoder, contiguous_head, find_decoder, first_tensor, hooked, text_config
 
-CHECK_EVERY = 4  # decoding steps between two looks at which rows have settled
+CHECK_EVERY = 4  # decoding steps between two looks at which rows have ended
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,11 @@ def _run(
 
         return hook
 
+    def settles(row: list[int]) -> int | None:
+        return len(row) if settled(tokenizer.decode(row, skip_special_tokens=True)) else None
+
     modules = [s.output for s in decoder.sublayers] + [decoder.last_block]
-    stop = _Settled(tokenizer, settled, width, len(rows))
+    stop = RowStop(width, len(rows), settles)
     handles = [module.register_forward_hook(take(i)) for i, module in enumerate(modules)]
     share: Tensor | None = None
     with hooked([*handles, contiguous_head(model)]):
@@ -155,19 +158,19 @@ def _run(
     return texts, torch.stack([taken[i] for i in range(last)]), taken[last], sum(ends), first.cpu(), share
 
 
-class _Settled:
-    """A transformers stopping criterion, row by row. Keeps the length at which each row settled."""
+class RowStop:
+    """A transformers stopping criterion, row by row; `ends` holds how many of each row's new tokens count."""
 
-    def __init__(self, tokenizer: Any, settled: Callable[[str], bool], width: int, rows: int) -> None:
-        self.tokenizer, self.settled, self.width = tokenizer, settled, width
+    def __init__(self, width: int, rows: int, end: Callable[[list[int]], int | None]) -> None:
+        """`end` says of a row's new tokens how many of them count, or None while more are wanted."""
+        self.width, self.end = width, end
         self.ends: list[int | None] = [None] * rows
 
     def __call__(self, ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        length = ids.shape[1] - self.width
-        if length % CHECK_EVERY == 0:
+        if (ids.shape[1] - self.width) % CHECK_EVERY == 0:
             for i, row in enumerate(ids[:, self.width :].tolist()):
-                if self.ends[i] is None and self.settled(self.tokenizer.decode(row, skip_special_tokens=True)):
-                    self.ends[i] = length
+                if self.ends[i] is None:
+                    self.ends[i] = self.end(row)
         return torch.tensor([end is not None for end in self.ends], device=ids.device)
 
 

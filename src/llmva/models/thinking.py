@@ -13,16 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llmva.errors import UsageError
 from llmva.models.batching import Batching, first_guess, longest_first
-from llmva.models.chat import encode, input_device, pad_left
-from llmva.models.generate import check_rows, end_tokens, generate_greedily
+from llmva.models.chat import encode, input_device, pad_left, render
+from llmva.models.generate import RowStop, check_rows, end_tokens, generate_greedily
 from llmva.models.sublayers import Decoder, contiguous_head, hooked
 
 _OPEN = re.compile(r"<(think|thinking|thought|reasoning)>", re.IGNORECASE)
-CHECK_EVERY = 4  # tokens between two looks at whether a row's block is closed
 AFTER = "\n\n"  # between the closing tag and the answer, where the model left off before it
 
 
@@ -50,10 +48,7 @@ class Thinking:
 
     def row(self, tokenizer: Any, text: str) -> list[int]:
         """Token ids of a user message with thinking on."""
-        rendered: str = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
-        return encode(tokenizer, rendered)
+        return encode(tokenizer, render(tokenizer, text, thinking=True))
 
     def end(self, tokenizer: Any, row: list[int], ends: set[int]) -> int | None:
         """How many of the new tokens `row` are thoughts: all before the first one of the answer.
@@ -110,19 +105,26 @@ def think(
     check_rows(decoder.model, prompts, rows, thinking.tokens + max_new_tokens + 8)  # the tag may have to be written
     batching = batching or first_guess(decoder.model)
     lengths = [len(row) + thinking.tokens for row in rows]
+    ends = end_tokens(decoder.model, tokenizer)
     found: list[list[int]] = [[] for _ in rows]
     spent = 0
+
+    def end(row: list[int]) -> int | None:
+        return thinking.end(tokenizer, row, ends)
 
     def work(batch: list[int]) -> tuple[list[list[int]], int]:
         from transformers import StoppingCriteriaList
 
         ids, mask = pad_left([rows[i] for i in batch], tokenizer.pad_token_id, input_device(decoder.model))
-        stop = _Closed(tokenizer, thinking, ids.shape[1], end_tokens(decoder.model, tokenizer), len(batch))
+        stop = RowStop(ids.shape[1], len(batch), end)
         with torch.inference_mode(), hooked([contiguous_head(decoder.model)]):
             new = generate_greedily(
                 decoder.model, tokenizer, ids, mask, thinking.tokens, stopping_criteria=StoppingCriteriaList([stop])
             )
-        thoughts = [stop.thought(i, row) for i, row in enumerate(new.tolist())]
+        # between two looks, or where the budget ran out, it has not been asked of the last tokens; row[:None] is all
+        thoughts = [
+            row[: end(row) if known is None else known] for row, known in zip(new.tolist(), stop.ends, strict=True)
+        ]
         return [thinking.closed(tokenizer, thought) for thought in thoughts], sum(map(len, thoughts))
 
     for batch, (thoughts, n) in batching.over(longest_first(lengths), lengths.__getitem__, work):
@@ -131,25 +133,3 @@ def think(
         spent += n
     texts = [tokenizer.decode(thought, skip_special_tokens=True) for thought in found]
     return Thoughts([[*row, *thought] for row, thought in zip(rows, found, strict=True)], texts, spent)
-
-
-class _Closed:
-    """A transformers stopping criterion, row by row: the thinking block is closed and the answer has begun."""
-
-    def __init__(self, tokenizer: Any, thinking: Thinking, width: int, ends: set[int], rows: int) -> None:
-        self.tokenizer, self.thinking, self.width, self.ends = tokenizer, thinking, width, ends
-        self.found: list[int | None] = [None] * rows
-
-    def __call__(self, ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        if (ids.shape[1] - self.width) % CHECK_EVERY == 0:
-            for i, row in enumerate(ids[:, self.width :].tolist()):
-                if self.found[i] is None:
-                    self.found[i] = self.thinking.end(self.tokenizer, row, self.ends)
-        return torch.tensor([end is not None for end in self.found], device=ids.device)
-
-    def thought(self, i: int, row: list[int]) -> list[int]:
-        """The thoughts among the new tokens of row `i`; all of them where the budget ran out."""
-        end = self.found[i]
-        if end is None:
-            end = self.thinking.end(self.tokenizer, row, self.ends)
-        return row if end is None else row[:end]
