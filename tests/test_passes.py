@@ -100,6 +100,12 @@ def columns(edit: Edit) -> set[int]:
     return {f.V.shape[1] for f in edit.factors.values()}
 
 
+def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alignments as in the paper, and none is shortened: what is left is how passes are chosen."""
+    monkeypatch.setattr(passes, "influence", lambda *args: None)
+    monkeypatch.setattr(search.Search, "_shortened", lambda self, now, move, found, above: found)
+
+
 # -- without foresight
 
 
@@ -122,6 +128,7 @@ def test_what_cannot_be_foreseen_is_one_step_of_the_paper(
 def test_one_pass_with_foresight_is_that_step_too_if_it_helps(
     make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    plainly(monkeypatch)
     monkeypatch.setattr(search, "MOST_REACH", 1.0)
     monkeypatch.setattr(search, "STRIDE", 1e9)
     work = make(passes=1)
@@ -163,6 +170,7 @@ def scripted(
     monkeypatch: pytest.MonkeyPatch, values: list[tuple[float, float]], reach: float = 1.0, ahead: int = 0
 ) -> list[float]:
     """`promise` says `values` one after the other; the steps that are tried come back."""
+    plainly(monkeypatch)
     monkeypatch.setattr(search, "MOST_REACH", reach)
     monkeypatch.setattr(search, "STRIDE", 1e9)
     monkeypatch.setattr(passes, "LOOK_AHEAD", ahead)
@@ -170,9 +178,9 @@ def scripted(
     left = iter(values)
     original = align_sublayers
 
-    def align(edit: Edit, sublayers: Any, vectors: Any, chosen: Any, iteration: int, step: float = 1.0) -> Edit:
-        steps.append(step)
-        return original(edit, sublayers, vectors, chosen, iteration, step)
+    def align(*args: Any) -> Edit:
+        steps.append(args[5])
+        return original(*args)
 
     monkeypatch.setattr(search, "align_sublayers", align)
     for module in (passes, search):
@@ -304,6 +312,7 @@ def test_a_step_moves_what_is_not_to_be_decided_no_further_than_its_stride(
     moved = work.stride(Edit(), whole, 1)
     assert moved > 0
     assert work.stride(whole, whole, 1) == pytest.approx(0, abs=1e-6)
+    plainly(monkeypatch)
     monkeypatch.setattr(search, "SLOW", -1.0)
     monkeypatch.setattr(search, "STRIDE", moved / 9)
     held = advance(work, Edit(), *answered, told, texts, 1, 1.0).edit

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from llmva.edit import Edit
 from llmva.foresight import Foresight, promise
+from llmva.influence import influence
 from llmva.observation import Observation
 from llmva.prompts.types import Prompt
-from llmva.search import NEARLY_DONE, Search, Seen, spares
+from llmva.search import NEARLY_DONE, Move, Search, Seen, spares
 from llmva.selection import select
 from llmva.steps import Vectors, align_sublayers
 from llmva.work import Work, fit, harmless_outputs
@@ -72,15 +73,16 @@ def advance(
     search = Search(work, foresight, texts, iteration, step)
     value = promise(work.foresee(edit, validation.prompts, foresight), work.aim.beta)
     best = now = Seen(edit, validation, value)
-    read = vectors
+    move = first = _move(work, edit, vectors, train, foresight, iteration)
     while now.passes < settings.passes:
         if now.passes:
             train = work.foresee(now.edit, _draw(work, iteration, now.passes), foresight)
             if len(set(train.signs[0].tolist())) == 1:
                 break  # everything answered, or nothing: no answer vector to be read
             read = fit(work, train, now.validation, harmless, iteration)
+            move = _move(work, now.edit, read, train, foresight, iteration)
         ahead = now.passes - best.passes < LOOK_AHEAD and now.passes + 1 < settings.passes
-        found = search.best(now, read, select(read.scores, work.count), best.value, trusting=ahead)
+        found = search.best(now, move, best.value, trusting=ahead)
         if found is None:
             break
         now = found
@@ -89,7 +91,17 @@ def advance(
     if not best.passes and best.value[0] < NEARLY_DONE and spares(work, plain, texts):
         return Advance(plain, vectors, chosen, 1, best.value[0])
     stuck = None if best.passes else (FORBIDDEN if search.forbidden else NO_STEP)
-    return Advance(best.edit, vectors, chosen, best.passes, best.value[0], stuck)
+    return Advance(best.edit, vectors, first.chosen, best.passes, best.value[0], stuck)
+
+
+def _move(work: Work, edit: Edit, vectors: Vectors, train: Observation, foresight: Foresight, iteration: int) -> Move:
+    """What is written where in a pass: as the next token's gradients say, or as in the paper without them."""
+    asked = work.settings.layers
+    candidates = select(vectors.scores, asked or len(vectors.scores))
+    writers = influence(work, edit, vectors, candidates, train.prompts, foresight, iteration)
+    if writers is None:
+        return Move(vectors, select(vectors.scores, work.count))
+    return Move(vectors, [s for s in candidates if writers[s].any()], writers)
 
 
 def _draw(work: Work, iteration: int, number: int) -> list[Prompt]:

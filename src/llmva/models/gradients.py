@@ -1,0 +1,119 @@
+"""What the next token feels of every sublayer: gradients of scores of its logits with respect to what sublayers write.
+
+A decision is read at the last prompt token and an edit acts on outputs there, so that token alone needs a graph. Where
+the model's cache is plain keys and values, all before it comes from the cache and the backward pass costs next to
+nothing, in time and in memory; otherwise the graph runs through the whole prompt.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmva.models.batching import Batching, longest_first
+from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
+from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
+
+Score = Callable[[Tensor, list[int]], Tensor]
+# prompts' numbers; their scores [n, k]; what the sublayers put out [S, n, d], and the gradients [S, n, k, d]
+Part = tuple[list[int], Tensor, Tensor, Tensor]
+
+
+def gradients(
+    decoder: Decoder, tokenizer: Any, prompts: Sequence[str], score: Score, batching: Batching
+) -> Iterator[Part]:
+    """Sublayers' outputs at the last prompt token, and the gradients of `score` with respect to them.
+
+    Args:
+        prompts: user messages; the chat template is applied here.
+        score: of the next token's logits, float32 [n, V], and the prompts' numbers: k scores of each, [n, k].
+
+    Yields:
+        Batch by batch, on the CPU: scores in float32, outputs and gradients in the model's dtype.
+
+    Raises:
+        RuntimeError: weights that gradients cannot pass, such as those of some packed formats.
+    """
+    rows = [encode(tokenizer, render(tokenizer, text)) for text in prompts]
+    lengths = [len(row) for row in rows]
+
+    def work(batch: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        return _backward(decoder, tokenizer, [rows[i] for i in batch], lambda logits: score(logits, batch))
+
+    for batch, (scores, outputs, found) in batching.over(longest_first(lengths), lengths.__getitem__, work):
+        yield batch, scores, outputs, found
+
+
+def _backward(
+    decoder: Decoder, tokenizer: Any, rows: list[list[int]], score: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    model = decoder.model
+    ids, mask = pad_left(rows, tokenizer.pad_token_id, input_device(model))
+    inputs = forward_inputs(model, ids, mask)
+    with frozen(model), hooked([contiguous_head(model)]):
+        # transformers has called it by both names
+        name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        cache = _prefix(model, inputs, name)
+        if cache is not None:
+            inputs = {k: v if k == "attention_mask" else v[:, -1:] for k, v in inputs.items()}
+            inputs[name] = cache
+        outputs: dict[int, Tensor] = {}
+        steps: dict[int, Tensor] = {}  # zeros that are added to the outputs, for the gradients to arrive at
+
+        def join(index: int) -> Any:
+            def hook(module: Any, args: Any, output: Any) -> Any:
+                o = first_tensor(output)
+                wide = o.reshape(len(rows), -1, o.shape[-1])  # experts see a flat list of tokens
+                outputs[index] = wide[:, -1].detach()
+                steps[index] = torch.zeros_like(outputs[index], requires_grad=True)
+                padded = torch.nn.functional.pad(steps[index][:, None], (0, 0, wide.shape[1] - 1, 0))
+                joined = o + padded.reshape(o.shape)
+                return (joined, *output[1:]) if isinstance(output, tuple | list) else joined
+
+            return hook
+
+        with hooked([s.output.register_forward_hook(join(i)) for i, s in enumerate(decoder.sublayers)]):
+            logits = model(**inputs, use_cache=cache is not None, logits_to_keep=1).logits[:, -1]
+        scores = score(logits.float())
+        places = [steps[i] for i in range(len(steps))]
+        found = []
+        for j in range(scores.shape[1]):
+            one = scores[:, j].sum()
+            last = j == scores.shape[1] - 1
+            each = torch.autograd.grad(one, places, retain_graph=not last, allow_unused=True, materialize_grads=True)
+            found.append(torch.stack([g.cpu() for g in each]))
+    return scores.detach().cpu(), torch.stack([outputs[i].cpu() for i in range(len(outputs))]), torch.stack(found, 2)
+
+
+def _prefix(model: Any, inputs: dict[str, Tensor], name: str) -> Any:
+    """The cache of all but the last token, or None where that cannot stand in for them in a graph."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    if inputs["input_ids"].shape[1] < 2:
+        return None
+    with torch.no_grad():  # not inference_mode, whose tensors no graph takes
+        found = model(**{k: v[:, :-1] for k, v in inputs.items()}, use_cache=True, logits_to_keep=1)
+    cache = getattr(found, name, None)
+    # recurrent layers write their states in place
+    plain = isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+    return cache if plain else None
+
+
+@contextmanager
+def frozen(model: Any) -> Iterator[None]:
+    """Without gradients of the weights, whose graph would hold every activation that they need."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
