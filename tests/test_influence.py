@@ -1,4 +1,4 @@
-"""Where alignments are written and how much: against the definitions, on models small enough to compute them directly."""
+"""Where alignments are written and how much: against the definitions, on models small enough to compute them."""
 
 # ruff: noqa: F811  (fixtures of test_passes)
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmva import influence as module
 from llmva import passes
 from llmva.edit import Edit
 from llmva.foresight import Foresight
-from llmva.influence import FLOOR, LEAST, RIDGE, influence, lengths
+from llmva.influence import FLOOR, RIDGE, influence, lengths
 from llmva.models.batching import Batching
 from llmva.models.chat import encode, forward_inputs, pad_left, render
 from llmva.models.sublayers import find_decoder
@@ -194,6 +194,24 @@ def test_without_gradients_the_papers_writer_is_used(
     assert "along v_a" in work.progress.notes[0]
     found = advance(work, Edit(), *answered, told, texts, 1, 1.0)
     assert found.chosen == passes.select(found.vectors.scores, work.count)
+
+
+def test_where_much_is_left_to_do_the_papers_way_is_tried_too(
+    make: Any, answered: Answers, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is foreseen to fare better is taken; so no way of writing can make a run worse."""
+    work, args = make(passes=4), (Edit(), *answered, told, texts, 1, 1.0)
+    plain = advance(work, *args, causal=False)
+    found = advance(work, *args)
+    assert plain.foreseen is not None
+    assert found.foreseen is not None
+    assert found.foreseen >= min(plain.foreseen, passes.NEARLY_DONE)
+    assert advance(make(max_kl=0), *args).stuck == passes.FORBIDDEN
+    monkeypatch.setattr(passes, "NEARLY_DONE", -1.0)  # never much to do
+    calls: list[Any] = []
+    monkeypatch.setattr(passes, "influence", lambda *args: calls.append(args))
+    advance(work, *args)
+    assert calls
 
 
 def test_weights_that_wanted_gradients_want_them_still(answered: Answers, told: Foresight, make: Any) -> None:

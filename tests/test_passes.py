@@ -22,7 +22,7 @@ from llmva.models.harmless import agreement
 from llmva.models.sublayers import find_decoder
 from llmva.objective import Aim
 from llmva.observation import Observation, observe
-from llmva.passes import FORBIDDEN, NO_STEP, Advance, advance
+from llmva.passes import FORBIDDEN, NO_STEP, Advance
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
 from llmva.run import Run
@@ -100,9 +100,13 @@ def columns(edit: Edit) -> set[int]:
     return {f.V.shape[1] for f in edit.factors.values()}
 
 
+def advance(*args: Any) -> Advance:
+    """Written as in the paper: here it matters how passes are chosen (test_influence says how they are written)."""
+    return passes.advance(*args, causal=False)
+
+
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alignments as in the paper, and none is shortened: what is left is how passes are chosen."""
-    monkeypatch.setattr(passes, "influence", lambda *args: None)
+    """No alignment is shortened."""
     monkeypatch.setattr(search.Search, "_shortened", lambda self, now, move, found, above: found)
 
 
@@ -385,7 +389,7 @@ def test_foresight_that_does_not_agree_with_the_judge_is_not_used(
     taught: Any, tokenizer: Any, prompts: PromptSet, agrees: float, settings: Any, trusted: bool, monkeypatch: Any
 ) -> None:
     given: list[Any] = []
-    original = advance
+    original = passes.advance
 
     def listens(work: Work, edit: Edit, train: Any, validation: Any, foresight: Any, *rest: Any) -> Advance:
         given.append(foresight)
@@ -426,10 +430,10 @@ def test_a_setback_goes_on_from_the_best_with_half_the_step(
     found = llmva.capture(taught, tokenizer, everyone, max_new_tokens=4)
     judge = Strict(dict(zip(everyone, found.answers, strict=True)))
     given: list[tuple[Edit, list[str], list[Label], torch.Tensor, float]] = []
-    original = advance
+    original = passes.advance
 
     def listens(work: Work, edit: Edit, train: Any, validation: Any, foresight: Any, *rest: Any) -> Advance:
-        given.append((edit, [p.id for p in train.prompts], train.labels, train.capture.outputs, rest[-1]))
+        given.append((edit, [p.id for p in train.prompts], train.labels, train.capture.outputs, rest[-2]))
         return original(work, edit, train, validation, foresight, *rest)
 
     monkeypatch.setattr(alignment, "advance", listens)
@@ -446,6 +450,30 @@ def test_a_setback_goes_on_from_the_best_with_half_the_step(
     assert after[0].factors == {}  # the untouched model was the best
     assert after[1:3] == first[1:3]
     assert torch.allclose(after[3], first[3], atol=1e-5)
+
+
+def test_answers_that_begin_as_foreseen_and_say_something_else_begin_the_run_anew(
+    taught: Any, tokenizer: Any, prompts: PromptSet, monkeypatch: Any
+) -> None:
+    """Written by the next token's gradients an edit may change the first token alone: "Sure, I can't help"."""
+    given: list[tuple[set[str], Any, bool]] = []
+
+    def promises(work: Work, edit: Edit, train: Any, validation: Any, foresight: Any, *rest: Any) -> Advance:
+        given.append((set(edit.held), foresight, rest[-1]))
+        v = torch.full((32,), 1e-4)  # which changes no answer
+        vectors = fit(work, train, validation, None, rest[1])
+        return Advance(edit.then(work.decoder.names[0], v, v, rest[1]), vectors, [0], 1, 1.0)
+
+    monkeypatch.setattr(alignment, "advance", promises)
+    options = {"iterations": 3, "patience": 9, "test": False, **FAST}
+    record = llmva.align(taught, tokenizer, prompts, **options).record
+    entries = record["iterations"]
+    assert [entry.get("shallow") for entry in entries] == [None, True, None, None]
+    assert [entry.get("undone") for entry in entries] == [None, True, None, None]
+    assert [(held, causal) for held, _, causal in given] == [(set(), True), (set(), False), ({2}, False)]
+    assert given[1][1].counts.keys() <= given[0][1].counts.keys() | {0}  # what that iteration taught is forgotten
+    one = llmva.align(taught, tokenizer, prompts, **{**options, "iterations": 1}).record["iterations"]
+    assert not any("shallow" in entry for entry in one)  # where no iteration is left to begin anew with
 
 
 def test_recall(taught: Any, make: Any, tokenizer: Any, prompts: PromptSet, tmp_path: Any) -> None:

@@ -77,7 +77,7 @@ def test_align_on_real_packed_linears(wide_folder: Path, tmp_path: Path, bits: s
     assert all(torch.equal(before[name], after[name]) for name in before)
 
     fresh, _ = load_packed(wide_folder, bits)  # as one who serves it: applied before the first forward pass
-    edit = Edit.load(tmp_path / "run").at(1)
+    edit = Edit.load(tmp_path / "run").at(2)
     with edit.apply(fresh):
         edited = logits(fresh)
     assert float((edited - plain).abs().max()) > 0.05 * float(plain.abs().max())
@@ -201,10 +201,10 @@ def test_align_and_apply_never_ask_for_weights(taught_folder: Path, tmp_path: Pa
     model, tokenizer = sealed(taught_folder)
     result = llmva.align(model, tokenizer, prompts(), out=tmp_path / "run", **FAST)
     whole, _ = load_model(taught_folder, device="cpu")
-    with result.edit.at(1).apply(whole, check=False):
+    with result.edit.at(2).apply(whole, check=False):
         wanted = logits(whole)
     fresh, _ = sealed(taught_folder)
-    edit = Edit.load(tmp_path / "run").at(1)
+    edit = Edit.load(tmp_path / "run").at(2)
     with edit.apply(fresh):
         torch.testing.assert_close(logits(fresh), wanted)
     with pytest.raises(LlmvaError, match=r"cannot be edited in place.*hook"):

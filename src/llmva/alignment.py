@@ -38,6 +38,7 @@ from llmva.work import Change, Work, fit, harmless_outputs
 
 SETBACK = 0.05  # an iteration that is worth so much less than the best is undone and tried again with half the step
 MOST_SETBACKS = 3
+SHALLOW = 0.1  # an iteration that is worth so much less than was foreseen changed how answers begin, not what they say
 
 
 @dataclass(frozen=True)
@@ -123,19 +124,25 @@ def align(
 
         edit, texts = run.edit, harmless_texts(run.answers, prompts, "train", HARMLESS_TEXTS)
         went_too_far = empty or aim.worth(measured[best]) - aim.worth(entry) > SETBACK
-        if best < t and went_too_far and foreseeing:  # the paper never goes back
-            entry["setback"] = True  # it went too far: back to the best, to go on with half the step
+        causal = not any(e.get("shallow") for e in measured)
+        if causal and t < chosen_settings.iterations and _shallow(measured, aim):  # back, to write as in the paper
+            entry["shallow"], causal, best = True, False, 0
+        elif best < t and went_too_far and foreseeing:  # back, to go on with half the step; the paper never does
+            entry["setback"] = True
+        if entry.get("shallow") or entry.get("setback"):
             for gone in measured[best + 1 :]:  # what lay between the two goes too
                 gone["undone"] = True
             edit, (train, validation) = edit.at(best), _recall(work, run, best)
             empty = figures.emptied(train)
+            if entry.get("shallow"):  # what such answers taught leads astray
+                foresight = Foresight().learn(train).learn(validation)
         setbacks = sum(bool(e.get("setback")) for e in measured)
         stopped = stop_reason(measured, chosen_settings, aim) or empty
         if stopped is None:
             progress.stage(f"iteration {t}: fitting")
-            trusted = foresight if foreseeing and entry["foretold"] >= TRUST else None
+            trusted = foresight if foreseeing and (entry["foretold"] >= TRUST or entry.get("shallow")) else None
             step = chosen_settings.step / 2**setbacks
-            forward = advance(work, edit, train, validation, trusted, texts, t + 1, step)
+            forward = advance(work, edit, train, validation, trusted, texts, t + 1, step, causal)
             edit, entry["passes"], entry["foreseen"] = forward.edit, forward.passes, forward.foreseen
             entry |= _seen(forward.vectors, forward.chosen, validation, decoder)
             stopped = forward.stuck
@@ -205,6 +212,12 @@ def _learn(run: Run, train: Observation, validation: Observation) -> tuple[Fores
     """What first tokens foretell, and how much of the validation labels that was before these were learnt."""
     foresight = Foresight.of(run.record.get("first_tokens", {})).faded().learn(train)
     return foresight.learn(validation), foresight.agreement(validation)
+
+
+def _shallow(iterations: Sequence[Mapping[str, Any]], aim: Aim) -> bool:
+    """Whether the last iteration's answers begin as they were foreseen to, and then say something else."""
+    foreseen = iterations[-2].get("foreseen") if len(iterations) > 1 else None
+    return foreseen is not None and foreseen - aim.worth(iterations[-1]) > SHALLOW
 
 
 def _recall(work: Work, run: Run, iteration: int) -> tuple[Observation, Observation]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from llmva.edit import Edit
 from llmva.foresight import Foresight, promise
 from llmva.influence import influence
@@ -49,6 +51,7 @@ def advance(
     texts: Sequence[tuple[str, str]],
     iteration: int,
     step: float,
+    causal: bool = True,
 ) -> Advance:
     """Follow `edit` by up to `settings.passes` alignments, or by one where nothing can be foreseen.
 
@@ -61,6 +64,7 @@ def advance(
         foresight: None where it cannot be trusted.
         texts: harmless (prompt, answer) of the untouched model.
         iteration: the number that the new columns carry.
+        causal: whether passes are written where the next token's gradients say (`influence`), or as in the paper.
     """
     settings = work.settings
     harmless = harmless_outputs(work, edit, texts, iteration)  # it moves little within an iteration, and costs a pass
@@ -72,15 +76,17 @@ def advance(
 
     search = Search(work, foresight, texts, iteration, step)
     value = promise(work.foresee(edit, validation.prompts, foresight), work.aim.beta)
+    generated = train
     best = now = Seen(edit, validation, value)
-    move = first = _move(work, edit, vectors, train, foresight, iteration)
+    move = first = _move(work, edit, vectors, train, foresight, iteration, causal)
     while now.passes < settings.passes:
         if now.passes:
             train = work.foresee(now.edit, _draw(work, iteration, now.passes), foresight)
-            if len(set(train.signs[0].tolist())) == 1:
-                break  # everything answered, or nothing: no answer vector to be read
+            said, right = train.signs
+            if torch.equal(said, right) or len(said.unique()) == 1:
+                break  # nothing is wrong any more; or everything answered, or nothing: no answer vector to be read
             read = fit(work, train, now.validation, harmless, iteration)
-            move = _move(work, now.edit, read, train, foresight, iteration)
+            move = _move(work, now.edit, read, train, foresight, iteration, causal)
         ahead = now.passes - best.passes < LOOK_AHEAD and now.passes + 1 < settings.passes
         found = search.best(now, move, best.value, trusting=ahead)
         if found is None:
@@ -88,17 +94,23 @@ def advance(
         now = found
         if now.beats(best.value):
             best = now
+    if causal and best.value[0] < NEARLY_DONE:  # much is left to do: the paper's way may get further
+        other = advance(work, edit, generated, validation, foresight, texts, iteration, step, causal=False)
+        if not best.passes or other.foreseen is None or other.foreseen > best.value[0]:
+            return other
     if not best.passes and best.value[0] < NEARLY_DONE and spares(work, plain, texts):
         return Advance(plain, vectors, chosen, 1, best.value[0])
     stuck = None if best.passes else (FORBIDDEN if search.forbidden else NO_STEP)
     return Advance(best.edit, vectors, first.chosen, best.passes, best.value[0], stuck)
 
 
-def _move(work: Work, edit: Edit, vectors: Vectors, train: Observation, foresight: Foresight, iteration: int) -> Move:
+def _move(
+    work: Work, edit: Edit, vectors: Vectors, train: Observation, foresight: Foresight, iteration: int, causal: bool
+) -> Move:
     """What is written where in a pass: as the next token's gradients say, or as in the paper without them."""
     asked = work.settings.layers
     candidates = select(vectors.scores, asked or len(vectors.scores))
-    writers = influence(work, edit, vectors, candidates, train.prompts, foresight, iteration)
+    writers = influence(work, edit, vectors, candidates, train.prompts, foresight, iteration) if causal else None
     if writers is None:
         return Move(vectors, select(vectors.scores, work.count))
     return Move(vectors, [s for s in candidates if writers[s].any()], writers)

@@ -72,7 +72,7 @@ class Search:
         own = self._step(now, move, self.step)
         found = self._accept(own, above)
         for halving in range(1, HALVINGS + 1):
-            found = found or self._accept(self._step(now, move, self.step / 2**halving), above)
+            found = found or self._accept(self._step(now, move, own.length / 2**halving, bounded=False), above)
         highest = found.value if found else above
         if own.cut and _slow(highest, above):
             found = self._accept(self._step(now, move, self.step, bounded=False), highest) or found

@@ -17,7 +17,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     iterations: int = Field(30, ge=0, description="most iterations (the paper's T)")
-    layers: int | None = Field(None, ge=1, description="sublayers edited in an iteration (the paper's L)")
+    layers: int | None = Field(None, ge=1, description="most sublayers edited at once (the paper's L)")
     step: float = Field(1.0, gt=0, le=1, description="share of the way to alignment that one iteration goes")
     passes: int = Field(8, ge=1, description="most alignments from one round of answers; the paper's is 1")
     svm: Literal["exact", "sklearn"] = Field("exact", description="solver: exact, or scikit-learn's as in the paper")

@@ -73,7 +73,7 @@ def align(
     ] = None,
     judge: JudgeName = "phrases",
     iterations: Annotated[int, typer.Option("--iterations", help="most iterations")] = 30,
-    layers: Annotated[Optional[int], typer.Option("--layers", help="sublayers edited in an iteration")] = None,  # noqa: UP045
+    layers: Annotated[Optional[int], typer.Option("--layers", help="most sublayers edited at once")] = None,  # noqa: UP045
     step: Annotated[float, typer.Option("--step", help="share of the way that one iteration goes")] = 1.0,
     passes: Annotated[int, typer.Option("--passes", help="most alignments from one round of answers")] = 8,
     svm: Annotated[str, typer.Option("--svm", help="exact, or sklearn as in the paper")] = "exact",

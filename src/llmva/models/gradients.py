@@ -8,6 +8,7 @@ nothing, in time and in memory; otherwise the graph runs through the whole promp
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from llmva.models.batching import Batching, longest_first
 from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
 from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
 
+LOGIT_BYTES = 32 * 2**20
 Score = Callable[[Tensor, list[int]], Tensor]
 # prompts' numbers; their scores [n, k]; what the sublayers put out [S, n, d], and the gradients [S, n, k, d]
 Part = tuple[list[int], Tensor, Tensor, Tensor]
@@ -45,7 +47,11 @@ def gradients(
     def work(batch: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         return _backward(decoder, tokenizer, [rows[i] for i in batch], lambda logits: score(logits, batch))
 
-    for batch, (scores, outputs, found) in batching.over(longest_first(lengths), lengths.__getitem__, work):
+    # logits are held several times over, whatever else a graph holds: bound them however large the vocabulary
+    vocabulary = int(decoder.model.get_output_embeddings().weight.shape[0])
+    most = max(1, LOGIT_BYTES // (4 * vocabulary))
+    small = Batching(min(batching.tokens, math.ceil(most * batching.cost(max(lengths)))), batching.square)
+    for batch, (scores, outputs, found) in small.over(longest_first(lengths), lengths.__getitem__, work):
         yield batch, scores, outputs, found
 
 
