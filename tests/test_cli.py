@@ -126,7 +126,7 @@ def test_what_the_record_holds(record: dict[str, Any], run: Path, taught_folder:
     for entry in record["iterations"]:
         assert all(0 <= entry[name] <= 1 for name in ("f1", "asr", "orr", "garbled"))
     for entry in record["iterations"][:-1]:
-        assert len(entry["selected"]) == 4  # of 6: the share of the paper, unless told
+        assert 1 <= len(entry["selected"]) <= 6  # each pass chooses, unless told
         assert 0 <= entry["mean_angle"] <= 180
     assert 0 <= record["best_iteration"] < len(record["iterations"])
     for side in ("before", "after"):

@@ -332,9 +332,33 @@ def test_chances_must_gain_enough_to_be_worth_a_pass(
 ) -> None:
     """Also where all labels are foreseen to be right: they may become surer."""
     short = GAIN * 0.99
-    steps = scripted(monkeypatch, [(1.0, 0.7), (1.0, 0.7 + 1.01 * GAIN), *[(1.0, 0.7 + 1.01 * GAIN + short)] * 3])
+    steps = scripted(monkeypatch, [(1.0, 0.7), (1.0, 0.7 + 1.01 * GAIN), *[(1.0, 0.7 + 1.01 * GAIN + short)] * 6])
     found = advance(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
-    assert (found.passes, found.foreseen, steps) == (1, 1.0, [1.0, 1.0, 0.5, 0.25])
+    # a whole step, then three that gain too little, and so does the last pass, towards surer decisions
+    assert (found.passes, found.foreseen, steps) == (1, 1.0, [1.0, *[1.0, 0.5, 0.25] * 2])
+
+
+def test_once_labels_are_right_one_more_pass_makes_them_surer(
+    make: Any, answered: Any, texts: Any, told: Foresight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads twice r benign, and counts like any other: only if more labels, or surer ones, are foreseen."""
+    given = [(0.5, 0.5), (1.0, 0.7), *[(1.0, 0.7)] * 3]
+    scripted(monkeypatch, [*given, (1.0, 0.7 + 2 * GAIN)])
+    ratios: list[float] = []
+    original = search.align_sublayers
+
+    def align(*args: Any) -> Edit:
+        ratios.append(float(args[2].ratio.max()))
+        return original(*args)
+
+    monkeypatch.setattr(search, "align_sublayers", align)
+    found = advance(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
+    assert (found.passes, found.foreseen) == (2, 1.0)
+    assert ratios[-1] == pytest.approx(passes.SURER * ratios[-2])
+    scripted(monkeypatch, [*given, *[(1.0, 0.7)] * 3])
+    assert advance(make(passes=8), Edit(), *answered, told, texts, 1, 1.0).passes == 1
+    scripted(monkeypatch, [(0.5, 0.5), (0.9, 0.7), *[(0.9, 0.7)] * 3])  # much is left to do: no such pass
+    assert advance(make(passes=8), Edit(), *answered, told, texts, 1, 1.0).passes == 1
 
 
 def test_harmless_text_is_left_alone(make: Any, answered: Any, texts: Any, told: Foresight) -> None:
