@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -194,6 +195,14 @@ def test_without_gradients_the_papers_writer_is_used(
     assert "along v_a" in work.progress.notes[0]
     found = advance(work, Edit(), *answered, told, texts, 1, 1.0)
     assert found.chosen == passes.select(found.vectors.scores, work.count)
+
+
+def test_offloaded_weights_are_not_held_by_a_graph(read: Any, answered: Answers, told: Foresight) -> None:
+    work, vectors = read
+    away = SimpleNamespace(parameters=lambda: iter([torch.empty(1), torch.empty(1, device="meta")]))
+    work = replace(work, progress=Noting(), decoder=replace(work.decoder, model=away))
+    assert influence(work, Edit(), vectors, range(6), answered[0].prompts, told, 1) is None
+    assert "offloaded" in work.progress.notes[0]
 
 
 def test_where_much_is_left_to_do_the_papers_way_is_tried_too(

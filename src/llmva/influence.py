@@ -37,6 +37,7 @@ from llmva.steps import Vectors
 from llmva.vectors import unit
 from llmva.work import Work
 
+ALONG_V_A = "The edit is written along v_a, as in the paper"
 MESSAGES = 256  # random ones, that K is measured on
 TOKENS = 2  # drawn after each
 EVERY = 2  # of the training prompts, one in so many is differentiated
@@ -68,12 +69,15 @@ def influence(
     some = list(prompts)[::EVERY]
     v_a, v_b = vectors.directions.unbind(1)
     readers = vectors.ratio[:, None] * v_b - v_a
+    if any(p.device.type == "meta" for p in work.decoder.model.parameters()):
+        work.progress.note(f"{ALONG_V_A}: a graph would hold all the weights that are offloaded.")
+        return None
     try:
         with edit.apply(work.decoder.model, check=False):
             decision = _decision(work, v_a, readers, some, foresight)
             felt = _felt(work, readers, decision.writers, iteration)
     except (RuntimeError, LlmvaError):  # no gradients through such weights, or no memory for them
-        work.progress.note("The edit is written along v_a, as in the paper: this model lets no gradients through.")
+        work.progress.note(f"{ALONG_V_A}: this model lets no gradients through, or there is no memory for them.")
         return None
     y = torch.tensor([1.0 if prompt.benign else -1.0 for prompt in some], dtype=torch.float64)
     lean = LEANS[work.settings.prefer]  # as the benign vectors do: above 1, toxic prompts weigh more
