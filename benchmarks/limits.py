@@ -43,3 +43,7 @@ def main() -> None:
                 flush=True,
             )
     print(f"held on test prompts in {held} of {runs} runs; held or said to be missed in {said}")
+
+
+if __name__ == "__main__":
+    main()
