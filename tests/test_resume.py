@@ -21,7 +21,7 @@ import llmva
 from conftest import Said
 from llmva.run import Run
 
-OPTIONS = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 2, "--passes", 3, "--seed", 0)
+OPTIONS = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 2, "--passes", 2, "--seed", 2)
 Command = Callable[..., Said]
 
 
