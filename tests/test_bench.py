@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmva import passes
 from llmva.bench.ablate import logistic_normal, mean_difference, random_scores, refitted, turn, turned_by
 from llmva.bench.cells import Cells
 from llmva.bench.choice import curve, note
@@ -304,9 +305,13 @@ def test_unknown_methods_are_told_before_loading(command: Any) -> None:
     assert "no method 'uncensor'" in said.err
 
 
-def test_ablate_of_a_taught_model(taught_folder: Path, tmp_path: Path, capsys: Any) -> None:
+def test_ablate_of_a_taught_model(
+    taught_folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from llmva.cli.main import main
 
+    # so narrow a model can be decided along any direction that is read, if it may be written along the gradient
+    monkeypatch.setattr(passes, "influence", lambda *args: None)
     sides = ("--toxic", taught_folder / "toxic.txt", "--benign", taught_folder / "benign.txt")
     fast = ("--per-source", 30, "--max-new-tokens", 8, "--iterations", 2, "--seeds", 1, "--quiet", "--json")
     said = []
@@ -323,6 +328,5 @@ def test_ablate_of_a_taught_model(taught_folder: Path, tmp_path: Path, capsys: A
     assert names == ["turned at random", "fitted otherwise"]
     turned = {point["x"]: point["f1"]["mean"] for point in first["series"][0]["points"]}
     assert turned[0] > first["untouched"]["f1"] + 0.1
-    # no less: so narrow a model can be decided along many directions, and steps are kept by what is foreseen of them
-    assert turned[90] != turned[0]
+    assert turned[90] < turned[0]
     assert (tmp_path / "a/ablate.csv").is_file()

@@ -89,13 +89,12 @@ def foresee(
     is measured with; its confidence is the chance of the label over all tokens. What opens with a token never seen
     counts as garbled.
     """
-    vocabulary = int(decoder.model.get_output_embeddings().weight.shape[0])
     found = capture(
         decoder,
         tokenizer,
         [prompt.text for prompt in prompts],
         max_new_tokens=0,
-        weigh=foresight.table(vocabulary),
+        weigh=foresight.table(decoder.vocabulary),
         batching=batching,
     )
     assert found.first is not None

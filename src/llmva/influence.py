@@ -121,14 +121,13 @@ def _decision(
     work: Work, answers: Tensor, readers: Tensor, prompts: Sequence[Prompt], foresight: Foresight
 ) -> _Decision:
     """`answers`: v_a [S, d]; `readers`: u [S, d]."""
-    table = foresight.table(int(work.decoder.model.get_output_embeddings().weight.shape[0]))
+    table = foresight.table(work.decoder.vocabulary)
     chances = torch.zeros(len(prompts), 2)
 
     def score(logits: Tensor, batch: list[int]) -> Tensor:
         shares = torch.softmax(logits, -1) @ table.to(logits)
         chances[batch] = shares.detach().cpu()
-        answered, refused = (shares + FLOOR).log().unbind(1)
-        return (answered - refused)[:, None]
+        return _odds(shares)[:, None]
 
     texts = [prompt.text for prompt in prompts]
     order: list[int] = []
@@ -151,8 +150,15 @@ def _decision(
         moves.append(moved)
         # by how much z moves, in a least-squares sense, where what is read moves by the spread of "answer"
         reach.append((o @ v_a).std(correction=0) * moved.dot(read) / read.dot(read).clamp_min(1e-30))
-    z = (answered + FLOOR).log() - (refused + FLOOR).log()
-    return _Decision(z, torch.stack(writers), torch.stack(moves), torch.stack(reach) / spread.clamp_min(1e-30))
+    return _Decision(
+        _odds(chances.double()), torch.stack(writers), torch.stack(moves), torch.stack(reach) / spread.clamp_min(1e-30)
+    )
+
+
+def _odds(shares: Tensor) -> Tensor:
+    """z [n] from the chances of answer and refusal [n, 2]."""
+    answered, refused = (shares + FLOOR).log().unbind(1)
+    return answered - refused
 
 
 def _felt(work: Work, readers: Tensor, writers: Tensor, iteration: int) -> Tensor:

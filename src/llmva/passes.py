@@ -10,15 +10,16 @@ prompts are foreseen to fare better, which also keeps a step from going too far.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from llmva.edit import Edit
+from llmva.figures import emptied
 from llmva.foresight import Foresight, promise
 from llmva.influence import influence
 from llmva.observation import Observation
-from llmva.prompts.types import Prompt
 from llmva.search import NEARLY_DONE, Move, Search, Seen, spares
 from llmva.selection import select
 from llmva.steps import Vectors, align_sublayers
@@ -67,7 +68,6 @@ def advance(
         iteration: the number that the new columns carry.
         causal: whether passes are written where the next token's gradients say (`influence`), or as in the paper.
     """
-    settings = work.settings
     harmless = harmless_outputs(work, edit, texts, iteration)  # it moves little within an iteration, and costs a pass
     vectors = fit(work, train, validation, harmless, iteration)
     chosen = select(vectors.scores, work.count)
@@ -75,54 +75,60 @@ def advance(
     if foresight is None:
         return Advance(plain, vectors, chosen, 1)
 
+    start = Seen(edit, validation, promise(work.foresee(edit, validation.prompts, foresight), work.aim.beta))
     search = Search(work, foresight, texts, iteration, step)
-    value = promise(work.foresee(edit, validation.prompts, foresight), work.aim.beta)
-    generated = train
-    best = now = Seen(edit, validation, value)
-    move = first = _move(work, edit, vectors, train, foresight, iteration, causal)
-    while now.passes < settings.passes:
+    best, selected = _follow(search, start, vectors, train, harmless, causal)
+    if causal and best.value[0] < NEARLY_DONE:  # much is left to do: the paper's way may get further
+        papers = Search(work, foresight, texts, iteration, step)
+        other, others = _follow(papers, start, vectors, train, harmless, causal=False)
+        if not best.passes or other.value[0] > best.value[0]:
+            search, best, selected = papers, other, others
+    if not best.passes and best.value[0] < NEARLY_DONE and spares(work, plain, texts):
+        return Advance(plain, vectors, chosen, 1, best.value[0])
+    stuck = None if best.passes else (FORBIDDEN if search.forbidden else NO_STEP)
+    return Advance(best.edit, vectors, selected, best.passes, best.value[0], stuck)
+
+
+def _follow(
+    search: Search, start: Seen, vectors: Vectors, train: Observation, harmless: Tensor | None, causal: bool
+) -> tuple[Seen, list[int]]:
+    """The best that passes from `start` lead to, perhaps itself; and the sublayers of the first of them."""
+    work, most = search.work, search.work.settings.passes
+    best = now = start
+    move = first = _move(search, start, vectors, train, causal)
+    while now.passes < most:
         if now.passes:
-            train = work.foresee(now.edit, _draw(work, iteration, now.passes), foresight)
-            said, right = train.signs
-            if torch.equal(said, right) or len(set(said.tolist())) == 1:
-                break  # nothing is wrong any more; or everything answered, or nothing: no answer vector to be read
-            read = fit(work, train, now.validation, harmless, iteration)
-            move = _move(work, now.edit, read, train, foresight, iteration, causal)
-        ahead = now.passes - best.passes < LOOK_AHEAD and now.passes + 1 < settings.passes
+            train = _foreseen(search, now)
+            if torch.equal(*train.signs) or emptied(train):
+                break  # nothing is wrong any more; or no answer vector to be read
+            move = _move(search, now, fit(work, train, now.validation, harmless, search.iteration), train, causal)
+        ahead = now.passes - best.passes < LOOK_AHEAD and now.passes + 1 < most
         found = search.best(now, move, best.value, trusting=ahead)
         if found is None:
             break
         now = found
         if now.beats(best.value):
             best = now
-    if 0 < best.passes < settings.passes and best.value[0] >= NEARLY_DONE:
-        train = work.foresee(best.edit, _draw(work, iteration, best.passes), foresight)
-        if len(set(train.signs[0].tolist())) == 2:
-            read = fit(work, train, best.validation, harmless, iteration)
-            surer = replace(read, spread=read.spread * torch.tensor([SURER, 1.0]).to(read.spread))
-            move = _move(work, best.edit, surer, train, foresight, iteration, causal)
-            best = search.best(best, move, best.value) or best
-    if causal and best.value[0] < NEARLY_DONE:  # much is left to do: the paper's way may get further
-        other = advance(work, edit, generated, validation, foresight, texts, iteration, step, causal=False)
-        if not best.passes or other.foreseen is None or other.foreseen > best.value[0]:
-            return other
-    if not best.passes and best.value[0] < NEARLY_DONE and spares(work, plain, texts):
-        return Advance(plain, vectors, chosen, 1, best.value[0])
-    stuck = None if best.passes else (FORBIDDEN if search.forbidden else NO_STEP)
-    return Advance(best.edit, vectors, first.chosen, best.passes, best.value[0], stuck)
+    if 0 < best.passes < most and best.value[0] >= NEARLY_DONE and not emptied(train := _foreseen(search, best)):
+        surer = fit(work, train, best.validation, harmless, search.iteration).raised(SURER)
+        best = search.best(best, _move(search, best, surer, train, causal), best.value) or best
+    return best, first.chosen
 
 
-def _move(
-    work: Work, edit: Edit, vectors: Vectors, train: Observation, foresight: Foresight, iteration: int, causal: bool
-) -> Move:
+def _move(search: Search, now: Seen, vectors: Vectors, train: Observation, causal: bool) -> Move:
     """What is written where in a pass: as the next token's gradients say, or as in the paper without them."""
-    asked = work.settings.layers
-    candidates = select(vectors.scores, asked or len(vectors.scores))
-    writers = influence(work, edit, vectors, candidates, train.prompts, foresight, iteration) if causal else None
+    work = search.work
+    candidates = select(vectors.scores, work.settings.layers or len(vectors.scores))
+    writers = None
+    if causal:
+        writers = influence(work, now.edit, vectors, candidates, train.prompts, search.foresight, search.iteration)
     if writers is None:
         return Move(vectors, select(vectors.scores, work.count))
     return Move(vectors, [s for s in candidates if writers[s].any()], writers)
 
 
-def _draw(work: Work, iteration: int, number: int) -> list[Prompt]:
-    return work.prompts.draw(work.settings.per_source, work.generator(iteration, number))
+def _foreseen(search: Search, now: Seen) -> Observation:
+    """A fresh draw of training prompts, as the model after `now` is foreseen to meet them."""
+    work = search.work
+    draw = work.prompts.draw(work.settings.per_source, work.generator(search.iteration, now.passes))
+    return work.foresee(now.edit, draw, search.foresight)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from llmva.edit import Edit
@@ -104,8 +103,7 @@ class Search:
 
     def _step(self, now: Seen, move: Move, length: float, reach: float = 1.0, bounded: bool = True) -> Seen:
         """`now` and one alignment with r times `reach`; `bounded`: cut where it moves random messages past STRIDE."""
-        spread = move.vectors.spread * torch.tensor([reach, 1.0]).to(move.vectors.spread)
-        scaled = replace(move, vectors=replace(move.vectors, spread=spread))
+        scaled = replace(move, vectors=move.vectors.raised(reach))
         edit = self._align(now.edit, scaled, length)
         moved = self.work.stride(now.edit, edit, self.iteration) if bounded else 0.0
         if moved > STRIDE:  # a divergence grows with the square of the step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,10 @@ class Vectors:
         """r = sigma_a / sigma_b, [S]; 0 where the benign vector is zero."""
         a, b = self.spread.unbind(-1)
         return torch.where(b > 0, a / b.clamp_min(1e-30), torch.zeros_like(a))
+
+    def raised(self, times: float) -> Vectors:
+        """The same with `times` the ratio: what asks for more of "benign" than the spread of "answer" does."""
+        return replace(self, spread=self.spread * torch.tensor([times, 1.0]).to(self.spread))
 
 
 def identify(

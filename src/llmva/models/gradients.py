@@ -48,8 +48,7 @@ def gradients(
         return _backward(decoder, tokenizer, [rows[i] for i in batch], lambda logits: score(logits, batch))
 
     # logits are held several times over, whatever else a graph holds: bound them however large the vocabulary
-    vocabulary = int(decoder.model.get_output_embeddings().weight.shape[0])
-    most = max(1, LOGIT_BYTES // (4 * vocabulary))
+    most = max(1, LOGIT_BYTES // (4 * decoder.vocabulary))
     small = Batching(min(batching.tokens, math.ceil(most * batching.cost(max(lengths)))), batching.square)
     for batch, (scores, outputs, found) in small.over(longest_first(lengths), lengths.__getitem__, work):
         yield batch, scores, outputs, found

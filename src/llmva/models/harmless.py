@@ -67,8 +67,7 @@ def agreement(
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     found = [(0.0, 0.0, 0.0)] * len(pairs)
     # logits of all answer positions are held twice: bound them however large the vocabulary
-    vocabulary = int(decoder.model.get_output_embeddings().weight.shape[0])
-    small = Batching(min(batching.tokens, max(1, MAX_LOGIT_BYTES // (4 * vocabulary))))
+    small = Batching(min(batching.tokens, max(1, MAX_LOGIT_BYTES // (4 * decoder.vocabulary))))
 
     def work(batch: list[int]) -> list[tuple[float, float, float]]:
         rows = [pairs[i] for i in batch]

@@ -108,6 +108,11 @@ class Decoder:
     def names(self) -> list[str]:
         return [sublayer.name for sublayer in self.sublayers]
 
+    @property
+    def vocabulary(self) -> int:
+        """How many logits the model gives; a tokenizer may know fewer tokens."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
 
 def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
     """Sublayers in order: attention, MLP, attention, MLP, ... Raises UsageError rather than guess.
