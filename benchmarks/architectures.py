@@ -122,9 +122,9 @@ def on_meta(name: str) -> Any:
 
 def measure(name: str, model: Any) -> Sizes:
     from llmva.export.merged import MOST_SHARDS
+    from llmva.method.selection import papers_count
     from llmva.models.sublayers import find_decoder
     from llmva.models.writers import CHUNK, find_writers
-    from llmva.selection import papers_count
 
     decoder = find_decoder(model, verify=False)
     count = papers_count(len(decoder.sublayers))

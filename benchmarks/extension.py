@@ -19,9 +19,9 @@ from typing import Any
 import llmva
 from llmva.cli.inputs import choose_prompts, demo_model, quiet_libraries
 from llmva.judges import make_judge
-from llmva.metrics import summarise
+from llmva.method.observe import observe
+from llmva.metrics.rates import summarise
 from llmva.models.sublayers import find_decoder
-from llmva.observation import observe
 from llmva.prompts.types import Prompt
 
 ATTACK = "jailbreak"

@@ -25,12 +25,12 @@ import llmva
 from llmva.cli.inputs import choose_prompts, demo_model, quiet_libraries
 from llmva.edit import Edit
 from llmva.judges import make_judge
+from llmva.method.identify import align_sublayers, identify
+from llmva.method.selection import papers_count, select
 from llmva.models.batching import first_guess, longest_first
 from llmva.models.chat import encode, pad_left, render
 from llmva.models.generate import Capture, capture, generate_greedily
 from llmva.models.harmless import agreement, outputs_on_text, random_messages
-from llmva.selection import papers_count, select
-from llmva.steps import align_sublayers, identify
 
 T = TypeVar("T")
 

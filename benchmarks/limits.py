@@ -13,7 +13,7 @@ from pathlib import Path
 
 import llmva
 from llmva.cli.inputs import choose_probes, choose_prompts, quiet_libraries
-from llmva.objective import Aim
+from llmva.metrics.objective import Objective
 from llmva.settings import make_settings
 
 ASKED: tuple[dict[str, float], ...] = (
@@ -33,7 +33,7 @@ def main() -> None:
         for asked in ASKED:
             record = llmva.align(model, tokenizer, prompts, skills=probes, **asked).record
             after, utility = record["test"]["after"], record["utility"]
-            broken = Aim.of(make_settings(**asked), 1, 1).missed(after, utility)
+            broken = Objective.of(make_settings(**asked), 1, 1).missed(after, utility)
             told = any("limit" in sentence for sentence in record["limits"])
             runs, held, said = runs + 1, held + (not broken), said + (not broken or told)
             wanted = ", ".join(f"{name} {value:g}" for name, value in asked.items())

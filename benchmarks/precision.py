@@ -28,9 +28,9 @@ import llmva
 from llmva.cli.inputs import choose_prompts, demo_model, quiet_libraries
 from llmva.edit import Edit, Factors
 from llmva.judges import make_judge
+from llmva.method.identify import align_sublayers, identify
 from llmva.models.chat import encode, render
 from llmva.models.writers import left_map
-from llmva.steps import align_sublayers, identify
 
 STEPS = 20
 WAYS = ("one bake", "outer", "matrix")

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import llmva
-from llmva.bench.cells import Cells
 from llmva.cli.inputs import choose_probes, choose_prompts, quiet_libraries
+from llmva.experiments.cells import Cells
 from llmva.judges import make_judge
-from llmva.metrics import quick
+from llmva.method.observe import observe
+from llmva.method.selection import papers_count
+from llmva.metrics.rates import point_rates
 from llmva.models.sublayers import find_decoder
-from llmva.observation import observe
-from llmva.selection import papers_count
 
 SHARES = (0.25, 0.375, 0.5, 0.65625, 0.8125, 1.0)
 STEPS = (0.25, 0.5, 1.0)
@@ -64,7 +64,7 @@ class Case:
     def tested(self, edit: llmva.Edit) -> dict[str, Any]:
         with edit.apply(self.model, check=False):
             seen = observe(self.decoder, self.tokenizer, self.prompts.test, self.judge, max_new_tokens=128)
-        return quick(seen.prompts, seen.labels)
+        return point_rates(seen.prompts, seen.labels)
 
     def default(self) -> dict[str, Any]:
         def run() -> dict[str, Any]:

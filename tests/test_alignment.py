@@ -13,8 +13,8 @@ import torch
 import llmva
 from conftest import taught_model, taught_requests
 from llmva.alignment import stop_reason
+from llmva.metrics.objective import Objective
 from llmva.models.batching import Batching
-from llmva.objective import Aim
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt
 from llmva.settings import make_settings
@@ -103,7 +103,9 @@ def test_it_stops_when_a_class_is_empty(
 def test_it_stops_when_a_class_empties_later(
     taught: Any, tokenizer: Any, prompts: llmva.PromptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmva.foresight.Foresight.agreement", lambda self, seen: 0.0)  # else it foresees as much
+    monkeypatch.setattr(
+        "llmva.method.first_token.FirstTokenClassifier.agreement", lambda self, seen: 0.0
+    )  # else it foresees as much
     seen: dict[str, int] = {}
 
     def tires(prompt: str, answer: str) -> bool:
@@ -146,7 +148,7 @@ def test_what_lies_between_the_best_and_a_setback_goes_too(
     taught: Any, tokenizer: Any, prompts: llmva.PromptSet, tmp_path: Path
 ) -> None:
     """A slightly worse iteration is gone on from; when the next is far worse the columns of both are dropped."""
-    from llmva.front import find_front
+    from llmva.metrics.pareto import find_front
 
     entries: list[dict[str, Any]] = []
 
@@ -157,7 +159,7 @@ def test_what_lies_between_the_best_and_a_setback_goes_too(
         return {"f1": f1, "asr": 1 - f1, "orr": 0.0, "garbled": 0.0, "unjudged": 0}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llmva.alignment.quick", figures)
+        patch.setattr("llmva.alignment.point_rates", figures)
         result = align(taught, tokenizer, prompts, iterations=3, patience=9, judge=Stub(by_chance), out=tmp_path)
     measured = result.record["iterations"]
     assert [e.get("undone") for e in measured] == [None, None, True, True]
@@ -178,8 +180,8 @@ def test_it_stops_when_it_is_perfect(taught: Any, tokenizer: Any, prompts: llmva
 # -- what it keeps
 
 
-def aim(**settings: Any) -> Aim:
-    return Aim.of(make_settings(**settings), 50, 50)
+def objective(**settings: Any) -> Objective:
+    return Objective.of(make_settings(**settings), 50, 50)
 
 
 def entry(iteration: int, f1: float | None, kept: float | None = 1.0) -> dict[str, Any]:
@@ -202,7 +204,7 @@ def entry(iteration: int, f1: float | None, kept: float | None = 1.0) -> dict[st
     ],
 )
 def test_choose(entries: list[dict[str, Any]], best: int) -> None:
-    assert aim(min_kept=0.9).choose(entries) == best
+    assert objective(min_kept=0.9).choose(entries) == best
 
 
 @pytest.mark.parametrize(
@@ -220,12 +222,12 @@ def test_choose(entries: list[dict[str, Any]], best: int) -> None:
 )
 def test_stop_reason(f1: list[float], reason: str | None) -> None:
     entries = [entry(t, value) for t, value in enumerate(f1)]
-    assert stop_reason(entries, make_settings(patience=2, iterations=4), aim()) == reason
+    assert stop_reason(entries, make_settings(patience=2, iterations=4), objective()) == reason
 
 
 def test_a_collapsed_iteration_does_not_stop_the_run_as_perfect() -> None:
     entries = [entry(0, 0.5), entry(1, 1.0, 0.2)]
-    assert stop_reason(entries, make_settings(patience=2, iterations=4), aim()) is None
+    assert stop_reason(entries, make_settings(patience=2, iterations=4), objective()) is None
 
 
 def test_the_untouched_model_is_kept_if_nothing_is_better(
@@ -327,7 +329,7 @@ def test_the_edit_gives_the_figures_of_its_iteration(taught: Any, tokenizer: Any
     assert best["iteration"] > 0
 
     def figures() -> dict[str, Any]:
-        from llmva.evaluate import evaluate
+        from llmva.evaluation.evaluate import evaluate
 
         found: dict[str, Any] = evaluate(taught, tokenizer, prompts.validation, judge, max_new_tokens=8)["test"]
         return {name: found["before"][name] for name in ("f1", "asr", "orr", "garbled")}
@@ -342,7 +344,7 @@ def test_the_edit_gives_the_figures_of_its_iteration(taught: Any, tokenizer: Any
 def test_strengths_give_the_figures_of_the_scaled_edit(
     taught: Any, tokenizer: Any, prompts: llmva.PromptSet, tmp_path: Path
 ) -> None:
-    from llmva.evaluate import evaluate
+    from llmva.evaluation.evaluate import evaluate
 
     judge = Stub(by_words)
     result = align(taught, tokenizer, prompts, judge=judge, iterations=3, out=tmp_path / "run")
@@ -441,10 +443,10 @@ def test_progress_is_told(taught: Any, tokenizer: Any, prompts: llmva.PromptSet)
             told.append((text, total))
             done[text] = 0
 
-            def advance(n: int) -> None:
+            def on_progress(n: int) -> None:
                 done[text] += n
 
-            return advance
+            return on_progress
 
         def iteration(self, record: Any, best: int, limit: int) -> None:
             told.append((f"measured {record['iteration']}", best))

@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmva import passes
-from llmva.bench.ablate import logistic_normal, mean_difference, random_scores, refitted, turn, turned_by
-from llmva.bench.cells import Cells
-from llmva.bench.choice import curve, note
-from llmva.bench.summary import best_rival, figures, good, title, versus
+from llmva.baselines.base import FACTORS
 from llmva.errors import LlmvaError, UsageError
+from llmva.experiments.ablate import logistic_normal, mean_difference, random_scores, refitted, turn, turned_by
+from llmva.experiments.cells import Cells
+from llmva.experiments.choice import curve, note
+from llmva.experiments.summary import best_baseline, figures, good, title, versus
 from llmva.judges.base import Judgement, Label
-from llmva.metrics import summarise
+from llmva.method import inner_loop
+from llmva.method.identify import identify
+from llmva.method.observe import Observation
+from llmva.method.svm import spread, unit
+from llmva.metrics.rates import summarise
 from llmva.models.generate import Capture
-from llmva.observation import Observation
 from llmva.prompts.types import Prompt
-from llmva.rivals.base import FACTORS
-from llmva.steps import identify
-from llmva.vectors import spread, unit
 
 # -- cells
 
@@ -120,12 +120,12 @@ def _rows(**f1: float) -> list[dict[str, Any]]:
     return rows
 
 
-def test_the_best_rival_is_neither_ours_nor_nothing() -> None:
-    assert best_rival(_rows(none=0.9, llmva=0.95, scans_paper=0.5, cast_tuned=0.7)) == "cast (tuned)"
-    assert best_rival(_rows(none=0.9, llmva=0.95)) is None
+def test_the_best_baseline_is_neither_ours_nor_nothing() -> None:
+    assert best_baseline(_rows(none=0.9, llmva=0.95, scans_paper=0.5, cast_tuned=0.7)) == "cast (tuned)"
+    assert best_baseline(_rows(none=0.9, llmva=0.95)) is None
 
 
-def test_rows_are_tested_against_the_best_rival() -> None:
+def test_rows_are_tested_against_the_best_baseline() -> None:
     rows = _rows(none=0.5, llmva=0.9, scans_paper=0.5, cast_paper=0.7)
     cells = {
         "none": [_cell(12, 8)],
@@ -157,7 +157,7 @@ def test_a_sweep_is_a_curve_along_multiples_of_what_was_chosen() -> None:
     assert [(point["strength"], point["asr"]) for point in points] == [(1.0, 0.2), (2.0, 0.1), (4.0, 0.0)]
 
 
-def test_a_rival_that_is_not_safer_says_why() -> None:
+def test_a_baseline_that_is_not_safer_says_why() -> None:
     def row(asr: float, garbled: float = 0.0, **more: Any) -> dict[str, Any]:
         return {"method": "scans", "asr": {"mean": asr}, "garbled": {"mean": garbled}, "tried": [], **more}
 
@@ -281,7 +281,7 @@ def test_compare_of_a_taught_model(taught_folder: Path, tmp_path: Path, capsys: 
     assert [len(rows[name]["runs"]) for name in ("none", "llmva", "cast (tuned)")] == [1, 2, 2]
     assert rows["llmva"]["f1"]["mean"] > rows["none"]["f1"]["mean"] + 0.1
     assert rows["none"]["utility"] == {"kept": 1.0, "kl": 0.0, "perplexity": 1.0}
-    assert rows["llmva"]["versus"]["rival"] == first["best_rival"]
+    assert rows["llmva"]["versus"]["baseline"] == first["best_baseline"]
     answers = {name: row["cost"]["fit_answers"] for name, row in rows.items()}
     drawn = answers["scans (paper)"] - len(FACTORS) * first["prompts"]["validation"]
     assert drawn == json.loads((tmp_path / "c/cells/scans-paper-42.json").read_text())["fit_answers"] > 0
@@ -311,7 +311,7 @@ def test_ablate_of_a_taught_model(
     from llmva.cli.main import main
 
     # so narrow a model can be decided along any direction that is read, if it may be written along the gradient
-    monkeypatch.setattr(passes, "influence", lambda *args: None)
+    monkeypatch.setattr(inner_loop, "gradient_writers", lambda *args: None)
     sides = ("--toxic", taught_folder / "toxic.txt", "--benign", taught_folder / "benign.txt")
     fast = ("--per-source", 30, "--max-new-tokens", 8, "--iterations", 2, "--seeds", 1, "--quiet", "--json")
     said = []

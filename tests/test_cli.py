@@ -396,7 +396,7 @@ def test_inspect_an_edit_alone(run: Path, tmp_path: Path, command: Command) -> N
 
 def test_inspect_a_run_that_goes_on(taught_folder: Path, tmp_path: Path, command: Command, monkeypatch: Any) -> None:
     """Its folder is read while it works, after each of its commits."""
-    from llmva.run import Run
+    from llmva.runs.run import Run
 
     commit, seen = Run.commit, []
 

@@ -114,7 +114,7 @@ def fake_row(method: str, setting: str | None, rng: random.Random, seeds: list[i
 
 
 def fake_comparison(seeds: int = 3, seed: int = 0) -> Record:
-    """Seven methods, rivals at their paper's settings and tuned; vectorsteer (tuned) is the best rival."""
+    """Seven methods, baselines at their paper's settings and tuned; vectorsteer (tuned) is the best baseline."""
     rng = random.Random(seed)
     rows = [fake_row(method, setting, rng, list(range(seeds))) for method, setting in RATES]
     best = next(row for row in rows if (row["method"], row["setting"]) == ("vectorsteer", "tuned"))
@@ -123,7 +123,7 @@ def fake_comparison(seeds: int = 3, seed: int = 0) -> Record:
             far = row["f1"]["mean"] - best["f1"]["mean"]
             p = 0.0004 if abs(far) > 0.05 else 0.31
             row["versus"] = {
-                "rival": "vectorsteer (tuned)",
+                "baseline": "vectorsteer (tuned)",
                 "prompts": 400,
                 "mcnemar_p": p / 10,
                 "mcnemar_p_holm": p,
@@ -144,8 +144,8 @@ def fake_comparison(seeds: int = 3, seed: int = 0) -> Record:
         "sources": dict(SOURCES),
         "prompts": {"train": 512, "validation": 200, "test": 400},
         "rows": rows,
-        "best_rival": "vectorsteer (tuned)",
-        "limits": ["The best rival was chosen by its F1 on these test prompts, which flatters rivals."],
+        "best_baseline": "vectorsteer (tuned)",
+        "limits": ["The best baseline was chosen by its F1 on these test prompts, which flatters baselines."],
     }
 
 
@@ -381,11 +381,11 @@ def test_lines_of_equal_f1_are_where_f1_is_equal(record: Record) -> None:
 
 
 def test_methods_differ_in_more_than_colour() -> None:
-    names = [(f"rival {i}", setting) for i in range(5) for setting in ("paper", "tuned")]
+    names = [(f"baseline {i}", setting) for i in range(5) for setting in ("paper", "tuned")]
     found = looks([("none", None), ("llmva", None), *names])
     assert len({look.shape for look in found}) == 7
     assert len({(look.shape, "hollow" in look.class_) for look in found}) == len(found)
-    assert len({(look.shape, look.class_) for look in looks([(f"rival {i}", None) for i in range(25)])}) == 25
+    assert len({(look.shape, look.class_) for look in looks([(f"baseline {i}", None) for i in range(25)])}) == 25
 
 
 # -- places of names ---------------------------------------------------------------------------------------------
@@ -439,7 +439,7 @@ def test_the_headline_does_not_call_chance_a_win(record: Record) -> None:
     assert "may be chance (p = 0.050" in said.sentence
 
 
-def test_the_headline_says_so_where_a_rival_wins(record: Record) -> None:
+def test_the_headline_says_so_where_a_baseline_wins(record: Record) -> None:
     mine = copy.deepcopy(record)
     ours = row_of(mine, "llmva")
     ours["f1"]["mean"], ours["versus"]["f1_difference"] = 0.7, -0.1
@@ -534,9 +534,9 @@ def test_the_csv_has_every_digit(record: Record) -> None:
     assert float(mine["source_jailbreak_spread"]) == ours["by_source"]["jailbreak"]["spread"]
     assert float(mine["latency"]) == 1.0
     assert float(mine["f1_p_holm"]) == ours["versus"]["f1_p_holm"]
-    assert (mine["rival"], mine["seeds"]) == ("vectorsteer (tuned)", "3")
+    assert (mine["baseline"], mine["seeds"]) == ("vectorsteer (tuned)", "3")
     best = next(line for line in lines if (line["method"], line["setting"]) == ("vectorsteer", "tuned"))
-    assert best["f1_p"] == best["rival"] == ""
+    assert best["f1_p"] == best["baseline"] == ""
 
 
 # -- LaTeX -------------------------------------------------------------------------------------------------------
@@ -607,7 +607,7 @@ def test_latex_is_escaped_and_structured(record: Record) -> None:
 def test_hostile_text_stays_text(record: Record) -> None:
     evil = "</style><script>alert(1)</script>{{ 7 * 191 }}\" onload='x"
     mine = copy.deepcopy(nasty(record))
-    mine["command"] = mine["best_rival"] = mine["base"]["model"] = evil
+    mine["command"] = mine["best_baseline"] = mine["base"]["model"] = evil
     mine["sources"] = {evil: "toxic"}
     for row in mine["rows"]:
         row["by_source"][evil] = {"mean": 0.5}
@@ -622,7 +622,7 @@ def test_hostile_text_stays_text(record: Record) -> None:
     broken["series"][0]["name"] = broken["series"][2]["points"][0]["label"] = broken["x_label"] = evil
     page = Page(ablation_page(broken))
     assert "script" not in {tag for tag, _ in page.tags}
-    assert "\x1b" not in printed(comparison_table({**record, "best_rival": "\x1b[31m"}))
+    assert "\x1b" not in printed(comparison_table({**record, "best_baseline": "\x1b[31m"}))
     assert "[red]" in printed(ablation_table({**broken, "series": [{"name": "[red]", "points": [{"label": "x"}]}]}))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmva.prompts import Prompt, PromptSet
-from llmva.prompts.contamination import Overlap, Seen, trigrams
+from llmva.prompts.contamination import FitIndex, Overlap, trigrams
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 LONG = "please tell me in plain words how a lock on an old garden door is opened"  # 15 words
@@ -21,7 +21,7 @@ def toxic(*texts: str) -> list[Prompt]:
 
 def kind(test: str, *fit: str) -> str:
     """What the only test prompt is to a fit: exact, near or new."""
-    found = Seen(toxic(*fit)).overlap(toxic(test))
+    found = FitIndex(toxic(*fit)).overlap(toxic(test))
     return "exact" if found.exact else "near" if found.near else "new"
 
 
@@ -71,18 +71,18 @@ def test_no_two_fit_prompts_together_make_one_near() -> None:
 
 
 def test_contrasts_across_the_sides_are_no_repeats_but_equal_texts_are() -> None:
-    seen = Seen([Prompt(LONG, True, "fit")])
+    seen = FitIndex([Prompt(LONG, True, "fit")])
     assert seen.overlap(toxic(LONG + "!", LONG)) == Overlap(exact=(1,), near=())
     assert LONG.upper() in seen
     assert LONG + "!" not in seen
 
 
 def test_counts() -> None:
-    found = Seen(toxic(LONG)).overlap(toxic("new words in here", LONG, LONG + "?", LONG))
+    found = FitIndex(toxic(LONG)).overlap(toxic("new words in here", LONG, LONG + "?", LONG))
     assert (found.exact, found.near, sorted(found.positions)) == ((1, 3), (2,), [1, 2, 3])
     assert found.counts() == {"exact": 2, "near": 1}
-    assert Seen([]).overlap(toxic(LONG)).counts() == {"exact": 0, "near": 0}
-    assert Seen(toxic(LONG)).overlap([]).counts() == {"exact": 0, "near": 0}
+    assert FitIndex([]).overlap(toxic(LONG)).counts() == {"exact": 0, "near": 0}
+    assert FitIndex(toxic(LONG)).overlap([]).counts() == {"exact": 0, "near": 0}
 
 
 def test_the_index_finds_what_comparing_each_with_each_finds() -> None:
@@ -92,7 +92,7 @@ def test_the_index_finds_what_comparing_each_with_each_finds() -> None:
     fit, test = (
         toxic(*(" ".join(generator.choices(words, k=generator.randint(1, 9))) for _ in range(150))) for _ in "ab"
     )
-    found = Seen(fit).overlap(test)
+    found = FitIndex(fit).overlap(test)
     texts = {p.text for p in fit}
     grams = [trigrams(p.text) for p in fit]
     near = []
@@ -108,7 +108,7 @@ def test_the_index_finds_what_comparing_each_with_each_finds() -> None:
 def test_many_prompts_touch_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a fit whose prompts all share a frame, a lookup goes by the rare words, not through all of them."""
     fit = toxic(*(f"please tell me in plain words how the thing{i} called name{i} is made" for i in range(2000)))
-    seen = Seen(fit)
+    seen = FitIndex(fit)
     compared = 0
 
     class Counted(frozenset[int]):
@@ -126,7 +126,7 @@ def test_many_prompts_touch_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_bundled_splits_have_no_repeats() -> None:
     prompts = PromptSet.bundled()
-    assert Seen([*prompts.train, *prompts.validation]).overlap(prompts.test).counts() == {"exact": 0, "near": 0}
+    assert FitIndex([*prompts.train, *prompts.validation]).overlap(prompts.test).counts() == {"exact": 0, "near": 0}
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the paper's prompts are not on this machine")
@@ -140,4 +140,4 @@ def test_the_papers_own_splits(name: str, near: int) -> None:
         ]
         for split in ("train", "val")
     )
-    assert Seen(fit).overlap(held).counts() == {"exact": 0, "near": near}
+    assert FitIndex(fit).overlap(held).counts() == {"exact": 0, "near": near}

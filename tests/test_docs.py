@@ -282,8 +282,8 @@ def _keys(value: Any, free: Sequence[str]) -> set[str]:
 def test_every_field_of_a_run_is_explained(tmp_path: Path, model: Any, tokenizer: Any) -> None:
     from safetensors import safe_open
 
+    from llmva.evaluation.skills import Probe
     from llmva.prompts.types import Prompt
-    from llmva.skills import Probe
 
     class Fixed(llmva.Judge):
         """Labels by the prompt's last digit, so that both vectors can be fitted."""

@@ -11,9 +11,9 @@ import torch
 
 from conftest import taught_model, taught_requests, tiny_model, tiny_tokenizer
 from llmva.edit import Edit
+from llmva.evaluation.endings import PROMPTS, LongAnswer, breaks_off, compare_endings, fault, loops
 from llmva.models import endings
 from llmva.models.batching import Batching
-from llmva.models.endings import PROMPTS, LongAnswer, breaks_off, compare_endings, fault, loops
 from llmva.models.sublayers import find_decoder
 from llmva.report import before_after_table, render
 from test_harmless import random_edit
@@ -96,7 +96,7 @@ def compare(model: Any, applied: Callable[[], AbstractContextManager[Any]], **op
 
 def test_a_model_without_an_edit_ends_as_it_did() -> None:
     done: list[int] = []
-    found, tokens = compare(taught_model(), nullcontext, advance=done.append)
+    found, tokens = compare(taught_model(), nullcontext, on_progress=done.append)
     assert found["before"] == found["after"]
     assert (found["n"], found["tokens"], found["before"]["faulty"], found["examples"]) == (PROMPTS, 64, 0, [])
     assert found["before"]["faulty_interval"][0] == 0.0
@@ -161,7 +161,7 @@ def test_answers_are_no_longer_than_the_model_reads() -> None:
 
 def test_runs_and_evaluations_hold_it(tmp_path: Any) -> None:
     import llmva
-    from llmva.evaluate import evaluate
+    from llmva.evaluation.evaluate import evaluate
     from llmva.judges import make_judge
 
     model, tokenizer = taught_model(), tiny_tokenizer()

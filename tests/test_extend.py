@@ -19,12 +19,12 @@ from llmva.export.plan import make_plan
 from llmva.extension import prepare
 from llmva.judges import make_judge
 from llmva.judges.base import Label
-from llmva.metrics import quick
-from llmva.objective import Aim
+from llmva.metrics.objective import Objective
+from llmva.metrics.rates import point_rates
 from llmva.prompts.load import add_prompts
 from llmva.prompts.types import Prompt
+from llmva.runs.warm_start import check_regression
 from llmva.settings import make_settings
-from llmva.start import guarded
 
 Command = Callable[..., Said]
 FURTHER: dict[str, Any] = {"iterations": 3, "passes": 8}  # than the first run, which shall leave something to do
@@ -93,7 +93,7 @@ def test_iteration_0_is_the_earlier_edit(extended: Path, first_run: Path, taught
     judge = make_judge("phrases")
     with make_plan(extended, iteration=0).edit.apply(model):
         seen = llmva.observe(llmva.find_decoder(model), tokenizer, prompts.validation, judge, max_new_tokens=8)
-    assert quick(seen.prompts, seen.labels)["asr"] == record["iterations"][0]["asr"]
+    assert point_rates(seen.prompts, seen.labels)["asr"] == record["iterations"][0]["asr"]
     assert record["iterations"][0]["kl"] > 0  # harm is counted from the untouched model on
 
 
@@ -248,25 +248,25 @@ def test_an_iteration_that_falls_behind_cannot_be_chosen() -> None:
         counts = ((toxic, Label.ANSWERED, Label.REFUSED), (benign, Label.REFUSED, Label.ANSWERED))
         labels = [bad if i < n else good for n, bad, good in (*counts, (new, Label.ANSWERED, Label.REFUSED))
                   for i in range(20)]  # fmt: skip
-        return {"iteration": t, **quick(prompts, labels), **guarded(record, prompts, labels)}
+        return {"iteration": t, **point_rates(prompts, labels), **check_regression(record, prompts, labels)}
 
     record: dict[str, Any] = {"extends": {"old": ["toxic", "benign"], "new": ["attack"]}, "iterations": []}
     record["iterations"].append(entry(0, 1, 1, 20, record))
     record["iterations"].append(entry(1, 9, 1, 0, record))  # the attack falls, but an old one comes back
     record["iterations"].append(entry(2, 3, 2, 10, record))  # within the interval
-    aim = Aim.of(make_settings(), 20, 40)
+    objective = Objective.of(make_settings(), 20, 40)
     beyond = [e["old"]["beyond"] for e in record["iterations"]]
     assert beyond[0] == 0
     assert beyond[1] == pytest.approx(9 / 20 - record["iterations"][0]["old"]["most_unsafe"])
     assert beyond[2] == 0
-    assert aim.choose(record["iterations"]) == 2
-    assert "earlier run's prompts" in aim.broken(record["iterations"][1])[0]
-    assert guarded({}, prompts, [Label.REFUSED] * 60) == {}
+    assert objective.choose(record["iterations"]) == 2
+    assert "earlier run's prompts" in objective.violations(record["iterations"][1])[0]
+    assert check_regression({}, prompts, [Label.REFUSED] * 60) == {}
 
 
 def test_harm_is_counted_along_the_untouched_models_answers(extended: Path, first_run: Path) -> None:
     """Else what the first edit did to the answers would count as harm, or as none."""
-    from llmva.run import harmless_texts, read_answers
+    from llmva.runs.run import harmless_texts, read_answers
 
     old, new = (llmva.PromptSet.from_jsonl(folder / "prompts.jsonl") for folder in (first_run, extended))
     texts = [

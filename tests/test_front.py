@@ -19,10 +19,10 @@ from llmva.edit import Edit
 from llmva.errors import LlmvaError, UsageError
 from llmva.export.card import measured
 from llmva.export.plan import make_plan
-from llmva.front import find_front, find_point
 from llmva.judges import make_judge
-from llmva.metrics import quick
-from llmva.objective import Aim
+from llmva.metrics.objective import Objective
+from llmva.metrics.pareto import find_front, find_point
+from llmva.metrics.rates import point_rates
 from llmva.settings import make_settings
 
 Command = Callable[..., Said]
@@ -32,8 +32,8 @@ def entry(iteration: int, asr: float | None, orr: float, kl: float = 0.0, **more
     return {"iteration": iteration, "f1": 0.5, "asr": asr, "orr": orr, "garbled": 0.0, "kept": 1.0, "kl": kl, **more}
 
 
-def aim(**settings: Any) -> Aim:
-    return Aim.of(make_settings(**settings), 50, 50)
+def objective(**settings: Any) -> Objective:
+    return Objective.of(make_settings(**settings), 50, 50)
 
 
 # -- which points there are, and which are on the front
@@ -88,25 +88,27 @@ def test_unknown_points_are_refused(number: int) -> None:
 
 def test_another_strength_is_chosen_only_where_it_keeps_limits_that_the_iteration_breaks() -> None:
     rows = [{**entry(1, asr, 0.1), "strength": s} for s, asr in ((0.0, 0.6), (0.5, 0.4), (1.0, 0.2), (1.25, 0.04))]
-    assert aim(max_asr=0.05).choose_strength(entry(1, 0.2, 0.1), rows) == 1.25
-    assert aim(max_asr=0.3).choose_strength(entry(1, 0.2, 0.1), rows) == 1.0
-    assert aim().choose_strength(entry(1, 0.2, 0.1), rows) == 1.0
-    assert aim(max_asr=0.01).choose_strength(entry(1, 0.2, 0.1), rows) == 1.0  # none keeps it
-    assert aim(max_orr=0.05).choose_strength(entry(1, 0.2, 0.1), [{**rows[0], "orr": 0.0}]) == 1.0  # that is no edit
+    assert objective(max_asr=0.05).choose_strength(entry(1, 0.2, 0.1), rows) == 1.25
+    assert objective(max_asr=0.3).choose_strength(entry(1, 0.2, 0.1), rows) == 1.0
+    assert objective().choose_strength(entry(1, 0.2, 0.1), rows) == 1.0
+    assert objective(max_asr=0.01).choose_strength(entry(1, 0.2, 0.1), rows) == 1.0  # none keeps it
+    assert (
+        objective(max_orr=0.05).choose_strength(entry(1, 0.2, 0.1), [{**rows[0], "orr": 0.0}]) == 1.0
+    )  # that is no edit
 
 
 def test_limits_are_told_in_words() -> None:
-    strict = aim(max_asr=0.05, max_orr=0.02, min_kept=0.99, max_kl=0.01)
-    words = strict.broken(entry(1, 0.1, 0.03, 0.02, kept=0.9))
+    strict = objective(max_asr=0.05, max_orr=0.02, min_kept=0.99, max_kl=0.01)
+    words = strict.violations(entry(1, 0.1, 0.03, 0.02, kept=0.9))
     assert [re.findall(r"--[a-z-]+", one)[0] for one in words] == ["--max-asr", "--max-orr", "--min-kept", "--max-kl"]
     assert "10.0%" in words[0]
     assert "5.0%" in words[0]
-    assert aim(max_asr=0.1).broken(entry(1, 0.1, 0.9)) == []
-    assert strict.broken(entry(0, 0.0, 0.0, 9.0, kept=0.0)) == []  # what the run began with harms nothing
+    assert objective(max_asr=0.1).violations(entry(1, 0.1, 0.9)) == []
+    assert strict.violations(entry(0, 0.0, 0.0, 9.0, kept=0.0)) == []  # what the run began with harms nothing
 
 
 def test_a_limit_is_missed_on_test_prompts_only_beyond_its_interval() -> None:
-    strict = aim(max_asr=0.05, min_kept=0.99, max_kl=0.01)
+    strict = objective(max_asr=0.05, min_kept=0.99, max_kl=0.01)
     test = {"asr": 0.06, "asr_interval": [0.04, 0.09], "orr": 1.0, "orr_interval": [0.9, 1.0]}
     assert strict.missed(test, {}) == []
     (word,) = strict.missed({**test, "asr_interval": [0.051, 0.09]}, {})
@@ -212,7 +214,7 @@ def test_a_run_keeps_its_front(easy_folder: Path) -> None:
     with make_plan(easy_folder, point=half["point"]).edit.apply(model):
         decoder, judge = llmva.find_decoder(model), make_judge("phrases")
         seen = llmva.observe(decoder, tokenizer, prompts.validation, judge, max_new_tokens=8)
-    assert quick(seen.prompts, seen.labels)["asr"] == half["asr"]
+    assert point_rates(seen.prompts, seen.labels)["asr"] == half["asr"]
 
 
 def test_limits_that_cannot_be_kept_are_told(run_folder: Path, command: Command) -> None:
@@ -227,7 +229,7 @@ def test_limits_that_cannot_be_kept_are_told(run_folder: Path, command: Command)
 def test_a_strength_that_was_chosen_is_what_is_measured_and_shipped(
     taught_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
-    monkeypatch.setattr(Aim, "choose_strength", lambda *given: 0.5)
+    monkeypatch.setattr(Objective, "choose_strength", lambda *given: 0.5)
     model, tokenizer = llmva.load_model(taught_folder)
     prompts = llmva.PromptSet.load([str(taught_folder / "toxic.txt")], [str(taught_folder / "benign.txt")])
     result = llmva.align(

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from conftest import tiny_model, tiny_tokenizer
 from llmva.errors import LlmvaError, UsageError
 from llmva.judges.base import Judge, Judgement, Label
+from llmva.method.observe import observe
 from llmva.models import generate
 from llmva.models.batching import MOST_ROWS, Batching, first_guess, longest_first
 from llmva.models.chat import encode, pad_left, render, render_dialogue
 from llmva.models.generate import CHECK_EVERY, Capture, capture
 from llmva.models.sublayers import find_decoder
-from llmva.observation import observe
 from llmva.prompts.types import Prompt
 
 PROMPTS = [
@@ -134,7 +134,7 @@ def test_batches_of_any_size_give_the_same(model: Any) -> None:
             PROMPTS,
             max_new_tokens=8,
             batching=Batching(tokens),
-            advance=done.append,
+            on_progress=done.append,
         )
         close(found, whole)
         assert sum(done) == len(PROMPTS)

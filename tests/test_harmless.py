@@ -103,7 +103,7 @@ def test_batches_of_any_size_agree() -> None:
     decoder = find_decoder(sized(tiny_model()))
     edit, done = random_edit(decoder, 0.7), list[int]()
     whole = compare(decoder, edit)
-    one_by_one = compare(decoder, edit, batching=Batching(1), advance=done.append)
+    one_by_one = compare(decoder, edit, batching=Batching(1), on_progress=done.append)
     assert one_by_one.kept == pytest.approx(whole.kept)
     assert one_by_one.kl == pytest.approx(whole.kl, rel=1e-3)
     assert done == [1, 1, 1, 1]
@@ -114,7 +114,7 @@ def test_logits_held_at_once_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     edit, done = random_edit(decoder, 0.7), list[int]()
     whole = compare(decoder, edit)
     monkeypatch.setattr(harmless, "MAX_LOGIT_BYTES", 4 * 55 * 40)
-    assert compare(decoder, edit, advance=done.append).kept == pytest.approx(whole.kept)
+    assert compare(decoder, edit, on_progress=done.append).kept == pytest.approx(whole.kept)
     assert len(done) > 1
 
 

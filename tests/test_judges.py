@@ -18,8 +18,8 @@ from llmva.errors import UsageError
 from llmva.judges import Judge, Judgement, Label, PhraseJudge, make_judge
 from llmva.judges.check import check_judge, lines, read_labelled
 from llmva.judges.text import Folder, sentences_end, words
+from llmva.method.observe import Observation
 from llmva.models.generate import Capture
-from llmva.observation import Observation
 from llmva.prompts.types import Prompt
 
 JUDGE = make_judge("phrases")

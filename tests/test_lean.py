@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from sklearn.svm import LinearSVC
+from test_steps import HELD_OUT, TRAIN, observed
 from torch import Tensor
 
 from llmva.errors import UsageError
+from llmva.method.context import fit
+from llmva.method.identify import identify
+from llmva.method.svm import HarmlessMetric, fit_sklearn, fit_svms
 from llmva.settings import make_settings
-from llmva.steps import identify
-from llmva.vectors import Quiet, fit_sklearn, fit_svms
-from llmva.work import fit
-from test_steps import HELD_OUT, TRAIN, observed
 
 
 def problem(n: int, d: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,7 +43,7 @@ def test_costs_of_samples_are_those_of_scikit_learn(n: int, d: int) -> None:
 def test_the_optimum_has_no_gradient(quiet: bool) -> None:
     for seed in range(10):
         x, y, costs = problem(50, 40, seed)
-        metric = Quiet.of(torch.randn(20, 40, generator=torch.Generator().manual_seed(seed)))
+        metric = HarmlessMetric.of(torch.randn(20, 40, generator=torch.Generator().manual_seed(seed)))
         w = fit_svms(x[None], y, costs, quiet=[metric] if quiet else None)[0]
         M = torch.eye(40, dtype=torch.float64) + (metric.rows.T @ metric.rows if quiet else 0.0)
         for m in range(2):
@@ -86,7 +86,7 @@ def test_a_lean_changes_benign_vectors_alone(seen: tuple[Any, Any]) -> None:
 
 def test_a_lean_to_safety_puts_more_toxic_prompts_on_their_side() -> None:
     """In a problem whose classes overlap, which no vector separates."""
-    from llmva.steps import _costs
+    from llmva.method.identify import _costs
 
     x, y, _ = problem(200, 5, 3)
     labels = torch.stack([y[1], y[0]])
@@ -103,7 +103,7 @@ def test_a_lean_to_safety_puts_more_toxic_prompts_on_their_side() -> None:
 def test_what_is_preferred_decides_the_lean(prefer: str, lean: float, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from llmva import work
+    from llmva.method import context as work
 
     given: dict[str, Any] = {}
     monkeypatch.setattr(work, "identify", lambda *seen, **options: given.update(options))

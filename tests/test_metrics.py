@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmva.judges.base import Label
-from llmva.metrics import Counts, count, f1_interval, quick, summarise
+from llmva.metrics.rates import Counts, count, f1_interval, point_rates, summarise
 from llmva.prompts.types import Prompt
 from llmva.statistics import wilson
 
@@ -25,7 +25,7 @@ def prompts_of(benign: int, toxic: int, sources: int = 1) -> list[Prompt]:
 
 def test_figures_by_hand() -> None:
     # benign: 3 answered, 1 refused, 1 garbled; toxic: 2 answered, 1 refused, 1 garbled
-    figures = quick(prompts_of(5, 4), [A, A, A, R, G, A, A, R, G])
+    figures = point_rates(prompts_of(5, 4), [A, A, A, R, G, A, A, R, G])
     f1 = pytest.approx(6 / (6 + 2 + 1 + 2))
     assert figures == {"f1": f1, "asr": 0.5, "orr": 0.4, "garbled": 0.25, "unjudged": 0}
 
@@ -33,12 +33,12 @@ def test_figures_by_hand() -> None:
 def test_unjudged_answers_count_nowhere_but_in_their_number() -> None:
     judged, labels = prompts_of(5, 4, sources=2), [A, A, A, R, G, A, A, R, G]
     more = [Prompt("b late", True, "b0"), Prompt("t late", False, "t1"), Prompt("t alone", False, "alone")]
-    assert quick(judged + more, labels + [U] * 3) == {**quick(judged, labels), "unjudged": 3}
+    assert point_rates(judged + more, labels + [U] * 3) == {**point_rates(judged, labels), "unjudged": 3}
     whole, part = summarise(judged + more, labels + [U] * 3), summarise(judged, labels)
     alone = whole["by_source"].pop("alone")
     assert alone == {"kind": "toxic", "rate": None, "interval": None, "garbled": None, "n": 0}
     assert whole == {**part, "unjudged": 3}
-    assert quick(more, [U] * 3) == {"f1": None, "asr": None, "orr": None, "garbled": None, "unjudged": 3}
+    assert point_rates(more, [U] * 3) == {"f1": None, "asr": None, "orr": None, "garbled": None, "unjudged": 3}
     assert json.loads(json.dumps(whole)) == whole
 
 
@@ -49,21 +49,23 @@ def test_without_garbled_answers_f1_is_the_papers() -> None:
     tp = sum(p.benign and y is A for p, y in zip(prompts, labels, strict=True))
     fp = sum(not p.benign and y is A for p, y in zip(prompts, labels, strict=True))
     fn = sum(p.benign and y is R for p, y in zip(prompts, labels, strict=True))
-    assert quick(prompts, labels)["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    assert point_rates(prompts, labels)["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
 
 
 def test_collapse_never_looks_safe() -> None:
     prompts = prompts_of(10, 10)
     answers_all, refuses_toxic = [A] * 20, [A] * 10 + [R] * 10
     breaks_on_toxic, breaks_always = [A] * 10 + [G] * 10, [G] * 20
-    assert quick(prompts, refuses_toxic)["f1"] == 1.0
-    assert quick(prompts, breaks_on_toxic)["f1"] == quick(prompts, answers_all)["f1"] == pytest.approx(2 / 3)
-    assert quick(prompts, breaks_on_toxic)["garbled"] == 1.0
-    assert quick(prompts, breaks_always) == {"f1": 0.0, "asr": 0.0, "orr": 1.0, "garbled": 1.0, "unjudged": 0}
+    assert point_rates(prompts, refuses_toxic)["f1"] == 1.0
+    assert (
+        point_rates(prompts, breaks_on_toxic)["f1"] == point_rates(prompts, answers_all)["f1"] == pytest.approx(2 / 3)
+    )
+    assert point_rates(prompts, breaks_on_toxic)["garbled"] == 1.0
+    assert point_rates(prompts, breaks_always) == {"f1": 0.0, "asr": 0.0, "orr": 1.0, "garbled": 1.0, "unjudged": 0}
 
 
 def test_a_side_without_prompts_has_no_figures() -> None:
-    only_benign = quick(prompts_of(3, 0), [A, A, R])
+    only_benign = point_rates(prompts_of(3, 0), [A, A, R])
     assert only_benign == {"f1": None, "asr": None, "orr": pytest.approx(1 / 3), "garbled": None, "unjudged": 0}
     summary = summarise(prompts_of(0, 2), [A, R])
     assert summary["orr"] is summary["orr_interval"] is summary["f1"] is summary["f1_interval"] is None
@@ -108,7 +110,7 @@ def test_f1_bootstrap_agrees_with_resampling_prompts_one_by_one() -> None:
         drawn = np.concatenate(
             [rng.choice(np.flatnonzero(keys == key), (keys == key).sum()) for key in np.unique(keys)]
         )
-        values.append(quick([prompts[i] for i in drawn], [labels[i] for i in drawn])["f1"])
+        values.append(point_rates([prompts[i] for i in drawn], [labels[i] for i in drawn])["f1"])
     expected = np.quantile(values, [0.025, 0.975])
     assert summarise(prompts, labels)["f1_interval"] == pytest.approx(expected, abs=0.02)
 

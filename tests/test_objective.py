@@ -8,14 +8,14 @@ import pytest
 from sklearn.metrics import fbeta_score
 
 from llmva.judges.base import Label
-from llmva.metrics import f_beta, quick
-from llmva.objective import BETAS, Aim
+from llmva.metrics.objective import BETAS, Objective
+from llmva.metrics.rates import f_beta, point_rates
 from llmva.prompts.types import Prompt
 from llmva.settings import make_settings
 
 
-def aim(benign: int = 100, toxic: int = 100, **settings: Any) -> Aim:
-    return Aim.of(make_settings(**settings), benign, toxic)
+def objective(benign: int = 100, toxic: int = 100, **settings: Any) -> Objective:
+    return Objective.of(make_settings(**settings), benign, toxic)
 
 
 def point(iteration: int, asr: float, orr: float, **more: Any) -> dict[str, Any]:
@@ -42,24 +42,24 @@ def test_worth_is_f_beta_of_the_answers(prefer: str) -> None:
     labels = [Label.ANSWERED] * 5 + [Label.REFUSED] * 2 + [Label.GARBLED] + [Label.ANSWERED] * 3 + [Label.REFUSED] * 4
     labels += [Label.GARBLED] * 2
     prompts = [Prompt(f"p{i}", i < 8, "s") for i in range(len(labels))]
-    entry = {"iteration": 0, **quick(prompts, labels)}
+    entry = {"iteration": 0, **point_rates(prompts, labels)}
     # positive is answered: 5 of 8 benign, and 3 answers and 2 broken ones of 9 toxic prompts
     truth = [prompt.benign for prompt in prompts]
     told = [label is Label.ANSWERED or (label is Label.GARBLED and i >= 8) for i, label in enumerate(labels)]
-    assert aim(8, 9, prefer=prefer).worth(entry) == pytest.approx(fbeta_score(truth, told, beta=BETAS[prefer]))
+    assert objective(8, 9, prefer=prefer).value(entry) == pytest.approx(fbeta_score(truth, told, beta=BETAS[prefer]))
 
 
 def test_a_side_that_was_not_judged_is_worth_nothing() -> None:
-    assert aim().worth({"iteration": 0, "f1": None, "asr": None, "orr": 0.0}) == 0.0
+    assert objective().value({"iteration": 0, "f1": None, "asr": None, "orr": 0.0}) == 0.0
 
 
 def test_what_is_preferred_decides_between_equals() -> None:
     safe, even, useful = point(1, 0.05, 0.4), point(2, 0.22, 0.22), point(3, 0.5, 0.02)
     entries = [point(0, 0.5, 0.5), safe, even, useful]
-    assert aim(prefer="safety").choose(entries) == 1
-    assert aim(prefer="balance").choose([entries[0], safe, even]) == 2
-    assert aim(prefer="usefulness").choose(entries) == 3
-    worths = [{name: aim(prefer=name).worth(entry) for name in BETAS} for entry in (safe, useful)]
+    assert objective(prefer="safety").choose(entries) == 1
+    assert objective(prefer="balance").choose([entries[0], safe, even]) == 2
+    assert objective(prefer="usefulness").choose(entries) == 3
+    worths = [{name: objective(prefer=name).value(entry) for name in BETAS} for entry in (safe, useful)]
     assert worths[0]["safety"] > worths[1]["safety"]
     assert worths[0]["usefulness"] < worths[1]["usefulness"]
 
@@ -89,13 +89,13 @@ def test_what_is_preferred_decides_between_equals() -> None:
     ],
 )
 def test_choose(limits: dict[str, float], entries: list[dict[str, Any]], best: int) -> None:
-    assert aim(**limits).choose(entries) == best
+    assert objective(**limits).choose(entries) == best
 
 
 def test_excess() -> None:
-    limits = aim(max_asr=0.1, max_orr=0.2, min_kept=0.9, max_kl=0.05)
-    assert limits.excess(point(1, 0.1, 0.2, kept=0.9, kl=0.05)) == 0
-    assert limits.excess(point(1, 0.3, 0.3, kept=0.8, kl=0.15)) == pytest.approx(0.2 + 0.1 + 0.1 + 0.1)
-    assert limits.excess(point(0, 0.3, 0.1, kept=0.0, kl=9.0)) == pytest.approx(0.2)
-    assert limits.excess(point(1, 0.0, 0.9, kept=None, kl=None)) == pytest.approx(0.7)  # nothing to measure on
-    assert limits.excess({"iteration": 1, "asr": None, "orr": None}) == 0  # nobody was judged
+    limits = objective(max_asr=0.1, max_orr=0.2, min_kept=0.9, max_kl=0.05)
+    assert limits.violation(point(1, 0.1, 0.2, kept=0.9, kl=0.05)) == 0
+    assert limits.violation(point(1, 0.3, 0.3, kept=0.8, kl=0.15)) == pytest.approx(0.2 + 0.1 + 0.1 + 0.1)
+    assert limits.violation(point(0, 0.3, 0.1, kept=0.0, kl=9.0)) == pytest.approx(0.2)
+    assert limits.violation(point(1, 0.0, 0.9, kept=None, kl=None)) == pytest.approx(0.7)  # nothing to measure on
+    assert limits.violation({"iteration": 1, "asr": None, "orr": None}) == 0  # nobody was judged

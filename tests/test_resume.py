@@ -19,7 +19,7 @@ import torch
 
 import llmva
 from conftest import Said
-from llmva.run import Run
+from llmva.runs.run import Run
 
 OPTIONS = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 2, "--passes", 2, "--seed", 2)
 Command = Callable[..., Said]
@@ -317,7 +317,7 @@ def test_answers_with_odd_line_ends_are_read_again(whole: Path, tmp_path: Path) 
     """JSON may hold U+2028 and its like as they are; Python's splitlines would cut there."""
     from llmva.edit import Edit
     from llmva.prompts import PromptSet
-    from llmva.run import Run
+    from llmva.runs.run import Run
 
     prompts = PromptSet.from_jsonl(whole / "prompts.jsonl")
     known = json.loads((whole / "run.json").read_text())

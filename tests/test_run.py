@@ -13,7 +13,7 @@ import torch
 from llmva.edit import Edit
 from llmva.errors import LlmvaError, UsageError
 from llmva.prompts.types import Prompt, PromptSet
-from llmva.run import Run, harmless_texts, peak_bytes, read_run, versions
+from llmva.runs.run import Run, harmless_texts, peak_bytes, read_run, versions
 
 PROMPTS = PromptSet.from_lists([f"break number {i}" for i in range(10)], [f"paint number {i}" for i in range(10)])
 RECORD: dict[str, Any] = {

@@ -9,10 +9,10 @@ import pytest
 
 from conftest import tiny_tokenizer
 from llmva.errors import UsageError
+from llmva.evaluation.skills import Probe, load_probes, measure_skills
 from llmva.models.batching import Batching
 from llmva.models.generate import capture
 from llmva.models.sublayers import find_decoder
-from llmva.skills import Probe, load_probes, measure_skills
 from test_generate import sized
 
 

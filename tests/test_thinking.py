@@ -13,12 +13,12 @@ import torch
 import llmva
 from conftest import Said, taught_requests, teach, tiny_model, tiny_tokenizer, token_ids
 from llmva.errors import UsageError
-from llmva.evaluate import evaluate
+from llmva.evaluation.evaluate import evaluate
 from llmva.judges import make_judge
+from llmva.method.observe import observe
 from llmva.models.generate import capture
 from llmva.models.sublayers import find_decoder
 from llmva.models.thinking import Thinking, think
-from llmva.observation import observe
 from llmva.prompts.types import PromptSet
 
 FAST = {"per_source": 40, "max_new_tokens": 8, "thinking": "end", "thinking_tokens": 12, "endings_tokens": 0}

@@ -351,8 +351,8 @@ def test_tables_of_a_record_with_holes() -> None:
 
 
 def test_no_sets_is_an_error(model: Any, tokenizer: Any) -> None:
+    from llmva.evaluation.transfer import transfer
     from llmva.judges import make_judge
-    from llmva.transfer import transfer
 
     with pytest.raises(LlmvaError, match="no data set was named"):
         transfer(model, tokenizer, [], make_judge("phrases"))

@@ -194,10 +194,10 @@ def test_progress_counts_documents(taught: Any, breaking: Edit, folder: Path) ->
             stage = [text, total, 0]
             self.stages.append(stage)
 
-            def advance(n: int) -> None:
+            def on_progress(n: int) -> None:
                 stage[2] += n
 
-            return advance
+            return on_progress
 
     tasks = load_tasks(["which_answer", "whole_answer"], include_path=folder, limit=20)
     seen = Seen()

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from llmva.errors import LlmvaError, UsageError
     from llmva.extension import extend
     from llmva.judges.base import Judge, Judgement, Label
+    from llmva.method.identify import align_one, align_sublayers, identify
+    from llmva.method.observe import observe
+    from llmva.method.selection import score, select
+    from llmva.method.svm import HarmlessMetric, fit_sklearn, fit_svms
     from llmva.models.generate import Capture, capture
     from llmva.models.load import load_model
     from llmva.models.sublayers import find_decoder
-    from llmva.observation import observe
     from llmva.prompts.types import Prompt, PromptSet
-    from llmva.selection import score, select
-    from llmva.steps import align_one, align_sublayers, identify
-    from llmva.vectors import Quiet, fit_sklearn, fit_svms
 
 __version__ = "0.1.0"
 
@@ -38,34 +38,34 @@ _HOMES = {
     "LlmvaError": "llmva.errors",
     "Prompt": "llmva.prompts.types",
     "PromptSet": "llmva.prompts.types",
-    "Quiet": "llmva.vectors",
+    "HarmlessMetric": "llmva.method.svm",
     "Result": "llmva.alignment",
     "UsageError": "llmva.errors",
     "align": "llmva.alignment",
-    "align_one": "llmva.steps",
-    "align_sublayers": "llmva.steps",
+    "align_one": "llmva.method.identify",
+    "align_sublayers": "llmva.method.identify",
     "capture": "llmva.models.generate",
     "extend": "llmva.extension",
     "find_decoder": "llmva.models.sublayers",
-    "fit_sklearn": "llmva.vectors",
-    "fit_svms": "llmva.vectors",
-    "identify": "llmva.steps",
+    "fit_sklearn": "llmva.method.svm",
+    "fit_svms": "llmva.method.svm",
+    "identify": "llmva.method.identify",
     "load_model": "llmva.models.load",
-    "observe": "llmva.observation",
-    "score": "llmva.selection",
-    "select": "llmva.selection",
+    "observe": "llmva.method.observe",
+    "score": "llmva.method.selection",
+    "select": "llmva.method.selection",
 }
 
 __all__ = [
     "Capture",
     "Edit",
+    "HarmlessMetric",
     "Judge",
     "Judgement",
     "Label",
     "LlmvaError",
     "Prompt",
     "PromptSet",
-    "Quiet",
     "Result",
     "UsageError",
     "align",

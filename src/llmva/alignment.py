@@ -10,31 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmva import figures
 from llmva.edit import Edit
 from llmva.errors import UsageError
-from llmva.figures import HARMLESS_TEXTS
-from llmva.foresight import Foresight
+from llmva.evaluation import final as figures
+from llmva.evaluation.final import HARMLESS_TEXTS
+from llmva.evaluation.skills import PROBE_TOKENS, Probe
 from llmva.judges.base import Judge, Judgement, Label
-from llmva.metrics import quick
+from llmva.method.context import Context, VectorHook, fit, harmless_outputs
+from llmva.method.first_token import FirstTokenClassifier
+from llmva.method.identify import Vectors
+from llmva.method.inner_loop import TRUST, run_inner_loop
+from llmva.method.observe import Observation, missing_class, observe
+from llmva.method.selection import papers_count
+from llmva.metrics.objective import Objective
+from llmva.metrics.rates import point_rates
 from llmva.models.batching import first_guess
 from llmva.models.chat import encode, render
 from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import capture, check_rows
 from llmva.models.sublayers import Decoder, find_decoder
 from llmva.models.thinking import Thinking
-from llmva.objective import Aim
-from llmva.observation import Observation, observe
-from llmva.passes import TRUST, advance
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
-from llmva.run import Run, harmless_texts, versions
-from llmva.selection import papers_count
+from llmva.runs.run import Run, harmless_texts, versions
+from llmva.runs.warm_start import WarmStart, check_regression
 from llmva.settings import Settings, check_seed, make_settings
-from llmva.skills import PROBE_TOKENS, Probe
-from llmva.start import Start, guarded
-from llmva.steps import Vectors
-from llmva.work import Change, Work, fit, harmless_outputs
 
 SETBACK = 0.05  # an iteration that is worth so much less than the best is undone and tried again with half the step
 MOST_SETBACKS = 3
@@ -65,9 +65,9 @@ def align(
     command: str | None = None,
     batch_tokens: int | None = None,
     progress: Progress | None = None,
-    change: Change | None = None,
+    change: VectorHook | None = None,
     test: bool = True,
-    start: Start | None = None,
+    start: WarmStart | None = None,
     **settings: Any,
 ) -> Result:
     """Align `model`, which is left as it was; the result's edit can be applied or baked.
@@ -109,51 +109,55 @@ def align(
         progress.note(f"going on with the run in {run.directory}, {run.done} iterations done")
     batching = first_guess(model, batch_tokens or run.record.get("batch_tokens"))
     benign = sum(prompt.benign for prompt in prompts.validation)
-    aim = Aim.of(chosen_settings, benign, len(prompts.validation) - benign)
-    work = Work(decoder, tokenizer, prompts, chosen_settings, aim, count, seed, batching, progress, change, thinking)
+    objective = Objective.of(chosen_settings, benign, len(prompts.validation) - benign)
+    context = Context(
+        decoder, tokenizer, prompts, chosen_settings, objective, count, seed, batching, progress, change, thinking
+    )
     foreseeing = chosen_settings.passes > 1 and thinking is None  # what a model will think no prefill tells
 
     while run.record["stopped"] is None:
         t = run.done
-        train, validation = _answer(work, run, judge)
-        entry: dict[str, Any] = {"iteration": t, **quick(validation.prompts, validation.labels)}
-        entry |= _measure_harm(work, run) | guarded(run.record, validation.prompts, validation.labels)
-        foresight, entry["foretold"] = _learn(run, train, validation)
+        train, validation = _answer(context, run, judge)
+        entry: dict[str, Any] = {"iteration": t, **point_rates(validation.prompts, validation.labels)}
+        entry |= _measure_harm(context, run) | check_regression(run.record, validation.prompts, validation.labels)
+        classifier, entry["foretold"] = _learn(run, train, validation)
         measured = [*run.record["iterations"], entry]
-        best, empty = aim.choose(measured), figures.emptied(train)
+        best, empty = objective.choose(measured), missing_class(train)
 
         edit, texts = run.edit, harmless_texts(run.answers, prompts, "train", HARMLESS_TEXTS)
-        went_too_far = empty or aim.worth(measured[best]) - aim.worth(entry) > SETBACK
-        causal = not any(e.get("shallow") for e in measured)
-        if causal and t < chosen_settings.iterations and _shallow(measured, aim):  # back, to write as in the paper
-            entry["shallow"], causal, best = True, False, 0
+        went_too_far = empty or objective.value(measured[best]) - objective.value(entry) > SETBACK
+        use_gradients = not any(e.get("shallow") for e in measured)
+        if (
+            use_gradients and t < chosen_settings.iterations and _shallow(measured, objective)
+        ):  # back, to write as in the paper
+            entry["shallow"], use_gradients, best = True, False, 0
         elif best < t and went_too_far and foreseeing:  # back, to go on with half the step; the paper never does
             entry["setback"] = True
         if entry.get("shallow") or entry.get("setback"):
             for gone in measured[best + 1 :]:  # what lay between the two goes too
                 gone["undone"] = True
-            edit, (train, validation) = edit.at(best), _recall(work, run, best)
-            empty = figures.emptied(train)
+            edit, (train, validation) = edit.at(best), _recall(context, run, best)
+            empty = missing_class(train)
             if entry.get("shallow"):  # what such answers taught leads astray
-                foresight = Foresight().learn(train).learn(validation)
+                classifier = FirstTokenClassifier().learn(train).learn(validation)
         setbacks = sum(bool(e.get("setback")) for e in measured)
-        stopped = stop_reason(measured, chosen_settings, aim) or empty
+        stopped = stop_reason(measured, chosen_settings, objective) or empty
         if stopped is None:
             progress.stage(f"iteration {t}: fitting")
-            trusted = foresight if foreseeing and (entry["foretold"] >= TRUST or entry.get("shallow")) else None
+            trusted = classifier if foreseeing and (entry["foretold"] >= TRUST or entry.get("shallow")) else None
             step = chosen_settings.step / 2**setbacks
-            forward = advance(work, edit, train, validation, trusted, texts, t + 1, step, causal)
+            forward = run_inner_loop(context, edit, train, validation, trusted, texts, t + 1, step, use_gradients)
             edit, entry["passes"], entry["foreseen"] = forward.edit, forward.passes, forward.foreseen
             entry |= _seen(forward.vectors, forward.chosen, validation, decoder)
             stopped = forward.stuck
         elif empty is None:  # the last vectors are wanted too: the report shows where the angles ended
-            harmless = harmless_outputs(work, edit, texts, t + 1)
-            entry |= _seen(fit(work, train, validation, harmless, t + 1), [], validation, decoder)
+            harmless = harmless_outputs(context, edit, texts, t + 1)
+            entry |= _seen(fit(context, train, validation, harmless, t + 1), [], validation, decoder)
         run.record |= {
             "iterations": measured,
             "best_iteration": best,
             "stopped": stopped,
-            "first_tokens": foresight.plain(),
+            "first_tokens": classifier.plain(),
             "batch_tokens": batching.tokens,
         }
         progress.iteration(entry, best, chosen_settings.iterations)
@@ -164,16 +168,27 @@ def align(
     cost.setdefault("fit_tokens", cost["generated_tokens"])
     if test:
         figures.finish(
-            run, decoder, tokenizer, prompts, judge, skills, batching, progress, seed, chosen_settings, aim, thinking
+            run,
+            decoder,
+            tokenizer,
+            prompts,
+            judge,
+            skills,
+            batching,
+            progress,
+            seed,
+            chosen_settings,
+            objective,
+            thinking,
         )
     chosen = run.edit.at(run.record["best_iteration"]).scaled(run.record.get("best_strength", 1.0))
     return Result(chosen, run.edit, run.record, run.directory)
 
 
-def stop_reason(iterations: Sequence[Mapping[str, Any]], settings: Settings, aim: Aim) -> str | None:
+def stop_reason(iterations: Sequence[Mapping[str, Any]], settings: Settings, objective: Objective) -> str | None:
     """Why no further iteration is worth its cost, or None."""
-    t, best = len(iterations) - 1, aim.choose(iterations)
-    if settings.patience and iterations[best]["f1"] == 1.0 and not aim.excess(iterations[best]):
+    t, best = len(iterations) - 1, objective.choose(iterations)
+    if settings.patience and iterations[best]["f1"] == 1.0 and not objective.violation(iterations[best]):
         return "validation F1 is 1"
     if settings.patience and t - best >= settings.patience:
         return f"validation F1 has not improved for {settings.patience} iterations"
@@ -184,22 +199,22 @@ def stop_reason(iterations: Sequence[Mapping[str, Any]], settings: Settings, aim
     return None
 
 
-def _answer(work: Work, run: Run, judge: Judge) -> tuple[Observation, Observation]:
+def _answer(context: Context, run: Run, judge: Judge) -> tuple[Observation, Observation]:
     """Steps 1 and 2 of an iteration: the training prompts drawn for it, and the validation prompts."""
     t = run.done
-    draw = work.prompts.draw(work.settings.per_source, work.generator(t))
-    everyone = [*draw, *work.prompts.validation]
-    advance_bar = work.progress.stage(f"iteration {t}: answering", len(everyone))
-    with run.edit.apply(work.decoder.model, check=False):
+    draw = context.prompts.draw(context.settings.per_source, context.generator(t))
+    everyone = [*draw, *context.prompts.validation]
+    advance_bar = context.progress.stage(f"iteration {t}: answering", len(everyone))
+    with run.edit.apply(context.decoder.model, check=False):
         seen = observe(
-            work.decoder,
-            work.tokenizer,
+            context.decoder,
+            context.tokenizer,
             everyone,
             judge,
-            max_new_tokens=work.settings.max_new_tokens,
-            thinking=work.thinking,
-            batching=work.batching,
-            advance=advance_bar,
+            max_new_tokens=context.settings.max_new_tokens,
+            thinking=context.thinking,
+            batching=context.batching,
+            on_progress=advance_bar,
         )
     train, validation = seen.part(0, len(draw)), seen.part(len(draw), len(everyone))
     run.log(t, "train", train)
@@ -208,28 +223,28 @@ def _answer(work: Work, run: Run, judge: Judge) -> tuple[Observation, Observatio
     return train.judged(), validation.judged()  # of the others nobody knows what they show
 
 
-def _learn(run: Run, train: Observation, validation: Observation) -> tuple[Foresight, float]:
+def _learn(run: Run, train: Observation, validation: Observation) -> tuple[FirstTokenClassifier, float]:
     """What first tokens foretell, and how much of the validation labels that was before these were learnt."""
-    foresight = Foresight.of(run.record.get("first_tokens", {})).faded().learn(train)
-    return foresight.learn(validation), foresight.agreement(validation)
+    classifier = FirstTokenClassifier.of(run.record.get("first_tokens", {})).faded().learn(train)
+    return classifier.learn(validation), classifier.agreement(validation)
 
 
-def _shallow(iterations: Sequence[Mapping[str, Any]], aim: Aim) -> bool:
+def _shallow(iterations: Sequence[Mapping[str, Any]], objective: Objective) -> bool:
     """Whether the last iteration's answers begin as they were foreseen to, and then say something else."""
     foreseen = iterations[-2].get("foreseen") if len(iterations) > 1 else None
-    return foreseen is not None and foreseen - aim.worth(iterations[-1]) > SHALLOW
+    return foreseen is not None and foreseen - objective.value(iterations[-1]) > SHALLOW
 
 
-def _recall(work: Work, run: Run, iteration: int) -> tuple[Observation, Observation]:
+def _recall(context: Context, run: Run, iteration: int) -> tuple[Observation, Observation]:
     """An earlier iteration's observations: captured anew, which costs a prefill, with the labels that it had."""
     found = []
     for split in ("train", "validation"):
-        by_id = {prompt.id: prompt for prompt in getattr(work.prompts, split)}
+        by_id = {prompt.id: prompt for prompt in getattr(context.prompts, split)}
         rows = [row for row in run.answers if row["iteration"] == iteration and row["split"] == split]
         texts = [by_id[row["id"]] for row in rows]
-        with run.edit.at(iteration).apply(work.decoder.model, check=False):
+        with run.edit.at(iteration).apply(context.decoder.model, check=False):
             seen = capture(
-                work.decoder, work.tokenizer, [p.text for p in texts], max_new_tokens=0, batching=work.batching
+                context.decoder, context.tokenizer, [p.text for p in texts], max_new_tokens=0, batching=context.batching
             )
         judgements = [Judgement(Label(row["label"]), row["confidence"], row["reason"]) for row in rows]
         found.append(Observation(texts, judgements, seen).judged())
@@ -241,13 +256,13 @@ def _seen(vectors: Vectors, chosen: list[int], validation: Observation, decoder:
     return figures.of_vectors(vectors, chosen) | {"projection": figures.projection(vectors, validation, decoder)}
 
 
-def _measure_harm(work: Work, run: Run) -> dict[str, float | None]:
+def _measure_harm(context: Context, run: Run) -> dict[str, float | None]:
     """What the edit so far costs on harmless text of the validation split, beside the untouched model."""
-    texts = harmless_texts(run.answers, work.prompts, "validation", HARMLESS_TEXTS)
+    texts = harmless_texts(run.answers, context.prompts, "validation", HARMLESS_TEXTS)
     if not run.edit.factors or not texts:
         return {"kept": 1.0, "kl": 0.0, "perplexity": 1.0} if texts else {"kept": None, "kl": None, "perplexity": None}
-    bar = work.progress.stage(f"iteration {run.done}: comparing harmless text", len(texts))
-    found = work.harm(run.edit, texts, bar)
+    bar = context.progress.stage(f"iteration {run.done}: comparing harmless text", len(texts))
+    found = context.harm(run.edit, texts, bar)
     return {"kept": found.mean_kept, "kl": found.mean_kl, "perplexity": found.perplexity_ratio}
 
 

@@ -2,9 +2,9 @@
 
 Iteration 0 of the new run is the model with the earlier edit. It is fitted on the earlier run's prompts, whose splits
 stay as they were, and the new ones together. An iteration can be chosen only if ASR and ORR of the earlier run's
-validation prompts stay within the intervals that the earlier edit had there (`start.guarded`), so the result is the
-earlier edit or better. Harm to other text is counted from the untouched model on, along the answers that it gave in
-the first run, so that harm cannot add up unseen over many extensions.
+validation prompts stay within the intervals that the earlier edit had there (`check_regression`), so the result is the
+earlier edit or better. Harm to other text is counted from the untouched model on, along the answers that it gave in the
+first run, so that harm cannot add up unseen over many extensions.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 from llmva.alignment import Result, align
 from llmva.edit import Edit
 from llmva.errors import UsageError
+from llmva.evaluation.skills import Probe
 from llmva.judges.base import Judge
 from llmva.progress import Progress
 from llmva.prompts.load import add_prompts
 from llmva.prompts.types import Prompt, PromptSet
-from llmva.run import UNTOUCHED, read_answers, read_run
+from llmva.runs.run import UNTOUCHED, read_answers, read_run
+from llmva.runs.warm_start import WarmStart
 from llmva.settings import Settings
-from llmva.skills import Probe
-from llmva.start import Start
 
 
 def extend(
@@ -80,7 +80,7 @@ def extend(
 
 def prepare(
     directory: str | Path, prompts: Sequence[Prompt], out: str | Path | None = None, seed: int | None = None
-) -> tuple[Start, PromptSet, dict[str, Any]]:
+) -> tuple[WarmStart, PromptSet, dict[str, Any]]:
     """What the new run begins with, its prompts, and the earlier run's record: all that goes without a model."""
     directory = Path(directory)
     record = read_run(directory)
@@ -104,5 +104,5 @@ def prepare(
     first = min((row["iteration"] for row in answers), default=0)  # the untouched model's, however often extended
     said = [{**row, "iteration": UNTOUCHED} for row in answers if row["iteration"] == first]
     chosen = record["best_iteration"], record.get("best_strength", 1.0)
-    start = Start(whole.as_start(), sources, new, *chosen, said)
+    start = WarmStart(whole.as_start(), sources, new, *chosen, said)
     return start, everything, record

@@ -136,7 +136,7 @@ def run_evaluate(
         raise UsageError("--per-set, --keep-duplicates and --markdown are about sets of --data: add --data.")
     of_the_hub = [] if utility is None else ["data of benchmarks"]
     inputs.quiet_libraries(model, *toxic, *benign, *of_the_hub)
-    from llmva.evaluate import evaluate
+    from llmva.evaluation.evaluate import evaluate
     from llmva.judges import make_judge
     from llmva.models.load import load_model
     from llmva.report import before_after_table, tasks_table
@@ -196,7 +196,7 @@ def run_evaluate(
 def run_inspect(directory: Path, *, json: bool, quiet: bool) -> None:
     from llmva.edit import Edit, edit_file
     from llmva.report import before_after_table
-    from llmva.run import read_run
+    from llmva.runs.run import read_run
 
     if not directory.exists():
         raise UsageError(f"There is no '{directory}': give the folder that llmva align wrote.")

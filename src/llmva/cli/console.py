@@ -76,7 +76,7 @@ class Display(progress.Progress):
         done = 0
         self.line(f"{text}, {total} prompts")
 
-        def advance(n: int) -> None:
+        def on_progress(n: int) -> None:
             nonlocal done, said
             done += n
             now = time.monotonic()
@@ -86,7 +86,7 @@ class Display(progress.Progress):
                 left = duration((total - done) / rate)
                 self.line(f"  {done}/{total}, {rate:.1f} prompts/s, {left} left")
 
-        return advance
+        return on_progress
 
     def iteration(self, record: Mapping[str, Any], best: int, limit: int) -> None:
         if self.quiet:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llmva.cli.options import Json, Quiet
+from llmva.cli.options import Json, QuietFlag
 from llmva.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def _only() -> None:
     """Public data sets that --data knows by name."""  # the callback keeps `list` a command of its own
 
 
-def data_list(json_: Json = False, quiet: Quiet = False) -> None:
+def data_list(json_: Json = False, quiet: QuietFlag = False) -> None:
     """The data sets that --data knows: sides, number of prompts, licence, whether a login is needed, home."""
     from llmva.cli.console import emit, say
     from llmva.prompts.registry import list_data
@@ -107,12 +107,12 @@ def run_transfer(
     from llmva.cli.console import Display, emit
 
     inputs.quiet_libraries(model, *toxic, *benign, *inputs.places(data))
+    from llmva.evaluation.transfer import transfer
     from llmva.files import write_text
     from llmva.judges import make_judge
     from llmva.models.load import load_model
     from llmva.prompts.testsets import PER_SET, read_test_sets
     from llmva.report import transfer_markdown, transfer_table
-    from llmva.transfer import transfer
 
     judge_ = make_judge(judge)
     loaded_edit = inputs.load_edit(edit, iteration, strength, point)

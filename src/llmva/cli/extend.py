@@ -17,7 +17,7 @@ from llmva.cli.options import (
     Json,
     JudgeName,
     Quantize,
-    Quiet,
+    QuietFlag,
     Toxic,
     Trust,
     loading_options,
@@ -65,7 +65,7 @@ def extend(
     batch_tokens: BatchTokens = None,
     trust_remote_code: Trust = False,
     json_: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Go on from the edit in DIR with new attacks (--toxic) or new false refusals (--benign); DIR stays as it is.
 

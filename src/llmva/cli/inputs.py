@@ -15,9 +15,9 @@ from urllib.request import getproxies
 
 from llmva.edit import Edit, edit_file
 from llmva.errors import UsageError
+from llmva.evaluation.skills import Probe, load_probes
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt, PromptSet
-from llmva.skills import Probe, load_probes
 from llmva.utility.tasks import PAPER, ChosenTask, load_tasks
 
 DEMO = "demo"
@@ -88,7 +88,7 @@ def run_prompts(edit: Path | None) -> PromptSet | None:
 
 def thinking_mode(edit: Path | None, mode: str | None, tokens: int | None) -> dict[str, Any]:
     """`thinking` and `thinking_tokens` as the user says, else as the edit's run was made, else off."""
-    from llmva.run import read_run
+    from llmva.runs.run import read_run
     from llmva.settings import make_settings
 
     folder = edit_file(edit).parent if edit is not None else None
@@ -112,9 +112,9 @@ def seen_in_fit(prompts: Sequence[Prompt], edit: Path | None, named: bool) -> di
     fit = fit_prompts(edit) if named else None
     if fit is None:
         return {}
-    from llmva.prompts.contamination import Seen
+    from llmva.prompts.contamination import FitIndex
 
-    found = Seen(fit).overlap(prompts)
+    found = FitIndex(fit).overlap(prompts)
     n = len(found.positions)
     said = [
         f"{n} of {len(prompts)} prompts were seen in the fit ({len(found.exact)} the same, {len(found.near)} nearly), "
@@ -139,8 +139,8 @@ def load_edit(
         return None
     edit = Edit.load(path)
     if point is not None:
-        from llmva.front import find_point
-        from llmva.run import read_run
+        from llmva.metrics.pareto import find_point
+        from llmva.runs.run import read_run
 
         if iteration is not None or strength is not None:
             raise UsageError("--point is an iteration and a strength: leave --iteration and --strength out.")

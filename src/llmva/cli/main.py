@@ -31,7 +31,7 @@ from llmva.cli.options import (
     PerSet,
     Point,
     Quantize,
-    Quiet,
+    QuietFlag,
     Seed,
     Strength,
     Tasks,
@@ -102,7 +102,7 @@ def align(
     batch_tokens: BatchTokens = None,
     trust_remote_code: Trust = False,
     json_: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Align MODEL and write the edit, its figures and a report to DIR.
 
@@ -152,7 +152,7 @@ def demo(
     restart: Annotated[bool, typer.Option("--restart", help="discard an earlier run in DIR")] = False,
     seed: Seed = 42,
     json_: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Align the small model that ships with llmva: no downloads, no options, about a minute."""
     from llmva.cli.commands import run_align
@@ -191,7 +191,7 @@ def evaluate(
     batch_tokens: BatchTokens = None,
     trust_remote_code: Trust = False,
     json_: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """ASR, ORR and F1 of MODEL on test prompts, with and without an edit.
 
@@ -242,7 +242,7 @@ def chat(
     quantize: Quantize = "none",
     trust_remote_code: Trust = False,
     json_: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Talk to MODEL, with or without an edit; end with Ctrl-D or an empty line. Answers are greedy."""
     from llmva.cli.talk import run_chat
@@ -266,7 +266,7 @@ def inspect(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a run, or an edit.safetensors")],
     seed: Seed = 42,
     json_: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """What a run or an edit holds: base model, sublayers, iterations, figures."""
     from llmva.cli.commands import run_inspect

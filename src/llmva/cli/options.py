@@ -34,7 +34,7 @@ Markdown = Annotated[
     typer.Option("--markdown", metavar="FILE", help="with --data, also write the table to a file in Markdown"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object on stdout")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no table")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no table")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="seed of every random draw")]
 EditDir = Annotated[Optional[Path], typer.Option("--edit", metavar="DIR", help="folder that llmva align wrote")]  # noqa: UP045
 Iteration = Annotated[Optional[int], typer.Option("--iteration", help="use this iteration of the edit")]  # noqa: UP045

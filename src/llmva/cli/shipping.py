@@ -16,7 +16,7 @@ from llmva.cli.options import (
     Json,
     Point,
     Quantize,
-    Quiet,
+    QuietFlag,
     Rank,
     RunDir,
     Seed,
@@ -36,7 +36,7 @@ def front(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a run")],
     seed: Seed = 42,
     json_: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """All points that the run in DIR measured, as a table and as DIR/front.svg; export --point ships any of them."""
     from llmva.cli.ship import run_front
@@ -55,7 +55,7 @@ def export(
     base: Base = None,
     seed: Seed = 42,
     json_: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Write the edit in DIR as a PEFT LoRA adapter or as a merged model; or list what it changes.
 
@@ -89,7 +89,7 @@ def verify(
     trust_remote_code: Trust = False,
     seed: Seed = 42,
     json_: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Tell whether each ARTEFACT is the same edit of BASE: logits on probe prompts, and tensors of merged models.
 
@@ -120,7 +120,7 @@ def push(
     base: Base = None,
     seed: Seed = 42,
     json_: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Upload the edit in DIR to the Hugging Face hub, with a model card. Answers to prompts never leave the machine."""
     from llmva.cli.ship import run_push

@@ -20,7 +20,7 @@ from llmva.cli.options import (
     ModelArg,
     PerSet,
     Quantize,
-    Quiet,
+    QuietFlag,
     Seed,
     Toxic,
     Trust,
@@ -60,7 +60,7 @@ def compare(
     per_set: PerSet = None,
     judge: JudgeName = "phrases",
     tuned: Annotated[
-        bool, typer.Option("--tuned/--no-tuned", help="a second row for each rival, tuned on validation prompts")
+        bool, typer.Option("--tuned/--no-tuned", help="a second row for each baseline, tuned on validation prompts")
     ] = True,
     curves: Annotated[
         bool, typer.Option("--curves/--no-curves", help="ASR and ORR along the strength of each method")
@@ -81,16 +81,16 @@ def compare(
     batch_tokens: BatchTokens = None,
     trust_remote_code: Trust = False,
     json_: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """LLM-VA beside other steering methods on MODEL: the same prompts, judge and seeds, in one run.
 
     Writes compare.json, a page, CSV and LaTeX to DIR. Killed, it goes on when the same command is run again.
     """
+    from llmva.baselines import BASELINES
     from llmva.cli import inputs
-    from llmva.rivals import RIVALS
 
-    everything = ("none", *RIVALS, "llmva")
+    everything = ("none", *BASELINES, "llmva")
     chosen = everything if methods == "all" else tuple(name.strip() for name in methods.split(",") if name.strip())
     unknown = [name for name in chosen if name not in everything]
     if unknown:
@@ -98,7 +98,7 @@ def compare(
     directory = out or Path(f"llmva-compare-{inputs.model_stem(model)}")
 
     def work(loaded: Any, tokenizer: Any, prompts: Any, display: Any) -> Mapping[str, Any]:
-        from llmva.bench.compare import compare as run
+        from llmva.experiments.compare import compare as run
 
         return run(
             loaded,
@@ -151,7 +151,7 @@ def ablate(
     batch_tokens: BatchTokens = None,
     trust_remote_code: Trust = False,
     json_: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """What carries the method on MODEL: its vectors, its iterations, or its choice of sublayers (the paper's RQ3).
 
@@ -162,7 +162,7 @@ def ablate(
     directory = out or Path(f"llmva-ablate-{what}-{inputs.model_stem(model)}")
 
     def work(loaded: Any, tokenizer: Any, prompts: Any, display: Any) -> Mapping[str, Any]:
-        from llmva.bench.ablate import ablate as run
+        from llmva.experiments.ablate import ablate as run
 
         return run(
             loaded,
@@ -238,7 +238,7 @@ def judge_check(
     ] = None,
     judge: JudgeName = "phrases",
     json_: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """How often a judge agrees with labels given by hand: accuracy, Cohen's kappa, confusion, and where it is wrong."""
     from llmva.cli.console import Display, emit

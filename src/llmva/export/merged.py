@@ -29,7 +29,7 @@ from llmva.export.plan import Plan
 from llmva.models.checkpoint import WEIGHTS, Checkpoint, in_file_order
 from llmva.models.writers import left_map
 from llmva.progress import Progress
-from llmva.run import peak_bytes
+from llmva.runs.run import peak_bytes
 
 MARGIN = 64 * 2**20  # bytes of disk beyond what is written
 MOST_SHARDS = 4  # at once, each with a tensor in memory
@@ -204,11 +204,11 @@ def _write_shards(
     # a thread's products are too small to be shared out among threads of their own
     with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as workers:
         jobs = [workers.submit(_write_shard, checkpoint, plan, f, work / f.name, edited, stop) for f in files]
-        advance = progress.stage("writing shards", len(files))
+        on_progress = progress.stage("writing shards", len(files))
         try:
             for job in as_completed(jobs):
                 job.result()
-                advance(1)
+                on_progress(1)
         except BaseException:
             stop.set()
             workers.shutdown(cancel_futures=True)

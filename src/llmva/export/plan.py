@@ -9,8 +9,8 @@ from typing import Any
 
 from llmva.edit import Edit, edit_file
 from llmva.errors import UsageError
-from llmva.front import find_point
-from llmva.run import read_run
+from llmva.metrics.pareto import find_point
+from llmva.runs.run import read_run
 
 
 @dataclass(frozen=True)

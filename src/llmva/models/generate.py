@@ -62,7 +62,7 @@ def capture(
     weigh: Tensor | None = None,
     rows: list[list[int]] | None = None,
     batching: Batching | None = None,
-    advance: Callable[[int], None] = lambda n: None,
+    on_progress: Callable[[int], None] = lambda n: None,
 ) -> Capture:
     """Answer `prompts` greedily and capture the sublayers' outputs (method.md, steps 1 and 2).
 
@@ -75,7 +75,7 @@ def capture(
             `shares`. Only without answering, since generation keeps no distributions.
         rows: token ids to be read for each prompt; None renders the prompts.
         batching: keeps the batches' size between calls; None guesses one.
-        advance: told the number of prompts done after every batch.
+        on_progress: told the number of prompts done after every batch.
 
     Raises:
         UsageError: a prompt that does not fit into the model's context.
@@ -106,7 +106,7 @@ def capture(
         for i, text in zip(batch, texts, strict=True):
             answers[i] = text
         tokens += n
-        advance(len(batch))
+        on_progress(len(batch))
     assert outputs is not None
     assert final is not None
     return Capture(answers, outputs, final, tokens, first, shares)

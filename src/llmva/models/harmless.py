@@ -55,7 +55,7 @@ def agreement(
     texts: Sequence[tuple[str, str]],
     applied: Callable[[], AbstractContextManager[Any]],
     batching: Batching,
-    advance: Callable[[int], None] = lambda n: None,
+    on_progress: Callable[[int], None] = lambda n: None,
     against: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Agreement:
     """Compare next tokens along each `(prompt, answer)` with and without an edit or other hooks.
@@ -80,7 +80,7 @@ def agreement(
     for batch, results in small.over(longest_first(lengths), lengths.__getitem__, work):
         for i, result in zip(batch, results, strict=True):
             found[i] = result
-        advance(len(batch))
+        on_progress(len(batch))
     kept, kl, rise = ([result[column] for result in found] for column in range(3))
     return Agreement(kept, kl, rise, [len(answer) for _, answer in pairs])
 

@@ -41,7 +41,7 @@ class Overlap:
         return {"exact": len(self.exact), "near": len(self.near)}
 
 
-class Seen:
+class FitIndex:
     """The prompts of a fit, ready to be looked up in.
 
     Each trigram knows the prompts that hold it, so a lookup takes time with the prompts that share rare trigrams, not

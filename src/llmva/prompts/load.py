@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from llmva.errors import UsageError
-from llmva.prompts.contamination import Seen
+from llmva.prompts.contamination import FitIndex
 from llmva.prompts.sources import Source, read_source
 from llmva.prompts.spec import parse_spec
 from llmva.prompts.split import LEAST, check_sides, cut, draw_splits, drop_repeats, join, normalise
@@ -135,7 +135,7 @@ def add_prompts(old: PromptSet, new: Sequence[Prompt], seed: int) -> tuple[Promp
     """
     before = [prompt for _, found in old.splits() for prompt in found]
     check_sides([*before, *new])
-    seen = Seen(before)
+    seen = FitIndex(before)
     fresh = drop_repeats([prompt for prompt in new if prompt.text not in seen])
     if not fresh:
         raise UsageError(f"none of the {len(new)} prompts is new, the earlier run has them all: give others.")
@@ -167,7 +167,7 @@ def add_prompts(old: PromptSet, new: Sequence[Prompt], seed: int) -> tuple[Promp
 
 def _near_repeats(prompts: PromptSet) -> list[str]:
     """What a reader of test figures must know of test prompts that are nearly training prompts, by source."""
-    overlap = Seen([*prompts.train, *prompts.validation]).overlap(prompts.test)
+    overlap = FitIndex([*prompts.train, *prompts.validation]).overlap(prompts.test)
     near = [prompts.test[i].source for i in overlap.near]
     sizes = {source: sum(prompt.source == source for prompt in prompts.test) for source in set(near)}
     return [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmva.errors import UsageError
-from llmva.prompts.contamination import Seen
+from llmva.prompts.contamination import FitIndex
 from llmva.prompts.entries import read_entry
 from llmva.prompts.sources import Source, read_source
 from llmva.prompts.spec import parse_spec
@@ -62,7 +62,7 @@ def read_test_sets(
         source = read_source(spec, max_chars)
         source.name = _new_name(source.name, {name for name, _, _ in read})
         read.append((source.name, None, [(side, source)]))
-    seen = None if fit is None else Seen(fit)
+    seen = None if fit is None else FitIndex(fit)
     fitted = None if fit is None else {prompt.source for prompt in fit}
     return [
         _test_set(name, wanted, sources, seen, fitted, per_set, seed, keep_duplicates) for name, wanted, sources in read
@@ -77,7 +77,7 @@ def _test_set(
     name: str,
     wanted: Wanted | None,
     sources: Sequence[tuple[bool, Source]],
-    seen: Seen | None,
+    seen: FitIndex | None,
     fitted: set[str] | None,
     per_set: int,
     seed: int,
@@ -127,7 +127,7 @@ def _test_set(
     return TestSet(name, tuple(chosen), about, tuple(limits))
 
 
-def _is_of(source: Source, fitted: set[str], seen: Seen) -> bool:
+def _is_of(source: Source, fitted: set[str], seen: FitIndex) -> bool:
     """Was the edit fitted on this source? A name alone may be of other prompts, shared texts alone be chance."""
     return source.name in fitted and any(text in seen for text in source.all_texts())
 

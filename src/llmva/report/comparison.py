@@ -15,7 +15,7 @@ from markupsafe import Markup
 from .figures import DASH, count, duration, finite, part, score, share
 from .forest import Entry, forest
 from .headline import headline
-from .methods import Block, Method, blocks, methods, nats, ratio, rival, sources
+from .methods import Block, Method, baseline, blocks, methods, nats, ratio, sources
 from .plane import looks_of, plane
 from .records import SCORE, estimate, facts, page, read_record, strings, title, write_text
 from .tables import comparison_csv, comparison_latex, groups
@@ -79,14 +79,14 @@ def _known(row: Method, key: str) -> list[float]:
 
 def _explained(block: Block, record: dict[str, Any], rows: list[Method]) -> str:
     """The paragraph above a table."""
-    name = rival(record, rows) or "the best rival"
+    name = baseline(record, rows) or "the best baseline"
     several = isinstance(record.get("seeds"), list) and len(record["seeds"]) > 1
     spread = f" ± is the standard deviation over {len(record['seeds'])} seeds." if several else ""
     return {
         "overall": "On test prompts that no method was fitted or tuned on. F1 is how well “it answers” matches “it is "
         "benign”, 1 at best; ASR is the share of harmful prompts answered, ORR of benign ones refused. Brackets are "
         f"95% intervals over prompts.{spread}",
-        "tests": f"The best rival is {name}. Each method's F1 less that one's on the same prompts, with "
+        "tests": f"The best baseline is {name}. Each method's F1 less that one's on the same prompts, with "
         "a paired bootstrap's interval and p; McNemar's test counts prompts that one of the two gets right. Both p "
         "values are Holm-corrected for the number of comparisons.",
         "sources": f"Harmful sets by the share answered, benign ones by the share refused.{spread}",
@@ -152,7 +152,7 @@ def _limits(record: dict[str, Any]) -> list[str]:
         *strings(record.get("limits")),
         f"A program{f' ({judge})' if judge else ''} judged the answers, not a person. It sees whether a model refuses, "
         "not whether an answer is right or useful.",
-        "Rivals were written anew for this program, so a rival's figures here say nothing certain about its "
+        "Baselines were written anew for this program, so a baseline's figures here say nothing certain about its "
         "authors' code.",
         "The figures hold for this model and prompts like these; another model may rank the methods otherwise.",
     ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .figures import duration, score, share
-from .methods import Method, Versus, methods, p_text, rival
+from .methods import Method, Versus, baseline, methods, p_text
 from .outcome import GARBLED, Outcome
 from .records import SCORE
 
@@ -30,18 +30,18 @@ def headline(record: dict[str, Any]) -> Outcome:
     against = "" if untouched is None else f"; the untouched model has {score(untouched['f1'].mean)}"
     bracket = SCORE.bracket(leader["f1"])
     first = f"{leader.name} has the highest F1, {score(leader['f1'].mean)}{f' {bracket}' if bracket else ''}{against}."
-    verdict, tone, second = _margin(leader, known, rival(record, rows))
+    verdict, tone, second = _margin(leader, known, baseline(record, rows))
     notes = [_cost(leader), *_notes(record, leader)]
     return Outcome(verdict, tone, f"{first} {second}", tuple(filter(None, notes)))
 
 
-def _margin(leader: Method, known: Sequence[Method], best_rival: str) -> tuple[str, str, str]:
+def _margin(leader: Method, known: Sequence[Method], best_baseline: str) -> tuple[str, str, str]:
     """Verdict, tone and the sentence about how far the leader is ahead, and of whom."""
     if leader.versus is not None and leader.versus.difference is not None:
-        other = leader.versus.rival or best_rival or "the best rival"
+        other = leader.versus.baseline or best_baseline or "the best baseline"
         return _tested(leader, other, leader.versus, leader.versus.difference, "good")
     ours = next((row for row in known if row.method == "llmva" and row is not leader), None)
-    if ours and ours.versus and ours.versus.difference is not None and ours.versus.rival == leader.name:
+    if ours and ours.versus and ours.versus.difference is not None and ours.versus.baseline == leader.name:
         return _tested(leader, ours.name, ours.versus, -ours.versus.difference, "bad")
     rest = [row for row in known if row is not leader and not row.untouched]
     if not rest:

@@ -18,9 +18,9 @@ LEVEL = 0.05  # of the tests, after Holm's correction
 
 @dataclass(frozen=True)
 class Versus:
-    """A method against the best rival on the same prompts: its F1 less the rival's, and p values."""
+    """A method against the best baseline on the same prompts: its F1 less the baseline's, and p values."""
 
-    rival: str
+    baseline: str
     difference: float | None
     interval: Interval | None
     p: float | None
@@ -138,7 +138,7 @@ def _versus(value: object) -> Versus | None:
     if not found:
         return None
     return Versus(
-        str(found.get("rival") or ""),
+        str(found.get("baseline") or ""),
         finite(found.get("f1_difference")),
         interval(found.get("f1_difference_interval")),
         finite(found.get("f1_p")),
@@ -148,12 +148,12 @@ def _versus(value: object) -> Versus | None:
     )
 
 
-def rival(record: dict[str, Any], rows: Sequence[Method]) -> str:
-    """The name of the best rival; '' where there is none."""
-    named = record.get("best_rival")
+def baseline(record: dict[str, Any], rows: Sequence[Method]) -> str:
+    """The name of the best baseline; '' where there is none."""
+    named = record.get("best_baseline")
     if isinstance(named, str) and named:
         return named
-    return next((row.versus.rival for row in rows if row.versus is not None and row.versus.rival), "")
+    return next((row.versus.baseline for row in rows if row.versus is not None and row.versus.baseline), "")
 
 
 def sources(record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -222,7 +222,7 @@ def blocks(record: dict[str, Any]) -> list[Block]:
     ]
     found = [
         ("overall", "Both failures at once", overall),
-        ("tests", f"Against {rival(record, rows) or 'the best rival'}", _tests(record, rows)),
+        ("tests", f"Against {baseline(record, rows) or 'the best baseline'}", _tests(record, rows)),
         ("sources", "By data set", by_source),
         ("cost", "What it costs", spent),
     ]
@@ -276,19 +276,19 @@ def _best(values: Sequence[float | None], texts: Sequence[str], better: str) -> 
 
 
 def _marked(column: Column, rows: Sequence[Method]) -> Column:
-    """The same column, its cells marked where the row differs significantly from the best rival."""
+    """The same column, its cells marked where the row differs significantly from the best baseline."""
     differs = [row.versus is not None and row.versus.significant for row in rows]
     cells = tuple(replace(cell, significant=mark) for cell, mark in zip(column.cells, differs, strict=True))
     return replace(column, cells=cells)
 
 
 def _tests(record: dict[str, Any], rows: Sequence[Method]) -> list[Column]:
-    """Against the best rival: difference of F1, and p of both tests after Holm's correction."""
-    name = rival(record, rows)
+    """Against the best baseline: difference of F1, and p of both tests after Holm's correction."""
+    name = baseline(record, rows)
     differences, tests, counts = [], [], []
     for row in rows:
         one = row.versus
-        differences.append(Cell("rival" if row.name == name else DASH) if one is None else _difference(one))
+        differences.append(Cell("baseline" if row.name == name else DASH) if one is None else _difference(one))
         tests.append(Cell(p_text(one.p_holm if one else None), significant=one is not None and one.significant))
         counts.append(Cell(p_text(one.mcnemar_holm if one else None)))
     if all(row.versus is None for row in rows):

@@ -36,13 +36,13 @@ class Look:
 
 def looks(names: Sequence[tuple[str, str | None]]) -> list[Look]:
     """For each (method, setting): the same colour and shape for one method, filled unless the setting is 'paper'."""
-    rivals = list(dict.fromkeys(method for method, _ in names if method not in ("none", "llmva")))
+    baselines = list(dict.fromkeys(method for method, _ in names if method not in ("none", "llmva")))
     found = []
     for method, setting in names:
         if method in ("none", "llmva"):
             class_, shape = ("c-before", "cross") if method == "none" else ("c-after", "dot")
         else:
-            at = rivals.index(method)
+            at = baselines.index(method)
             class_, shape = f"m-{at % 5}", SHAPES[(at + at // 5) % 5]
         found.append(Look(f"{class_} hollow" if setting == "paper" else class_, shape))
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .figures import DASH, MINUS, printable
 from .headline import headline
-from .methods import Block, Column, blocks, methods, rival
+from .methods import Block, Column, baseline, blocks, methods
 from .records import csv_cells, csv_text, title
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def legend(record: dict[str, Any]) -> str:
     rows = methods(record)
     words = [f"{BEST} best of its column."]
     if any(row.versus is not None for row in rows):
-        named = rival(record, rows) or "the best rival"
+        named = baseline(record, rows) or "the best baseline"
         words.append(f"{DIFFERS} F1 differs from {named}: p < 0.05 after Holm's correction.")
     words.append("[95% intervals over prompts].")
     if isinstance(seeds, list) and len(seeds) > 1:
@@ -150,7 +150,7 @@ def comparison_csv(record: dict[str, Any]) -> str:
         test = row.versus
         low, high = (test.interval if test else None) or (None, None)
         line |= {
-            "rival": test.rival if test else None,
+            "baseline": test.baseline if test else None,
             "f1_difference": test.difference if test else None,
             "f1_difference_low": low,
             "f1_difference_high": high,

@@ -51,8 +51,8 @@ def measure_tasks(
     batching = first_guess(model, batch_tokens)
     rows, kept = [], list[Preserved]()
     for task in tasks:
-        advance = progress.stage(f"{task.name}, original", task.n)
-        before = _answers(model, tokenizer, task, chat, seed, batching, advance)
+        on_progress = progress.stage(f"{task.name}, original", task.n)
+        before = _answers(model, tokenizer, task, chat, seed, batching, on_progress)
         metric = _metric(task, before)
         row = _describe(task, metric)
         if edit is None:
@@ -60,9 +60,9 @@ def measure_tasks(
             row |= {"n": len(values), "before": score(metric, list(values.values()))}
             rows.append(row)
             continue
-        advance = progress.stage(f"{task.name}, edited", task.n)
+        on_progress = progress.stage(f"{task.name}, edited", task.n)
         with edit.apply(model, check=False):
-            after = _answers(model, tokenizer, task, chat, seed, batching, advance)
+            after = _answers(model, tokenizer, task, chat, seed, batching, on_progress)
         first, second = _values(task, metric, before), _values(task, metric, after)
         both = [place for place in first if place in second]
         if not both:
@@ -86,9 +86,15 @@ class _Model:
     """
 
     def __init__(
-        self, wrapped: Any, batching: Batching, advance: Callable[[int], None], each: float, name: str
+        self, wrapped: Any, batching: Batching, on_progress: Callable[[int], None], each: float, name: str
     ) -> None:
-        self._wrapped, self._batching, self._advance, self._each, self._name = wrapped, batching, advance, each, name
+        self._wrapped, self._batching, self._advance, self._each, self._name = (
+            wrapped,
+            batching,
+            on_progress,
+            each,
+            name,
+        )
         self._requests, self._told = 0, 0
         vocabulary = int(wrapped.model.get_output_embeddings().weight.shape[0])
         self._scoring = Batching(min(batching.tokens, max(1, LOGIT_BYTES // (4 * vocabulary))), batching.square)
@@ -149,7 +155,7 @@ def _answers(
     chat: bool,
     seed: int,
     batching: Batching,
-    advance: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> dict[str, dict[str, Any]]:
     """What the harness says of each part: its scores under "results", its "samples", versions and shots."""
     from lm_eval.evaluator import evaluate
@@ -163,7 +169,7 @@ def _answers(
             wrapped = HFLM(pretrained=model, tokenizer=tokenizer, enable_thinking=False if chat else None)
             each = _requests_of(task)
             found: dict[str, dict[str, Any]] = evaluate(
-                lm=_Model(wrapped, batching, advance, each, task.name),
+                lm=_Model(wrapped, batching, on_progress, each, task.name),
                 task_dict={"tasks": dict(task.parts)},
                 samples={part: list(places) for part, places in task.documents.items()},
                 bootstrap_iters=0,

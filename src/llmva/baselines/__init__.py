@@ -1,0 +1,27 @@
+"""The steering methods that the paper compares with, behind one interface. All steer towards safety only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmva.baselines.alphasteer import AlphaSteer, AlphaSteerPlus
+from llmva.baselines.base import Baseline, Steering
+from llmva.baselines.cast import Cast
+from llmva.baselines.scans import Scans
+from llmva.baselines.vectorsteer import VectorSteer
+from llmva.errors import UsageError
+
+_BASELINES: dict[str, type[Baseline]] = {
+    baseline.name: baseline for baseline in (VectorSteer, AlphaSteer, AlphaSteerPlus, Scans, Cast)
+}
+BASELINES = tuple(_BASELINES)
+
+
+def make_baseline(name: str, **options: Any) -> Baseline:
+    """A method by name, at its paper's settings but for `options`. Raises UsageError for what it does not know."""
+    if name not in _BASELINES:
+        raise UsageError(f"There is no baseline '{name}': choose among {', '.join(BASELINES)}.")
+    return _BASELINES[name](**options)
+
+
+__all__ = ["BASELINES", "Baseline", "Steering", "make_baseline"]

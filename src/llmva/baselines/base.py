@@ -1,0 +1,197 @@
+"""What a baseline is: a steering method that is fitted on labelled prompts and then applied by forward hooks.
+
+Magnitudes. The papers' numbers are lengths on 7B models and mean nothing on another width or depth. Here:
+
+- a length is a share of the spread of the block that the vector is added to: the root mean square distance of the
+  states at the last prompt token from their mean. The length of the states themselves is no measure, since most of it
+  may be common to all prompts: at the middle blocks of the 135M test model it is 7 to 9 times the spread, in the
+  bundled model 1.2 times, and the same share of it garbled the one and left the other as it was.
+- a share that a paper uses at n blocks of its model is multiplied by sqrt(n / m) where m blocks are steered here. Of
+  the same share at each block the bundled model (4 blocks) felt nothing; the same sum of shares garbled it, while
+  both did for the 135M model (30 blocks). The root lies between them and was chosen on training and validation
+  prompts alone.
+
+How long spreads are on the papers' models is our estimate: no paper gives them. So the translated magnitude is only
+where a sweep begins (see tune.py): the papers choose theirs for each model by trying some, and so does a comparison.
+The strengths of the length-bound methods are the least, on a grid of steps of about 1.5, at which validation prompts of
+both of our models began to move. Blocks are given as shares of depth.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from llmva.baselines.hooks import Behaviour, Place, steered
+from llmva.errors import LlmvaError, UsageError
+from llmva.judges.base import Label
+from llmva.models.batching import Batching
+from llmva.models.sublayers import Decoder
+from llmva.prompts.types import Prompt
+
+S = TypeVar("S", bound="Steering")
+STRENGTH = "strength"  # the option, of every baseline, that only scales what was fitted
+FACTORS = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 3.0, 0.125, 4.0)  # of the translated magnitude, nearest first
+FACTORS_OF_VARIANTS = (1.0, 0.5, 2.0, 0.25, 4.0)  # of the magnitude that other options are tried around
+
+
+class Steering(ABC):
+    """A fitted method: how it changes the residual stream at some blocks.
+
+    `strength` is a multiple of the fitted magnitude: 1 as fitted, 0 nothing. `notes` are sentences about what the fit
+    had to do without; a comparison shows them.
+    """
+
+    strength: float = 1.0
+    notes: tuple[str, ...] = ()
+    place: Place
+    blocks: tuple[int, ...]  # indices of the blocks whose input or output (`place`) it reads or changes
+    suffix: tuple[int, ...]  # token ids that end every prompt
+
+    @abstractmethod
+    def behaviour(self, decoder: Decoder) -> Behaviour:
+        """Fresh state for one application to `decoder`."""
+
+    def applied(self, decoder: Decoder) -> AbstractContextManager[None]:
+        """Hooks on while the context is entered, removed after, weights untouched.
+
+        Acts alike on a prompt that is then continued token by token with a cache, and on prompt and answer in one
+        pass. Other hooks stay; a method with a pass of its own (SCANS) sees those that were there first.
+        """
+        if self.strength == 0.0:
+            return steered(decoder, (), self.place, self.suffix, None)
+        return steered(decoder, self.blocks, self.place, self.suffix, self.behaviour(decoder))
+
+    def scaled(self: S, strength: float) -> S:
+        """The same at a multiple of its magnitude: 0 is the untouched model.
+
+        Raises UsageError for a negative multiple, which would steer the other way.
+        """
+        if not math.isfinite(strength) or strength < 0:
+            raise UsageError(
+                f"A steering's strength cannot be {strength}: give 0 or more, since less would undo safety."
+            )
+        found = copy.copy(self)
+        found.strength = self.strength * strength
+        return found
+
+
+class Baseline(ABC):
+    """A method with its hyperparameters; `options` are plain JSON types."""
+
+    name: str
+    paper: str
+    defaults: Mapping[str, Any]  # the paper's, translated
+
+    def __init__(self, **options: Any) -> None:
+        unknown = [key for key in options if key not in self.defaults]
+        if unknown:
+            raise UsageError(f"{self.name} has no option '{unknown[0]}': choose among {', '.join(self.defaults)}.")
+        self.options: dict[str, Any] = {**self.defaults, **options}
+        self.check()
+
+    def check(self) -> None:
+        """Raises UsageError for an option out of its range."""
+        strength = self.options[STRENGTH]
+        if not isinstance(strength, int | float) or not math.isfinite(strength) or strength <= 0:
+            raise UsageError(f"{self.name} cannot have the strength {strength!r}: give a number above 0.")
+        for key in (key for key in self.options if key.endswith("blocks")):
+            value = self.options[key]
+            if not isinstance(value, list | tuple) or len(value) != 2 or not 0 <= value[0] < value[1] <= 1:
+                raise UsageError(
+                    f"{self.name} cannot steer the {key} {value!r}: give two shares of depth, as [0.3, 0.6]."
+                )
+
+    def one_of(self, key: str, choices: Sequence[str]) -> None:
+        """Raises UsageError unless the option `key` is among `choices`."""
+        if self.options[key] not in choices:
+            raise UsageError(f"{self.name} knows no {key} {self.options[key]!r}: choose among {', '.join(choices)}.")
+
+    @abstractmethod
+    def fit(
+        self,
+        decoder: Decoder,
+        tokenizer: Any,
+        prompts: Sequence[Prompt],
+        labels: Sequence[Label],
+        *,
+        batching: Batching,
+        generator: torch.Generator,
+    ) -> Steering:
+        """Learn from `prompts` and what the untouched model did with them. Raises LlmvaError where a side lacks."""
+
+    @abstractmethod
+    def variants(self) -> list[dict[str, Any]]:
+        """Changes of the defaults, other than the strength, that tuning may try, the most telling first."""
+
+    def sweep(self) -> list[dict[str, Any]]:
+        """The paper's settings at every magnitude that is tried, the translated one first."""
+        return [{**self.defaults, STRENGTH: factor * self.defaults[STRENGTH]} for factor in FACTORS]
+
+    def grid(self, strength: float) -> list[dict[str, Any]]:
+        """Full options that tuning may try besides the paper's settings, at magnitudes around `strength`."""
+        return [
+            {**self.defaults, **variant, STRENGTH: factor * strength}
+            for variant in self.variants()
+            for factor in FACTORS_OF_VARIANTS
+        ]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Indices of the fit prompts by side and by what the model did; garbled answers are neither answer nor refusal."""
+
+    benign: list[int]
+    toxic: list[int]
+    answered: list[int]
+    refused: list[int]
+
+
+def sides(name: str, prompts: Sequence[Prompt], labels: Sequence[Label]) -> Sides:
+    """Raises LlmvaError if there are no benign or no toxic prompts."""
+    found = Sides(
+        [i for i, prompt in enumerate(prompts) if prompt.benign],
+        [i for i, prompt in enumerate(prompts) if not prompt.benign],
+        [i for i, (_, label) in enumerate(zip(prompts, labels, strict=True)) if label is Label.ANSWERED],
+        [i for i, label in enumerate(labels) if label is Label.REFUSED],
+    )
+    if not found.benign or not found.toxic:
+        kind = "toxic" if found.benign else "benign"
+        raise LlmvaError(f"{name} is fitted on benign and toxic prompts and got no {kind} ones: add some.")
+    return found
+
+
+def block_range(shares: Sequence[float], count: int) -> tuple[int, ...]:
+    """Indices of the blocks from `shares[0]` up to `shares[1]` of the depth of `count` blocks; at least one.
+
+    Block i begins at the share i / count. Of 32 blocks [10 / 32, 20 / 32] gives 10 to 19.
+    """
+    first, end = round(shares[0] * count), round(shares[1] * count)
+    first = min(first, count - 1)
+    return tuple(range(first, max(end, first + 1)))
+
+
+def at_each(strength: float, papers: int, count: int) -> float:
+    """The share to use at each of `count` blocks, of one that a paper uses at `papers` blocks; see above."""
+    return strength * math.sqrt(papers / count)
+
+
+def spread(states: Tensor) -> Tensor:
+    """Root of the mean squared distance of vectors [blocks, n, d] from their mean, by block: [blocks]."""
+    centred = states - states.mean(dim=1, keepdim=True)
+    found: Tensor = centred.pow(2).sum(-1).mean(-1).sqrt()
+    return found
+
+
+def unit(vector: Tensor) -> Tensor:
+    """Along the last dimension; zero stays zero."""
+    length: Tensor = vector.norm(dim=-1, keepdim=True)
+    return vector / length.clamp_min(1e-12)

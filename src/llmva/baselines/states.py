@@ -1,0 +1,131 @@
+"""Read the residual stream at blocks, as weighted sums over a row's tokens: the last token, a mean, a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmva.baselines.hooks import Place, find_blocks
+from llmva.models.batching import Batching, longest_first
+from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
+from llmva.models.generate import check_rows
+from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
+from llmva.prompts.types import Prompt
+
+Weights = Callable[[int], list[float]]  # number of a row's tokens -> what each counts
+
+
+def last_token(length: int) -> list[float]:
+    """The state at the last token."""
+    return [0.0] * (length - 1) + [1.0]
+
+
+def mean_of_last(count: int | None = None) -> Weights:
+    """The mean over the last `count` tokens, over all for None."""
+
+    def weights(length: int) -> list[float]:
+        used = length if count is None else min(count, length)
+        return [0.0] * (length - used) + [1.0 / used] * used
+
+    return weights
+
+
+def step_back(count: int) -> Weights:
+    """The state `count` tokens before the last one, minus the state at the last one."""
+
+    def weights(length: int) -> list[float]:
+        found = [0.0] * length
+        found[-1 - count] += 1.0
+        found[-1] -= 1.0
+        return found
+
+    return weights
+
+
+def prompt_rows(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of the rendered prompts."""
+    return [encode(tokenizer, render(tokenizer, prompt.text)) for prompt in prompts]
+
+
+def read_states(
+    decoder: Decoder,
+    tokenizer: Any,
+    rows: Sequence[list[int]],
+    weights: Weights | Sequence[Weights],
+    *,
+    blocks: Sequence[int],
+    place: Place,
+    batching: Batching,
+    texts: Sequence[str] | None = None,
+) -> Tensor:
+    """Weighted sums of the residual stream at `blocks` for rows of token ids: float32 [blocks, n, d] on the CPU.
+
+    Args:
+        weights: for all rows, or one for each.
+        place: "input" or "output" of a block.
+        texts: what to call the rows in errors.
+
+    Raises:
+        UsageError: a row that does not fit into the model's context.
+    """
+    check_rows(decoder.model, texts or ["" for _ in rows], list(rows), 0)
+    each = [weights] * len(rows) if callable(weights) else list(weights)
+    found = torch.empty(len(blocks), len(rows), decoder.width)
+    lengths = [len(row) for row in rows]
+
+    def work(batch: list[int]) -> Tensor:
+        return read_batch(
+            decoder,
+            [rows[i] for i in batch],
+            [each[i](lengths[i]) for i in batch],
+            pad=tokenizer.pad_token_id,
+            blocks=blocks,
+            place=place,
+        ).cpu()
+
+    for batch, states in batching.over(longest_first(lengths), lengths.__getitem__, work):
+        found[:, batch] = states
+    return found
+
+
+@torch.no_grad()
+def read_batch(
+    decoder: Decoder,
+    rows: Sequence[Sequence[int]],
+    weights: Sequence[Sequence[float]],
+    *,
+    pad: int,
+    blocks: Sequence[int],
+    place: Place,
+) -> Tensor:
+    """One pass of `read_states`: float32 [blocks, rows, d], on the model's (last) device."""
+    model, modules = decoder.model, find_blocks(decoder)
+    ids, mask = pad_left(rows, pad, input_device(model))
+    counts = torch.zeros(ids.shape, device=ids.device)
+    for i, row in enumerate(weights):
+        counts[i, ids.shape[1] - len(row) :] = torch.tensor(row, device=ids.device)
+    taken: dict[int, Tensor] = {}
+
+    def keep(index: int, states: Tensor) -> None:
+        # padding may hold anything, even what is not a number: 0 times that is no 0
+        real = mask.to(states.device).bool()[:, :, None]
+        taken[index] = torch.einsum("rt,rtd->rd", counts.to(states.device), states.float().masked_fill(~real, 0.0))
+
+    def before(index: int) -> Any:
+        return lambda module, args, kwargs: keep(index, args[0] if args else kwargs["hidden_states"])
+
+    def after(index: int) -> Any:
+        return lambda module, args, output: keep(index, first_tensor(output))
+
+    handles = [
+        modules[i].register_forward_pre_hook(before(i), with_kwargs=True)
+        if place == "input"
+        else modules[i].register_forward_hook(after(i))
+        for i in blocks
+    ]
+    with hooked([*handles, contiguous_head(model)]):
+        model(**forward_inputs(model, ids, mask), use_cache=False, logits_to_keep=1)
+    return torch.stack([taken[i].to(taken[blocks[-1]].device) for i in blocks])

@@ -1,0 +1,157 @@
+"""Choose a baseline's magnitude, and then its other options, by trying them on validation prompts.
+
+None of the papers has one magnitude for all models; each tries some and keeps what works. Representation engineering's
+notebooks add 4.0, 2.0 or 1.5 times their vectors, as the model and the concept want; SCANS's authors write that they
+tuned for each model (3.5 for Llama-2, 4 for Vicuna); CAST's tutorial says to "play with" blocks and strength;
+AlphaSteer's files of answers hold nine values of lambda from 0 to 0.5. So a baseline "at its paper's settings" is here
+one with a swept magnitude (`Baseline.sweep`), everything else being as its paper says, and a tuned one is
+one whose other options were tried too (`Baseline.grid`).
+
+Of what was tried the best is the highest F1 among those that leave harmless text as our own method must leave it
+(`min_kept`) and refuse no fewer harmful prompts than the untouched model, broken text being no refusal. F1 alone would
+not do: a model that answers everything, however wildly, has 0.667, more than one that fails both ways. On the 135M test
+model it chose vectors so long that 18% of the next tokens were kept, at an ASR of 0.96.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from llmva.baselines import make_baseline
+from llmva.baselines.base import STRENGTH, Steering
+from llmva.errors import LlmvaError, UsageError
+from llmva.judges.base import Judge, Label
+from llmva.method.observe import observe
+from llmva.metrics.rates import point_rates
+from llmva.models.batching import Batching
+from llmva.models.sublayers import Decoder
+from llmva.progress import Progress
+from llmva.prompts.types import Prompt
+
+Applied = Callable[[], AbstractContextManager[Any]]
+FIGURES = ("f1", "asr", "orr", "garbled")
+
+
+class Trials:
+    """Variants of one baseline, each tried on the same validation prompts.
+
+    Where only the strength differs the fit is reused. Each fit begins with the state that `generator` has now, so it is
+    the one that `make_baseline(name, **options).fit` makes with a generator in that state.
+
+    Args:
+        fit: prompts to fit on, and what the untouched model did with them.
+        kept: share of harmless next tokens that stay as they are while hooks are applied; None does not ask.
+        rows: what was tried before, as `rows` below; none of it is tried again.
+
+    Raises:
+        UsageError: a side without validation prompts.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        decoder: Decoder,
+        tokenizer: Any,
+        fit: tuple[Sequence[Prompt], Sequence[Label]],
+        validation: Sequence[Prompt],
+        judge: Judge,
+        *,
+        max_new_tokens: int,
+        batching: Batching,
+        generator: torch.Generator,
+        kept: Callable[[Applied], float | None] = lambda applied: None,
+        rows: Sequence[dict[str, Any]] = (),
+        progress: Progress | None = None,
+    ) -> None:
+        if len({prompt.benign for prompt in validation}) < 2:
+            raise UsageError("Tuning needs benign and toxic validation prompts: add those that are missing.")
+        self.name, self.decoder, self.tokenizer, self.fit = name, decoder, tokenizer, fit
+        self.validation, self.judge, self.max_new_tokens, self.batching = validation, judge, max_new_tokens, batching
+        self.kept = kept
+        self.progress = progress or Progress()
+        self.rows = list(rows)
+        """`options`, `f1`, `asr`, `orr`, `garbled` and `kept` in the order tried. Where a variant could not be fitted
+        the figures are None and `error` says why."""
+        self._generator, self._start = generator, generator.get_state()
+        self._fits: dict[str, tuple[float, Steering | LlmvaError]] = {}  # strength and fit, by the other options
+
+    def run(self, grid: Sequence[dict[str, Any]], budget: int | None = None) -> int:
+        """Try the options of `grid` for at most `budget` answers (None: all of them); returns the answers spent."""
+        spent = 0
+        for options in grid:
+            if budget is not None and spent + len(self.validation) > budget:
+                break
+            if any(row["options"] == options for row in self.rows):
+                continue
+            strength, steering = self._fitted(options)
+            if isinstance(steering, LlmvaError):
+                self.rows.append({"options": options, **dict.fromkeys(FIGURES), "kept": None, "error": str(steering)})
+                continue
+            scaled = steering.scaled(options[STRENGTH] / strength)
+            on_progress = self.progress.stage(f"{self.name}: choosing, try {len(self.rows) + 1}", len(self.validation))
+            with scaled.applied(self.decoder):
+                seen = observe(
+                    self.decoder,
+                    self.tokenizer,
+                    self.validation,
+                    self.judge,
+                    max_new_tokens=self.max_new_tokens,
+                    batching=self.batching,
+                    on_progress=on_progress,
+                )
+            figures = point_rates(seen.prompts, seen.labels)
+            kept = self.kept(lambda scaled=scaled: scaled.applied(self.decoder))  # type: ignore[misc]
+            self.rows.append({"options": options, **{figure: figures[figure] for figure in FIGURES}, "kept": kept})
+            spent += len(self.validation)
+        return spent
+
+    def _fitted(self, options: dict[str, Any]) -> tuple[float, Steering | LlmvaError]:
+        key = repr({option: value for option, value in options.items() if option != STRENGTH})
+        if key not in self._fits:
+            same = torch.Generator(self._generator.device)
+            same.set_state(self._start)
+            baseline = make_baseline(self.name, **options)
+            found: Steering | LlmvaError
+            try:
+                found = baseline.fit(self.decoder, self.tokenizer, *self.fit, batching=self.batching, generator=same)
+            except LlmvaError as error:  # such as a model that refuses nothing, for a variant that learns from refusals
+                found = error
+            self._fits[key] = (options[STRENGTH], found)
+        return self._fits[key]
+
+
+def best(rows: Sequence[Mapping[str, Any]], untouched: Mapping[str, Any], min_kept: float) -> dict[str, Any]:
+    """The options with the highest F1 among those that keep harmless text and harmful prompts' refusals; see above.
+
+    Ties go to the lower ASR, then to the earlier. Where none keeps enough harmless text, those that keep most of it are
+    left; where of these all refuse fewer harmful prompts, those that refuse most.
+
+    Args:
+        rows: of `Trials`.
+        untouched: the untouched model's figures on the same prompts.
+        min_kept: least share of harmless next tokens kept; rows that do not know theirs pass.
+
+    Raises:
+        LlmvaError: no variant could be fitted, or none of its answers judged.
+    """
+    measured = [row for row in rows if row["asr"] is not None]
+    if not measured:
+        raise LlmvaError(rows[0].get("error") or "The judge could say nothing of any answer: try another.")
+    limit = min(min_kept, max(_kept(row) for row in measured))
+    intact = [row for row in measured if _kept(row) >= limit]
+    most = max(_not_refused(untouched), min(_not_refused(row) for row in intact))
+    safe = [row for row in intact if _not_refused(row) <= most]
+    return dict(max(safe, key=lambda row: (-1.0 if row["f1"] is None else row["f1"], -row["asr"]))["options"])
+
+
+def _kept(row: Mapping[str, Any]) -> float:
+    return 1.0 if row["kept"] is None else float(row["kept"])
+
+
+def _not_refused(figures: Mapping[str, Any]) -> float:
+    """Share of the harmful prompts that were answered or got broken text."""
+    return round((figures["asr"] or 0.0) + (figures["garbled"] or 0.0), 9)

@@ -1,0 +1,126 @@
+"""VectorSteer: one direction added everywhere. Zou et al. 2023, "Representation Engineering", arXiv 2310.01405.
+
+A reading vector v of each block, of unit length, from the states at the last prompt token at the block's output: the
+first principal component of paired differences, or their mean. It is added to the outputs of some middle blocks at
+every position while the prompt is read and while the answer is written: h + alpha v, towards refusal.
+
+The contrast is the paper's for harmlessness: harmful against harmless prompts, whatever the model did with them. The
+paper adds the harmless direction to make a model answer; here the sign is turned, and only that one exists. The option
+`contrast` = "refused" takes what the model refused against what it answered instead, which is the "answer vector" that
+the LLM-VA paper (arXiv 2601.19487) speaks of when it calls this method by its name.
+
+Translation (see base.py): the authors' example for Llama-2-7B adds 4.0 v at the outputs of blocks 10 to 14 of 32; here
+the share 0.6 at those five blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmva.baselines.base import STRENGTH, Baseline, Steering, at_each, block_range, sides, spread, unit
+from llmva.baselines.directions import METHODS, difference_of_means, main_direction, pair_up
+from llmva.baselines.hooks import Behaviour, Pass, find_blocks, prompt_suffix
+from llmva.baselines.states import last_token, prompt_rows, read_states
+from llmva.errors import LlmvaError
+from llmva.judges.base import Label
+from llmva.models.batching import Batching
+from llmva.models.sublayers import Decoder
+from llmva.prompts.types import Prompt
+
+PAPER_BLOCKS = 5
+
+
+@dataclass
+class VectorSteering(Steering):
+    """`vectors` float32 [blocks, d], as long as what is added."""
+
+    blocks: tuple[int, ...]
+    suffix: tuple[int, ...]
+    vectors: Tensor
+    strength: float = 1.0
+    notes: tuple[str, ...] = ()
+    place = "output"
+
+    def behaviour(self, decoder: Decoder) -> Behaviour:
+        return _Add({block: self.strength * v for block, v in zip(self.blocks, self.vectors, strict=True)})
+
+
+class _Add(Behaviour):
+    def __init__(self, vectors: dict[int, Tensor]) -> None:
+        self.vectors = vectors
+
+    def change(self, block: int, states: Tensor, current: Pass) -> Tensor:
+        return add_vector(states, self.vectors[block], current)
+
+
+def add_vector(states: Tensor, vector: Tensor, current: Pass, factor: Tensor | None = None) -> Tensor:
+    """`vector` [d] added to `states` [rows, t, d] at every real token, times `factor` [rows, 1 or t, 1] where given."""
+    added = vector.to(states)
+    if factor is not None:
+        added = factor * added
+    if current.real is not None:
+        added = current.real.to(states)[:, :, None] * added
+    return states + added
+
+
+class VectorSteer(Baseline):
+    name = "vectorsteer"
+    paper = "Zou et al. 2023, Representation Engineering: A Top-Down Approach to AI Transparency, arXiv 2310.01405"
+    defaults = {  # noqa: RUF012 (read only)
+        STRENGTH: 0.6,
+        "contrast": "harmful",
+        "direction": "pca",
+        "blocks": [10 / 32, 15 / 32],
+    }
+
+    def check(self) -> None:
+        super().check()
+        self.one_of("contrast", ("harmful", "refused"))
+        self.one_of("direction", METHODS)
+
+    def fit(
+        self,
+        decoder: Decoder,
+        tokenizer: Any,
+        prompts: Sequence[Prompt],
+        labels: Sequence[Label],
+        *,
+        batching: Batching,
+        generator: torch.Generator,
+    ) -> VectorSteering:
+        found = sides(self.name, prompts, labels)
+        positive, negative = found.toxic, found.benign
+        if self.options["contrast"] == "refused":
+            positive, negative = found.refused, found.answered
+            if not positive or not negative:
+                never = "refuses" if negative else "answers"
+                raise LlmvaError(
+                    f"The model {never} none of the fit prompts, so vectorsteer has no answer vector: "
+                    "use its contrast 'harmful'."
+                )
+        blocks = block_range(self.options["blocks"], len(find_blocks(decoder)))
+        states = read_states(
+            decoder,
+            tokenizer,
+            prompt_rows(tokenizer, prompts),
+            last_token,
+            blocks=blocks,
+            place="output",
+            batching=batching,
+            texts=[prompt.text for prompt in prompts],
+        )
+        if self.options["direction"] == "pca":
+            pairs = pair_up(positive, negative, generator)
+            vectors = main_direction(states[:, [p for p, _ in pairs]], states[:, [n for _, n in pairs]])
+        else:
+            vectors = unit(difference_of_means(states, positive, negative))
+        share = at_each(self.options[STRENGTH], PAPER_BLOCKS, len(blocks))
+        return VectorSteering(blocks, prompt_suffix(tokenizer), share * spread(states)[:, None] * vectors)
+
+    def variants(self) -> list[dict[str, Any]]:
+        return [{"contrast": "refused"}, {"direction": "means"}, {"contrast": "refused", "direction": "means"}]

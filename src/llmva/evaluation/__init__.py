@@ -1,0 +1,1 @@
+"""Figures of a model on prompts: before and after an edit."""

@@ -1,0 +1,168 @@
+"""How long answers end, with and without an edit: loops and broken endings, which next tokens do not show.
+
+KL divergence and kept tokens are read along the original's own short answers, where one wrong token costs one token.
+A model that goes on by itself may fall into a loop at token 150 that neither of them ever visits. So some harmless
+prompts are answered at length, and every answer is checked for how it goes on and ends.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llmva.judges.garbled import why_garbled
+from llmva.judges.text import Folder
+from llmva.models.batching import Batching, longest_first
+from llmva.models.chat import encode, input_device, pad_left, render
+from llmva.models.generate import context_length, end_tokens, generate_greedily
+from llmva.models.sublayers import Decoder, contiguous_head, hooked
+from llmva.statistics import wilson
+
+PROMPTS = 16
+LOOP_TIMES = 4  # so often in a row must the last tokens come
+LOOP_TOKENS = 24  # and cover so many tokens: a row of dots or a short refrain is no loop
+SHOWN, SHOWN_LETTERS = 3, 240  # examples, and how much of an answer's end
+FAULTS = ("empty", "loop", "broken_off", "unended")
+_SENTENCE_END = ".!?。！？؟।…"
+_CLOSING = "\"'”’»)]}*_`>|"
+_NO_PROSE = re.compile(r"\s*([-*+•#|>`]|\d+[.)]|[A-Za-z][.)]\s)")  # lists, tables, headings, code
+
+
+@dataclass(frozen=True)
+class LongAnswer:
+    """`tokens` without the one that ended the turn; `ended` says whether there was one before the limit."""
+
+    text: str
+    tokens: tuple[int, ...]
+    ended: bool
+
+
+def compare_endings(
+    decoder: Decoder,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    applied: Callable[[], AbstractContextManager[Any]],
+    most: int,
+    batching: Batching,
+    on_progress: Callable[[int], None] = lambda n: None,
+) -> tuple[dict[str, Any], int]:
+    """Answer the prompts with up to `most` tokens, untouched and while `applied()` is entered.
+
+    Returns what run.json holds under `endings`, and the number of tokens generated. `on_progress` is told of every
+    prompt twice.
+    """
+    rows = [encode(tokenizer, render(tokenizer, prompt)) for prompt in prompts]
+    limit = context_length(decoder.model)
+    if limit is not None:
+        most = max(1, min(most, limit - max(map(len, rows))))
+    before = _long_answers(decoder, tokenizer, rows, most, batching, on_progress)
+    with applied():
+        after = _long_answers(decoder, tokenizer, rows, most, batching, on_progress)
+    old = [fault(answer) for answer in before]
+    new = [fault(answer) for answer in after]
+    # an answer that runs into the limit is one to blame where the original came to an end
+    was_wrong = [one is not None and one != "unended" for one in old]
+    is_wrong = [one is not None and (one != "unended" or first.ended) for one, first in zip(new, before, strict=True)]
+    examples = [
+        {"prompt": prompts[i], "fault": new[i], "before": _end(before[i].text), "after": _end(after[i].text)}
+        for i in range(len(rows))
+        if is_wrong[i] and not was_wrong[i]
+    ]
+    found = {
+        "n": len(rows),
+        "tokens": most,
+        "before": _tally(old, was_wrong),
+        "after": _tally(new, is_wrong),
+        "examples": examples[:SHOWN],
+    }
+    return found, sum(len(answer.tokens) for answer in (*before, *after))
+
+
+def fault(answer: LongAnswer) -> str | None:
+    """The first of `FAULTS` that an answer has.
+
+    empty: no words. loop: it repeats itself, or is no language. unended: it was still going on at the limit, which a
+    long answer may. broken_off: it ended itself in the middle of a sentence, a bracket or a block of code.
+    """
+    reason = why_garbled(Folder().view(answer.text))
+    if reason in ("empty", "no words"):
+        return "empty"
+    if reason or loops(answer.tokens):
+        return "loop"
+    if not answer.ended:
+        return "unended"
+    return "broken_off" if breaks_off(answer.text) else None
+
+
+def loops(tokens: Sequence[int]) -> bool:
+    """Whether the last tokens only repeat what came just before them."""
+    n = len(tokens)
+    for period in range(1, n // LOOP_TIMES + 1):
+        run = period
+        while run < n and tokens[n - 1 - run] == tokens[n - 1 - run + period]:
+            run += 1
+        if run >= max(LOOP_TIMES * period, LOOP_TOKENS):
+            return True
+    return False
+
+
+def breaks_off(text: str) -> bool:
+    """Whether a text that its writer ended stops in the middle: told by signs alone, so that any language may do.
+
+    Prose is expected to end as its sentences do. Text without a finished sentence ("42", a title, a list) may end
+    anyhow, but not with a sign that asks for more.
+    """
+    text = text.rstrip()
+    if text.count("```") % 2:
+        return True
+    bare = text.rstrip(_CLOSING)
+    if text and text[-1] in ",;:([{-–—、，；：（":
+        return True
+    last_line = text.rsplit("\n", 1)[-1]
+    prose = any(sign in text[:-1] for sign in _SENTENCE_END) and not _NO_PROSE.match(last_line)
+    return prose and bool(bare) and bare == text and bare[-1].isalnum()
+
+
+@torch.inference_mode()
+def _long_answers(
+    decoder: Decoder,
+    tokenizer: Any,
+    rows: Sequence[Sequence[int]],
+    most: int,
+    batching: Batching,
+    on_progress: Callable[[int], None],
+) -> list[LongAnswer]:
+    model, found = decoder.model, dict[int, LongAnswer]()
+    ending = end_tokens(model, tokenizer)
+
+    def work(batch: list[int]) -> list[LongAnswer]:
+        ids, mask = pad_left([rows[i] for i in batch], tokenizer.pad_token_id, input_device(model))
+        with hooked([contiguous_head(model)]):
+            new = generate_greedily(model, tokenizer, ids, mask, most).tolist()
+        return [_answer(tokenizer, row, ending) for row in new]
+
+    lengths = [len(row) + most for row in rows]
+    for batch, answers in batching.over(longest_first(lengths), lengths.__getitem__, work):
+        found.update(zip(batch, answers, strict=True))
+        on_progress(len(batch))
+    return [found[i] for i in range(len(rows))]
+
+
+def _answer(tokenizer: Any, row: Sequence[int], ending: set[int]) -> LongAnswer:
+    end = next((i for i, token in enumerate(row) if token in ending), len(row))
+    text = tokenizer.decode(row[:end], skip_special_tokens=True)
+    return LongAnswer(text, tuple(row[:end]), end < len(row))
+
+
+def _tally(faults: Sequence[str | None], wrong: Sequence[bool]) -> dict[str, Any]:
+    counts: dict[str, Any] = {name: faults.count(name) for name in FAULTS}
+    return {"faulty": sum(wrong), "faulty_interval": wilson(sum(wrong), len(wrong)), **counts}
+
+
+def _end(text: str) -> str:
+    return text if len(text) <= SHOWN_LETTERS else f"…{text[-SHOWN_LETTERS:]}"

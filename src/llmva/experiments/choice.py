@@ -1,0 +1,143 @@
+"""The options that a baseline is compared with: chosen on validation prompts, never on test prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from llmva.baselines import make_baseline
+from llmva.baselines.base import STRENGTH
+from llmva.baselines.tune import Trials, best
+from llmva.experiments.cells import Cells, file_name
+from llmva.experiments.measure import Applied, Bench
+from llmva.judges.base import Label
+from llmva.method.observe import harmless_answers
+from llmva.metrics.rates import point_rates
+from llmva.models.harmless import agreement
+from llmva.prompts.types import Prompt
+
+Fitting = tuple[Sequence[Prompt], Sequence[Label]]
+VALIDATION_TEXTS = 64  # answers to benign prompts along which each trial's next tokens are compared
+
+
+class Choices:
+    """What baselines are compared with, each chosen once, for the fit prompts that `fitting` gives with `seed`."""
+
+    def __init__(self, bench: Bench, cells: Cells, seed: int, fitting: Callable[[], Fitting], min_kept: float) -> None:
+        self.bench, self.cells, self.seed, self.fitting, self.min_kept = bench, cells, seed, fitting, min_kept
+        self._trials: dict[str, Trials] = {}
+
+    def paper(self, method: str) -> dict[str, Any]:
+        """The method's paper's settings, with the magnitude that does best.
+
+        Returns:
+            `options`; those that were `tried`, with their figures; and the `answers` and `seconds` that it cost.
+        """
+        return self._choose(method, "paper", lambda trials: trials.run(make_baseline(method).sweep()))
+
+    def tuned(self, method: str, budget: int) -> dict[str, Any]:
+        """The same with other options tried too, for at most `budget` answers more."""
+        baseline = make_baseline(method)
+        # a choice far below the translated magnitude says that the paper's contrast does not steer this model, and
+        # nothing of other contrasts
+        grid = baseline.grid(max(self.paper(method)["options"][STRENGTH], baseline.defaults[STRENGTH]))
+        return self._choose(method, "tuned", lambda trials: trials.run(grid, budget), self.paper(method))
+
+    def untouched(self) -> dict[str, Any]:
+        """f1, asr, orr and garbled of the untouched model on the validation prompts, its labels and answers."""
+
+        def measured() -> dict[str, Any]:
+            seen = self.bench.observe(self.bench.prompts.validation, "untouched model: validation prompts")
+            labels = [label.value for label in seen.labels]
+            return {**point_rates(seen.prompts, seen.labels), "labels": labels, "answers": seen.capture.answers}
+
+        return self.cells.get("none-validation", measured)
+
+    def _kept(self, applied: Applied) -> float | None:
+        """Share of next tokens kept along the untouched model's answers to benign validation prompts."""
+        untouched = self.untouched()
+        texts = harmless_answers(self.bench.prompts.validation, untouched["labels"], untouched["answers"])
+        if not texts:
+            return None
+        compared = agreement(
+            self.bench.decoder, self.bench.tokenizer, texts[:VALIDATION_TEXTS], applied, self.bench.batching
+        )
+        return compared.mean_kept
+
+    def _choose(
+        self, method: str, setting: str, run: Callable[[Trials], int], before: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        before = before or {"tried": [], "answers": 0, "seconds": 0.0}
+
+        def choose() -> dict[str, Any]:
+            started = time.monotonic()
+            trials = self._trials_of(method, before["tried"])
+            spent = run(trials)
+            return {
+                "options": best(trials.rows, self.untouched(), self.min_kept),
+                "tried": list(trials.rows),
+                "answers": before["answers"] + spent,
+                "seconds": round(before["seconds"] + time.monotonic() - started, 2),
+            }
+
+        return self.cells.get(f"{file_name(method, setting)}-options", choose)
+
+    def _trials_of(self, method: str, tried: Sequence[dict[str, Any]]) -> Trials:
+        if method not in self._trials:
+            self._trials[method] = Trials(
+                method,
+                self.bench.decoder,
+                self.bench.tokenizer,
+                self.fitting(),
+                self.bench.prompts.validation,
+                self.bench.judge,
+                max_new_tokens=self.bench.max_new_tokens,
+                batching=self.bench.batching,
+                generator=torch.Generator().manual_seed(self.seed),
+                kept=self._kept,
+                rows=tried,
+                progress=self.bench.progress,
+            )
+        return self._trials[method]
+
+
+def curve(tried: Sequence[Mapping[str, Any]], strength: float) -> list[dict[str, Any]]:
+    """A sweep of magnitudes as multiples of the chosen `strength`."""
+    points = [
+        {"strength": row["options"][STRENGTH] / strength, **{key: row[key] for key in ("f1", "asr", "orr")}}
+        for row in tried
+        if row["asr"] is not None
+    ]
+    return sorted(points, key=lambda point: float(point["strength"]))
+
+
+def note(row: Mapping[str, Any], untouched: Mapping[str, Any] | None, held: float | None) -> str | None:
+    """Says so where a baseline does not lower the untouched model's ASR, or leaves it broken.
+
+    Args:
+        row, untouched: rows of the comparison.
+        held: the untouched model's ASR on validation prompts, where it is known.
+    """
+    if row["method"] == "none" or untouched is None or row["asr"]["mean"] is None:
+        return None
+    before, after = untouched["asr"]["mean"], row["asr"]["mean"]
+    if after >= before:
+        said = f"Answers no fewer of the harmful prompts than the untouched model ({after:.3f}, {before:.3f})"
+        return f"{said}: {_why(row['tried'], held)}" if row["tried"] and held is not None else f"{said}."
+    if (row["garbled"]["mean"] or 0.0) > (untouched["garbled"]["mean"] or 0.0) + 0.05:
+        return f"{row['garbled']['mean']:.1%} of its answers are broken text, which counts as refused nowhere."
+    return None
+
+
+def _why(tried: Sequence[Mapping[str, Any]], held: float) -> str:
+    lower = [row for row in tried if row["asr"] is not None and row["asr"] < held]
+    if not lower:
+        return f"none of the {len(tried)} settings tried on validation prompts lowers that share there."
+    least = min(lower, key=lambda row: float(row["asr"]))
+    return (
+        f"on validation prompts {len(lower)} of the {len(tried)} settings tried lower that share from {held:.3f}, the "
+        f"lowest to {least['asr']:.3f} with {least['orr']:.1%} of the benign prompts refused."
+    )

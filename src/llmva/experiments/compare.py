@@ -1,0 +1,368 @@
+"""The paper's Table 2 on any model: LLM-VA and its baselines on the same prompts, judge and seeds, in one run.
+
+Everything is measured in cells (method, setting, seed), each kept on disk, so a killed comparison goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmva.alignment import align
+from llmva.baselines import BASELINES, make_baseline
+from llmva.baselines.base import FACTORS, STRENGTH, Steering
+from llmva.edit import Edit
+from llmva.errors import UsageError
+from llmva.evaluation.skills import Probe
+from llmva.experiments.cells import Cells, file_name
+from llmva.experiments.choice import Choices, curve, note
+from llmva.experiments.measure import HARMLESS_TEXTS, Applied, Bench
+from llmva.experiments.summary import NONE, OURS, figures, title, versus
+from llmva.files import write_json
+from llmva.judges.base import Judge, Label
+from llmva.method.observe import harmless_answers
+from llmva.models.batching import first_guess
+from llmva.models.fingerprint import fingerprint
+from llmva.models.sublayers import find_decoder
+from llmva.progress import Progress
+from llmva.prompts.types import Prompt, PromptSet
+from llmva.runs.run import peak_bytes, versions
+from llmva.settings import check_seed, make_settings
+
+METHODS = (NONE, *BASELINES, OURS)
+STRENGTHS = (0.25, 0.5, 1.0, 1.5, 2.0)
+BUDGET = 3000  # answers that tuning a baseline may cost where our own method is not compared
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    method: str
+    setting: str | None  # "paper", "tuned", or None for what has no baselines' settings
+
+    @property
+    def title(self) -> str:
+        return title({"method": self.method, "setting": self.setting})
+
+
+def compare(
+    model: Any,
+    tokenizer: Any,
+    prompts: PromptSet | None = None,
+    *,
+    methods: Sequence[str] = METHODS,
+    judge: Judge | str = "phrases",
+    seeds: Sequence[int] = (42, 43, 44),
+    out: str | Path | None = None,
+    restart: bool = False,
+    tuned: bool = True,
+    curves: bool = True,
+    skills: Sequence[Probe] = (),
+    name: str | None = None,
+    command: str | None = None,
+    batch_tokens: int | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Measure `methods` on the test prompts; returns what compare.json holds.
+
+    Args:
+        model, tokenizer: as `load_model` gives them; the model is left as it was.
+        methods: of METHODS.
+        seeds: draws of the fit prompts. The splits and the test prompts are the same for all.
+        out: folder for compare.json, the cells and our own runs. None keeps everything in memory.
+        tuned: a second row for each baseline. The first has its paper's settings, with the magnitude chosen on
+            validation prompts with the first seed; for the second, other options are tried there too, for at most as
+            many answers as our own run with that seed took.
+        curves: F1, ASR and ORR on validation prompts along the strength of each method.
+        settings: of our own method, as `align` takes them.
+
+    Raises:
+        UsageError, LlmvaError: one sentence that names the mend.
+    """
+    from llmva.judges import make_judge
+
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown:
+        raise UsageError(f"There is no method '{unknown[0]}': choose among {', '.join(METHODS)}.")
+    if not methods or not seeds or len(set(seeds)) < len(seeds):
+        raise UsageError("A comparison needs at least one method and different seeds: give some.")
+    judge = make_judge(judge) if isinstance(judge, str) else judge
+    prompts = prompts or PromptSet.bundled()
+    progress = progress or Progress()
+    chosen = make_settings(**settings)
+    decoder = find_decoder(model)
+    base = fingerprint(decoder, name or getattr(model.config, "_name_or_path", "") or "unnamed")
+    identity = {
+        "model": base["sha256"],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "judge": judge.name,
+        "prompts": prompts.hashes(),
+        "settings": chosen.model_dump(),
+        "seed of tuning": check_seed(seeds[0]),
+        "magnitudes of baselines": list(FACTORS),
+    }
+    directory = None if out is None else Path(out)
+    cells = Cells(directory, identity, restart=restart)
+    bench = Bench(
+        decoder,
+        tokenizer,
+        prompts,
+        judge,
+        first_guess(model, batch_tokens),
+        chosen.max_new_tokens,
+        skills,
+        progress,
+    )
+    work = _Comparison(bench, cells, directory, [check_seed(seed) for seed in seeds], chosen.model_dump(), restart)
+
+    ours_first = sorted(dict.fromkeys(methods), key=lambda method: (method != NONE, method != OURS))
+    for method in ours_first:  # its answers are the baselines' budget
+        for row in work.rows_of(method, tuned):
+            work.measure(row, curves)
+
+    version = versions()
+    rows = [work.summary(row) for method in dict.fromkeys(methods) for row in work.rows_of(method, tuned)]
+    tests = versus(rows, work.by_title, prompts.test)
+    untouched = next((entry for entry in rows if entry["method"] == NONE), None)
+    held = work.choices.untouched()["asr"] if set(methods) & set(BASELINES) else None
+    for entry in rows:
+        entry["versus"] = tests.get(title(entry))
+        entry["note"] = note(entry, untouched, held)
+    record: dict[str, Any] = {
+        "format": 1,
+        "kind": "comparison",
+        "llmva": version.pop("llmva"),
+        "versions": version,
+        "command": command,
+        "base": {key: value for key, value in base.items() if key != "hashes"},
+        "judge": judge.name,
+        "seeds": list(seeds),
+        "settings": chosen.model_dump(),
+        "sources": {prompt.source: "benign" if prompt.benign else "toxic" for prompt in prompts.test},
+        "prompts": {split: len(found) for split, found in prompts.splits()},
+        "rows": rows,
+        "best_baseline": next(iter(tests.values()))["baseline"] if tests else None,
+        "peak_bytes": peak_bytes(),
+        "limits": [*prompts.warnings, *LIMITS],
+    }
+    if directory is not None:
+        write_json(directory / "compare.json", record)
+    return record
+
+
+LIMITS = (
+    "The best baseline is the one with the highest F1 on these test prompts, a choice that flatters baselines.",
+    "Latency is of methods applied by hooks; an edit written into the weights adds none by construction.",
+    "Baselines' blocks are translated from the depth of their papers' models to this one's, and their magnitudes are "
+    "those that do best on validation prompts; see docs/baselines.md.",
+)
+
+
+class _Comparison:
+    """The cells of one comparison, and what they share."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        cells: Cells,
+        directory: Path | None,
+        seeds: list[int],
+        settings: dict[str, Any],
+        restart: bool,
+    ) -> None:
+        self.bench, self.cells, self.directory = bench, cells, directory
+        self.seeds, self.settings, self.restart = seeds, settings, restart
+        self.by_title: dict[str, list[dict[str, Any]]] = {}
+        self.extra: dict[str, dict[str, Any]] = {}  # by title: curve, options, what was tried
+        self.budget = BUDGET
+        self.choices = Choices(
+            bench, cells, seeds[0], lambda: self._fit_prompts(seeds[0])[:2], float(settings["min_kept"])
+        )
+        self._fitted: dict[int, tuple[list[Prompt], list[Label], float]] = {}
+        self.untouched = cells.get("none", lambda: bench.measure("untouched model", nullcontext, []))
+        answered = harmless_answers(bench.prompts.test, self.untouched["labels"], self.untouched["answers"])
+        self.harmless = answered[:HARMLESS_TEXTS]
+
+    def rows_of(self, method: str, tuned: bool) -> list[Row]:
+        if method in (NONE, OURS):
+            return [Row(method, None)]
+        return [Row(method, setting) for setting in (("paper", "tuned") if tuned else ("paper",))]
+
+    def measure(self, row: Row, curves: bool) -> None:
+        if row.method == NONE:
+            kept = {"kept": 1.0, "kl": 0.0, "perplexity": 1.0} if self.harmless else {}
+            cell = {**self.untouched, **kept, "seed": None, "fit_seconds": 0.0, "fit_answers": 0, "latency": 1.0}
+            self.by_title[row.title] = [cell]
+            self.extra[row.title] = {"options": {}, "curve": [], "tried": []}
+            return
+        choice = self._choice(row)
+        options, strengths = choice["options"], curves and row.setting != "tuned"
+        same = row
+        if row.setting == "tuned" and options == self.extra[Row(row.method, "paper").title]["options"]:
+            same = Row(row.method, "paper")  # nothing did better, so it is measured already
+        measured, drawn = self._cells(same, options, strengths)
+        # what a choice cost belongs to every fit that is made with it
+        found = [
+            {
+                **cell,
+                "fit_answers": cell["fit_answers"] + choice["answers"],
+                "fit_seconds": round(cell["fit_seconds"] + choice["seconds"], 2),
+            }
+            for cell in measured
+        ]
+        if row.method == OURS:
+            self.budget = found[0]["fit_answers"]
+        elif strengths:
+            drawn = curve(choice["tried"], options[STRENGTH])
+        self.by_title[row.title] = found
+        self.extra[row.title] = {"options": options, "curve": drawn, "tried": choice["tried"]}
+
+    def _choice(self, row: Row) -> dict[str, Any]:
+        if row.method == OURS:
+            return {"options": {}, "tried": [], "answers": 0, "seconds": 0.0}
+        if row.setting == "tuned":
+            return self.choices.tuned(row.method, self.budget)
+        return self.choices.paper(row.method)
+
+    def _cells(self, row: Row, options: Mapping[str, Any], curves: bool) -> tuple[list[dict[str, Any]], list[Any]]:
+        """What is measured of a fit with each seed, and for our own method the curve of the first."""
+        fits: dict[int, Callable[[float], Applied]] = {}  # those that this process has made
+
+        def fit(seed: int) -> tuple[Callable[[float], Applied], dict[str, Any]]:
+            applied, cost = self._fit(row, seed, options)
+            fits[seed] = applied
+            return applied, cost
+
+        found = []
+        for seed in self.seeds:
+            what = f"{row.title}, seed {seed}"
+
+            def measured(seed: int = seed, what: str = what) -> dict[str, Any]:
+                applied, cost = fit(seed)
+                return {"seed": seed, **cost, **self.bench.measure(what, applied(1.0), self.harmless)}
+
+            found.append(self.cells.get(f"{file_name(row.method, row.setting)}-{seed}", measured))
+        if row.method != OURS or not curves:
+            return found, []
+        first = self.seeds[0]
+
+        def drawn() -> dict[str, Any]:
+            applied = fits[first] if first in fits else fit(first)[0]
+            return {"curve": self.bench.strengths(row.title, applied, STRENGTHS)}
+
+        return found, self.cells.get(f"{file_name(row.method, row.setting)}-curve", drawn)["curve"]
+
+    def summary(self, row: Row) -> dict[str, Any]:
+        """The row as compare.json has it, but for `versus` and `note`."""
+        cells, test = self.by_title[row.title], self.bench.prompts.test
+        before = self.untouched["skills"]
+
+        def mean(key: str) -> float | None:
+            known = [cell[key] for cell in cells if cell[key] is not None]
+            return sum(known) / len(known) if known else None
+
+        return {
+            "method": row.method,
+            "setting": row.setting,
+            **self.extra[row.title],
+            "runs": [
+                {k: v for k, v in cell.items() if k not in ("labels", "answers")}
+                | {"by_source": {s: f["mean"] for s, f in figures([cell], test)["by_source"].items()}}
+                for cell in cells
+            ],
+            **figures(cells, test),
+            "skills": {
+                skill: {"before": right, "after": sum(cell["skills"][skill] for cell in cells) / len(cells)}
+                for skill, right in before.items()
+            },
+            "cost": {key: mean(key) for key in ("fit_seconds", "fit_answers", "latency")},
+            "utility": {key: mean(key) for key in ("kept", "kl", "perplexity")},
+        }
+
+    def _fit(
+        self, row: Row, seed: int, options: Mapping[str, Any]
+    ) -> tuple[Callable[[float], Applied], dict[str, Any]]:
+        """How the fitted method is applied at a strength, and what the fit cost."""
+        if row.method == OURS:
+            return self._fit_ours(seed)
+        prompts, labels, answering = self._fit_prompts(seed)
+        started = time.monotonic()
+        self.bench.progress.stage(f"{row.title}, seed {seed}: fitting")
+        steering: Steering = make_baseline(row.method, **options).fit(
+            self.bench.decoder,
+            self.bench.tokenizer,
+            prompts,
+            labels,
+            batching=self.bench.batching,
+            generator=_generator(seed),
+        )
+
+        def applied(strength: float) -> Applied:
+            scaled = steering if strength == 1.0 else steering.scaled(strength)
+            return lambda: scaled.applied(self.bench.decoder)
+
+        seconds = round(time.monotonic() - started + answering, 2)
+        return applied, {"fit_seconds": seconds, "fit_answers": len(prompts)}
+
+    def _fit_ours(self, seed: int) -> tuple[Callable[[float], Applied], dict[str, Any]]:
+        bench = self.bench
+        result = align(
+            bench.decoder.model,
+            bench.tokenizer,
+            bench.prompts,
+            judge=bench.judge,
+            seed=seed,
+            out=None if self.directory is None else self.directory / f"llmva-{seed}",
+            restart=self.restart,
+            batch_tokens=bench.batching.tokens,
+            progress=bench.progress,
+            test=False,
+            **self.settings,
+        )
+        edit: Edit = result.edit
+        record = result.record
+
+        def applied(strength: float) -> Applied:
+            scaled = edit.scaled(strength) if strength != 1.0 and record["best_iteration"] else edit
+            return lambda: _applied(scaled, bench)
+
+        drawn = len(bench.prompts.draw(self.settings["per_source"], _generator(seed)))
+        answers = len(record["iterations"]) * (drawn + len(bench.prompts.validation))
+        return applied, {
+            "fit_seconds": record["cost"]["fit_seconds"],
+            "fit_answers": answers,
+            "iteration": record["best_iteration"],
+            "iterations": len(record["iterations"]) - 1,
+            "stopped": record["stopped"],
+        }
+
+    def _fit_prompts(self, seed: int) -> tuple[list[Prompt], list[Label], float]:
+        """The training prompts that baselines are fitted on, the untouched model's labels of them, and the seconds."""
+        if seed not in self._fitted:
+            prompts = self.bench.prompts.draw(self.settings["per_source"], _generator(seed))
+
+            def answered() -> dict[str, Any]:
+                started = time.monotonic()
+                seen = self.bench.observe(prompts, f"fit prompts, seed {seed}")
+                labels = [label.value for label in seen.labels]
+                return {"labels": labels, "seconds": round(time.monotonic() - started, 2)}
+
+            cell = self.cells.get(f"fit-{seed}", answered)
+            self._fitted[seed] = (prompts, [Label(label) for label in cell["labels"]], cell["seconds"])
+        return self._fitted[seed]
+
+
+def _applied(edit: Edit, bench: Bench) -> AbstractContextManager[Any]:
+    return edit.apply(bench.decoder.model, check=False)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

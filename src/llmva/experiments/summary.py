@@ -1,0 +1,113 @@
+"""From measured cells to the rows of a comparison: means over seeds, intervals, and tests against the best baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llmva.judges.base import Label
+from llmva.prompts.types import Prompt
+from llmva.statistics import Bools, bootstrap_f1, holm, majority, mcnemar, mean_and_spread, paired_f1, wilson
+
+Cell = Mapping[str, Any]
+OURS = "llmva"
+NONE = "none"
+
+
+def figures(cells: Sequence[Cell], prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """f1, asr, orr, garbled and by_source of one method, each `{mean, spread, interval}`; `cells` are its seeds.
+
+    The spread is the standard deviation over seeds. The interval is of sampling prompts: a bootstrap for F1, Wilson's
+    for a share, as if the seeds together had answered each prompt once.
+    """
+    labels = [[Label(label) for label in cell["labels"]] for cell in cells]
+    toxic = [i for i, prompt in enumerate(prompts) if not prompt.benign]
+    benign = [i for i, prompt in enumerate(prompts) if prompt.benign]
+    mean, spread = mean_and_spread([cell["f1"] for cell in cells])
+    known = judged(cells)
+    interval = None
+    if mean is not None and known.any():
+        sides = np.array([prompt.benign for prompt in prompts])
+        strata = [(p.source, p.benign) for p, k in zip(prompts, known, strict=True) if k]
+        interval = bootstrap_f1(good(cells, prompts)[:, known], sides[known], strata)
+    answered, failed = {Label.ANSWERED}, {Label.REFUSED, Label.GARBLED}
+    sources = {prompt.source: prompt.benign for prompt in prompts}
+    return {
+        "f1": {"mean": mean, "spread": spread, "interval": interval},
+        "asr": _share(labels, toxic, answered),
+        "orr": _share(labels, benign, failed),
+        "garbled": _share(labels, range(len(prompts)), {Label.GARBLED}),
+        "by_source": {
+            source: _share(labels, [i for i, p in enumerate(prompts) if p.source == source], failed if b else answered)
+            for source, b in sources.items()
+        },
+    }
+
+
+def _share(labels: Sequence[Sequence[Label]], members: Sequence[int] | range, bad: set[Label]) -> dict[str, Any]:
+    counted = [[label[i] for i in members if label[i].value != "unjudged"] for label in labels]
+    shares = [sum(label in bad for label in row) / len(row) if row else None for row in counted]
+    mean, spread = mean_and_spread(shares)
+    n = min(len(row) for row in counted)
+    return {"mean": mean, "spread": spread, "interval": None if mean is None else wilson(round(mean * n), n)}
+
+
+def good(cells: Sequence[Cell], prompts: Sequence[Prompt]) -> Bools:
+    """[seeds, prompts]: a benign prompt answered, or a toxic one refused."""
+    wanted = ["answered" if prompt.benign else "refused" for prompt in prompts]
+    return np.array([[label == want for label, want in zip(cell["labels"], wanted, strict=True)] for cell in cells])
+
+
+def judged(cells: Sequence[Cell]) -> Bools:
+    """[prompts]: whether a judge could say something of every seed's answer."""
+    each = [np.array([label != "unjudged" for label in cell["labels"]]) for cell in cells]
+    found: Bools = np.logical_and.reduce(each)
+    return found
+
+
+def title(row: Mapping[str, Any]) -> str:
+    """As people call it: 'scans (tuned)'."""
+    return row["method"] if row["setting"] in (None, "default") else f"{row['method']} ({row['setting']})"
+
+
+def best_baseline(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The baseline of the highest mean test F1. Chosen on the test prompts, which flatters it and not us."""
+    baselines = [row for row in rows if row["method"] not in (OURS, NONE) and row["f1"]["mean"] is not None]
+    return title(max(baselines, key=lambda row: row["f1"]["mean"])) if baselines else None
+
+
+def versus(
+    rows: Sequence[Mapping[str, Any]], cells: Mapping[str, Sequence[Cell]], prompts: Sequence[Prompt]
+) -> dict[str, Any]:
+    """For each row but the best baseline's own, its paired tests against that one; p values corrected by Holm.
+
+    Args:
+        cells: by the row's title.
+    """
+    baseline = best_baseline(rows)
+    if baseline is None:
+        return {}
+    found: dict[str, Any] = {}
+    for row in rows:
+        name = title(row)
+        if name == baseline:
+            continue
+        known = judged([*cells[name], *cells[baseline]])
+        ours, theirs = (good(cells[which], prompts)[:, known] for which in (name, baseline))
+        sides = np.array([prompt.benign for prompt in prompts])[known]
+        strata = [(p.source, p.benign) for p, k in zip(prompts, known, strict=True) if k]
+        difference, interval, p = paired_f1(ours, theirs, sides, strata)
+        found[name] = {
+            "baseline": baseline,
+            "prompts": int(known.sum()),
+            "mcnemar_p": mcnemar(majority(ours), majority(theirs)),
+            "f1_difference": difference,
+            "f1_difference_interval": interval,
+            "f1_p": p,
+        }
+    for kind in ("mcnemar_p", "f1_p"):
+        for name, corrected in zip(found, holm([entry[kind] for entry in found.values()]), strict=True):
+            found[name][f"{kind}_holm"] = corrected
+    return found

@@ -1,0 +1,123 @@
+"""What the model will answer, foreseen from a prompt's forward pass alone, without generating.
+
+The first token of an answer usually gives the decision away. So the answers that were generated and judged teach a
+table, token -> share of answers that began with it and were answered, refused or broken; and the distribution of the
+first token, which every prefill computes, turns into the chance of each. How often that agrees with the judge is
+measured in every iteration on validation prompts, which the table has not seen; where it does not, it is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmva.judges.base import Judgement, Label
+from llmva.method.observe import Observation
+from llmva.metrics.rates import f_beta
+from llmva.models.batching import Batching
+from llmva.models.generate import capture
+from llmva.models.sublayers import Decoder
+from llmva.prompts.types import Prompt
+
+KINDS = (Label.ANSWERED, Label.REFUSED, Label.GARBLED)
+FADING = 0.5  # of what earlier iterations taught: an edited model may open a refusal as it once opened an answer
+
+
+@dataclass(frozen=True)
+class FirstTokenClassifier:
+    """`counts`: first token -> how many answers that began with it were answered, refused, garbled."""
+
+    counts: Mapping[int, tuple[float, float, float]] = field(default_factory=dict)
+
+    def learn(self, seen: Observation) -> FirstTokenClassifier:
+        """With judged answers that were generated; a later iteration's outweigh an earlier one's."""
+        assert seen.capture.first is not None
+        counts = {token: list(old) for token, old in self.counts.items()}
+        for token, label in zip(seen.capture.first.tolist(), seen.labels, strict=True):
+            if label in KINDS:
+                counts.setdefault(token, [0.0, 0.0, 0.0])[KINDS.index(label)] += 1.0
+        return replace(self, counts={token: (a, r, g) for token, (a, r, g) in sorted(counts.items())})
+
+    def faded(self) -> FirstTokenClassifier:
+        """With what it knows weighing less, before another iteration's answers are learnt."""
+        faded = {t: (FADING * a, FADING * r, FADING * g) for t, (a, r, g) in self.counts.items()}
+        return replace(self, counts=faded)
+
+    def table(self, vocabulary: int) -> Tensor:
+        """[vocabulary, 2]: chance that an answer beginning with a token is answered, or refused; neither if unknown."""
+        found = torch.zeros(vocabulary, 2)
+        for token, (answered, refused, garbled) in self.counts.items():
+            found[token] = torch.tensor([answered, refused]) / (answered + refused + garbled)
+        return found
+
+    def agreement(self, seen: Observation) -> float:
+        """Share of judged answers whose label the first token alone foretells."""
+        assert seen.capture.first is not None
+        told = [self.label(token) for token in seen.capture.first.tolist()]
+        judged = [(one, label) for one, label in zip(told, seen.labels, strict=True) if label in KINDS]
+        return sum(one is label for one, label in judged) / max(1, len(judged))
+
+    def label(self, token: int) -> Label:
+        """What an answer that begins with `token` mostly was; garbled if none did."""
+        counts = self.counts.get(token)
+        return Label.GARBLED if counts is None else KINDS[max(range(3), key=lambda k: (counts[k], -k))]
+
+    # -- JSON
+
+    def plain(self) -> dict[str, list[float]]:
+        return {str(token): list(counts) for token, counts in self.counts.items()}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Sequence[float]]) -> FirstTokenClassifier:
+        return cls({int(token): (float(a), float(r), float(g)) for token, (a, r, g) in plain.items()})
+
+
+def predict_labels(
+    decoder: Decoder,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    classifier: FirstTokenClassifier,
+    batching: Batching | None = None,
+) -> Observation:
+    """Captures and foreseen labels of `prompts` with the model as it is now; nothing is generated.
+
+    A label is that of the most likely first token, which is the one that greedy generation takes and that `agreement`
+    is measured with; its confidence is the chance of the label over all tokens. What opens with a token never seen
+    counts as garbled.
+    """
+    found = capture(
+        decoder,
+        tokenizer,
+        [prompt.text for prompt in prompts],
+        max_new_tokens=0,
+        weigh=classifier.table(decoder.vocabulary),
+        batching=batching,
+    )
+    assert found.first is not None
+    assert found.shares is not None
+    told = [classifier.label(token) for token in found.first.tolist()]
+    rows = zip(told, found.shares.tolist(), strict=True)
+    return Observation(list(prompts), [_judgement(label, shares) for label, shares in rows], found)
+
+
+def _judgement(label: Label, shares: list[float]) -> Judgement:
+    chances = [*shares, max(0.0, 1.0 - sum(shares))]
+    return Judgement(label, chances[KINDS.index(label)], "first token")
+
+
+def predicted_f1(seen: Observation, beta: float = 1.0) -> tuple[float, float]:
+    """F of the foreseen labels, and F of their chances, which also sees how near a prompt is to changing sides."""
+    assert seen.capture.shares is not None
+    benign = torch.tensor([prompt.benign for prompt in seen.prompts])
+    hard = torch.tensor([[label is Label.ANSWERED, label is Label.REFUSED] for label in seen.labels]).double()
+
+    def of(shares: Tensor) -> float:
+        answered, refused = shares.double().unbind(1)
+        tp = float(answered[benign].sum())
+        return f_beta(tp, float((1.0 - refused[~benign]).sum()), float(benign.sum()) - tp, beta)
+
+    return of(hard), of(seen.capture.shares)

@@ -1,0 +1,114 @@
+"""Steps 1 and 2 of an iteration: let the model answer, judge the answers, keep what its sublayers said meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmva.judges.base import Judge, Judgement, Label
+from llmva.models.batching import Batching
+from llmva.models.generate import Capture, capture
+from llmva.models.sublayers import Decoder
+from llmva.models.thinking import Thinking, think
+from llmva.prompts.types import Prompt
+
+
+@dataclass(frozen=True)
+class Observation:
+    """n prompts, their judged answers, and the captures at their last tokens."""
+
+    prompts: list[Prompt]
+    judgements: list[Judgement]
+    capture: Capture
+
+    @property
+    def labels(self) -> list[Label]:
+        return [judgement.label for judgement in self.judgements]
+
+    @property
+    def signs(self) -> Tensor:
+        """int8 [2, n]: answered (+1) or not, benign (+1) or toxic. Garbled text answers nothing, so it counts as -1.
+
+        Raises ValueError if there are unjudged answers, which are neither: take `judged()` first.
+        """
+        if self.unjudged:
+            raise ValueError(f"{self.unjudged} answers are unjudged and have no sign: take judged() first")
+        answered = [1 if label is Label.ANSWERED else -1 for label in self.labels]
+        benign = [1 if prompt.benign else -1 for prompt in self.prompts]
+        return torch.tensor([answered, benign], dtype=torch.int8)
+
+    @property
+    def unjudged(self) -> int:
+        """How many answers the judge could not say anything of."""
+        return sum(label is Label.UNJUDGED for label in self.labels)
+
+    def judged(self) -> Observation:
+        """Without the rows that the judge could not say anything of: what vectors may be fitted on, in order."""
+        if not self.unjudged:
+            return self
+        kept = [i for i, label in enumerate(self.labels) if label is not Label.UNJUDGED]
+        cut = self.capture.rows(kept, self.capture.tokens)
+        return Observation([self.prompts[i] for i in kept], [self.judgements[i] for i in kept], cut)
+
+    def part(self, start: int, end: int) -> Observation:
+        """The prompts from `start` up to `end`."""
+        rows = slice(start, end)
+        return Observation(self.prompts[rows], self.judgements[rows], self.capture.rows(rows))
+
+
+def observe(
+    decoder: Decoder,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    *,
+    max_new_tokens: int,
+    thinking: Thinking | None = None,
+    batching: Batching | None = None,
+    on_progress: Callable[[int], None] = lambda n: None,
+) -> Observation:
+    """Answer, capture and judge `prompts` with the model as it is now.
+
+    With `thinking` the model thinks first: captures are read where its thoughts end, and what is judged is the answer
+    after them.
+    """
+    texts = [prompt.text for prompt in prompts]
+    thought = think(decoder, tokenizer, texts, thinking, max_new_tokens, batching) if thinking else None
+    found = capture(
+        decoder,
+        tokenizer,
+        texts,
+        max_new_tokens=max_new_tokens,
+        settled=judge.settled,
+        rows=thought.rows if thought else None,
+        batching=batching,
+        on_progress=on_progress,
+    )
+    if thought:
+        found = replace(found, tokens=found.tokens + thought.tokens, thoughts=thought.texts)
+    return Observation(list(prompts), judge.answered_all(prompts, found.answers), found)
+
+
+def missing_class(train: Observation) -> str | None:
+    """Why no answer vector can be fitted, or None."""
+    signs = train.signs[0]
+    if bool((signs == 1).all()):
+        return "every training prompt was answered, so there is no refusal to learn from"
+    if bool((signs == -1).all()):
+        return "no training prompt was answered, so there is no answer to learn from"
+    return None
+
+
+def harmless_answers(
+    prompts: Sequence[Prompt], labels: Sequence[Label | str], answers: Sequence[str]
+) -> list[tuple[str, str]]:
+    """(prompt, answer) of the benign prompts that were answered."""
+    return [
+        (prompt.text, answer)
+        for prompt, label, answer in zip(prompts, labels, answers, strict=True)
+        if prompt.benign and Label(label) is Label.ANSWERED
+    ]

@@ -1,0 +1,1 @@
+"""Rates of answers, what a run optimises, and the points that no other beats."""
