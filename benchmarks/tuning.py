@@ -106,7 +106,7 @@ def report(case: Case, grid: bool) -> dict[str, Any]:
     before, after = found["test"]["before"], found["test"]["after"]
     # what the choice cost: the iterations' answers, not those of the final report
     tokens = found["cost"]["fit_tokens"]
-    recipe = case.plain("recipe", RECIPE_ITERATIONS, False, layers=papers_count(sublayers), quiet=0.0)
+    recipe = case.plain("recipe", RECIPE_ITERATIONS, False, layers=papers_count(sublayers), harmless_weight=0.0)
     recipe_f1 = recipe["test"][str(recipe["best"])]
     row: dict[str, Any] = {
         "name": case.name,

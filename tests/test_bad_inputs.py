@@ -210,7 +210,7 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[object, ...], int, str]] = 
     "step 0": (nothing, (*ALIGN, "--step", 0), 2, "step.*0"),
     "step 2": (nothing, (*ALIGN, "--step", 2), 2, "step.*2.*1"),
     "step NaN": (nothing, (*ALIGN, "--step", "nan"), 2, "step.*nan"),
-    "infinite quiet readers": (nothing, (*ALIGN, "--quiet-readers", "inf"), 2, "quiet.*inf.*finite"),
+    "infinite quiet readers": (nothing, (*ALIGN, "--quiet-readers", "inf"), 2, "harmless_weight.*inf.*finite"),
     "patience -1": (nothing, (*ALIGN, "--patience", -1), 2, "patience.*-1.*0"),
     "min_kept 2": (nothing, (*ALIGN, "--min-kept", 2), 2, "min_kept.*2.*1"),
     "no prompts a source": (nothing, (*ALIGN, "--per-source", 0), 2, "per_source.*0.*1"),

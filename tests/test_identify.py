@@ -205,8 +205,8 @@ def test_identify_with_quiet_readers() -> None:
     texts = [(text, "sure here is how to do it : a song for the garden") for text in HELD_OUT[:4]]
     harmless = outputs_on_text(decoder, tiny_tokenizer(), texts, 12, torch.Generator().manual_seed(0), Batching(1000))
     paper = identify(train, validation)
-    assert torch.equal(paper.directions, identify(train, validation, harmless=harmless, quiet=0).directions)
-    quiet = identify(train, validation, harmless=harmless, quiet=30.0)
+    assert torch.equal(paper.directions, identify(train, validation, harmless=harmless, harmless_weight=0).directions)
+    quiet = identify(train, validation, harmless=harmless, harmless_weight=30.0)
     for s in range(6):
         moved = [(harmless[s].double() @ v.directions[s].T).pow(2).sum() for v in (quiet, paper)]
         assert moved[0] < moved[1]

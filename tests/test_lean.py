@@ -44,7 +44,7 @@ def test_the_optimum_has_no_gradient(quiet: bool) -> None:
     for seed in range(10):
         x, y, costs = problem(50, 40, seed)
         metric = HarmlessMetric.of(torch.randn(20, 40, generator=torch.Generator().manual_seed(seed)))
-        w = fit_svms(x[None], y, costs, quiet=[metric] if quiet else None)[0]
+        w = fit_svms(x[None], y, costs, metric=[metric] if quiet else None)[0]
         M = torch.eye(40, dtype=torch.float64) + (metric.rows.T @ metric.rows if quiet else 0.0)
         for m in range(2):
             slack = (1.0 - y[m] * (x @ w[m])).clamp_min(0.0)
@@ -107,6 +107,6 @@ def test_what_is_preferred_decides_the_lean(prefer: str, lean: float, monkeypatc
 
     given: dict[str, Any] = {}
     monkeypatch.setattr(work, "identify", lambda *seen, **options: given.update(options))
-    work = SimpleNamespace(settings=make_settings(prefer=prefer, quiet=0.0), change=None, seed=0)
+    work = SimpleNamespace(settings=make_settings(prefer=prefer, harmless_weight=0.0), change=None, seed=0)
     fit(work, None, None, None, 1)  # type: ignore[arg-type]
     assert given["lean"] == lean

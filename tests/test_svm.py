@@ -197,8 +197,8 @@ def test_settings_refuse_the_same_costs(value: float) -> None:
     with pytest.raises(UsageError, match="C="):
         make_settings(C=value)
     if value != 0.0:
-        with pytest.raises(UsageError, match="quiet="):
-            make_settings(quiet=value)
+        with pytest.raises(UsageError, match="harmless_weight="):
+            make_settings(harmless_weight=value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -238,7 +238,7 @@ def test_quiet_weights_equal_a_general_minimisers(q: int) -> None:
     harmless = torch.randn(q, 6, generator=g, dtype=torch.float64) * 3.0
     x, y = problem(25, 6)
     metric = quiet_metric(harmless, 2.0)
-    w = fit_svms(x[None], y[None], 0.7, quiet=[HarmlessMetric.of(harmless, 2.0)])[0, 0]
+    w = fit_svms(x[None], y[None], 0.7, metric=[HarmlessMetric.of(harmless, 2.0)])[0, 0]
     assert float(gradient(w, x, y, 0.7, metric).norm()) < 1e-8
 
     def both(v: Any) -> tuple[float, Any]:
@@ -255,14 +255,14 @@ def test_harmless_projections_shrink_with_strength() -> None:
     x, y = problem(50, 64)
     raw, along = [], []
     for strength in (1e-6, 0.1, 1.0, 10.0, 100.0):
-        w = fit_svms(x[None], y[None], quiet=[HarmlessMetric.of(harmless, strength)])[0, 0]
+        w = fit_svms(x[None], y[None], metric=[HarmlessMetric.of(harmless, strength)])[0, 0]
         raw.append(float((harmless @ w).pow(2).sum()))
         along.append(float((harmless @ unit(w)).pow(2).sum()))
     assert raw == sorted(raw, reverse=True)
     assert along == sorted(along, reverse=True)
     assert along[-1] < 0.1 * along[0]
     plain = fit_svms(x[None], y[None])[0, 0]
-    still = fit_svms(x[None], y[None], quiet=[HarmlessMetric.of(harmless, 0.0)])[0, 0]
+    still = fit_svms(x[None], y[None], metric=[HarmlessMetric.of(harmless, 0.0)])[0, 0]
     torch.testing.assert_close(still, plain)
 
 

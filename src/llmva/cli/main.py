@@ -77,8 +77,8 @@ def align(
     step: Annotated[float, typer.Option("--step", help="share of the way that one iteration goes")] = 1.0,
     passes: Annotated[int, typer.Option("--passes", help="most alignments from one round of answers")] = 8,
     svm: Annotated[str, typer.Option("--svm", help="exact, or sklearn as in the paper")] = "exact",
-    quiet_readers: Annotated[
-        float, typer.Option("--quiet-readers", help="weight of harmless text in the fit; 0 is the paper's")
+    harmless_weight: Annotated[
+        float, typer.Option("--harmless-weight", "--quiet-readers", help="weight of harmless text in the fit; 0 is the paper's")
     ] = 1.0,
     per_source: Annotated[int, typer.Option("--per-source", help="training prompts drawn from each data set")] = 128,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="most tokens of an answer")] = 128,
@@ -124,7 +124,7 @@ def align(
             "step": step,
             "passes": passes,
             "svm": svm,
-            "quiet": quiet_readers,
+            "harmless_weight": harmless_weight,
             "per_source": per_source,
             "max_new_tokens": max_new_tokens,
             "thinking": thinking,

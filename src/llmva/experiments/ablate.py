@@ -180,7 +180,7 @@ def _variants(what: str, decoder: Decoder) -> list[Variant]:
         ("fitted otherwise", None, "difference of means", refitted(mean_difference), {}),
         ("fitted otherwise", None, "logistic regression", refitted(logistic_normal), {}),
         ("fitted otherwise", None, "LinearSVC", None, {"svm": "sklearn"}),
-        ("fitted otherwise", None, "exact SVM, no quiet readers", None, {"quiet": 0.0}),
+        ("fitted otherwise", None, "exact SVM, no quiet readers", None, {"harmless_weight": 0.0}),
     ]
 
 

@@ -82,7 +82,7 @@ def fit(
         train,
         validation,
         harmless=harmless,
-        quiet=settings.quiet,
+        harmless_weight=settings.harmless_weight,
         svm=settings.svm,
         C=settings.C,
         lean=LEANS[settings.prefer],
@@ -96,7 +96,7 @@ def harmless_outputs(context: Context, edit: Edit, texts: Sequence[tuple[str, st
 
     None where the settings ask for no quiet readers.
     """
-    if context.settings.quiet == 0 or context.settings.svm != "exact":
+    if context.settings.harmless_weight == 0 or context.settings.svm != "exact":
         return None
     generator = context.generator(iteration - 1)
     messages = random_messages(context.tokenizer, RANDOM_MESSAGES, generator)

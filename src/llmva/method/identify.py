@@ -41,7 +41,7 @@ def identify(
     validation: Observation,
     *,
     harmless: Tensor | None = None,
-    quiet: float = 1.0,
+    harmless_weight: float = 1.0,
     svm: str = "exact",
     C: float = 1.0,
     lean: float = 1.0,
@@ -53,7 +53,7 @@ def identify(
         train: prompts that the SVMs are fitted on.
         validation: prompts that the accuracies are measured on.
         harmless: outputs [S, q, d] at positions of harmless text, for quiet readers; None fits as in the paper.
-        quiet: weight of those positions (see `vectors.HarmlessMetric.of`).
+        harmless_weight: of those positions (see `vectors.HarmlessMetric.of`).
         lean: of the benign vector: above 1 a toxic prompt on the wrong side costs so many times C, below 1 a benign
             one costs C / lean. 1 treats them alike, as the paper does.
         svm: "exact" or "sklearn" (which knows no quiet readers).
@@ -62,9 +62,9 @@ def identify(
     costs = _costs(labels, C, lean)
     parts = []
     for s, features in enumerate(train.capture.outputs):  # one at a time: float64 copies of all would fill the memory
-        metric = None if harmless is None or quiet == 0 else [HarmlessMetric.of(harmless[s], quiet)]
+        metric = None if harmless is None or harmless_weight == 0 else [HarmlessMetric.of(harmless[s], harmless_weight)]
         x = features[None].double()
-        w = fit_svms(x, labels, costs, quiet=metric) if svm == "exact" else fit_sklearn(x, labels, costs, seed=seed)
+        w = fit_svms(x, labels, costs, metric=metric) if svm == "exact" else fit_sklearn(x, labels, costs, seed=seed)
         v = unit(w)
         if _constant(features, spread(x, v)):
             v = torch.zeros_like(v)

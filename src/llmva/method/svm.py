@@ -54,14 +54,14 @@ class HarmlessMetric:
         return torch.cholesky_solve(x.T, self.factor).T
 
 
-def fit_svms(features: Tensor, labels: Tensor, C: Cost = 1.0, *, quiet: list[HarmlessMetric] | None = None) -> Tensor:
+def fit_svms(features: Tensor, labels: Tensor, C: Cost = 1.0, *, metric: list[HarmlessMetric] | None = None) -> Tensor:
     """Exact weights of the squared-hinge SVMs above.
 
     Args:
         features: `o` of S sublayers for n prompts, [S, n, d], any float dtype.
         labels: m labellings in {-1, +1}, [m, n] shared by all sublayers or [S, m, n].
         C: cost of a margin violation, or [m, n] with one for each sample and labelling; must be positive.
-        quiet: one metric per sublayer; None is the paper's (M = I).
+        metric: one per sublayer; None is the paper's (M = I).
 
     Returns:
         float64 [S, m, d] on the device of `features`; the zero vector where all features are zero.
@@ -74,7 +74,7 @@ def fit_svms(features: Tensor, labels: Tensor, C: Cost = 1.0, *, quiet: list[Har
     out = []
     for s, x in enumerate(features):
         x = x.to(torch.float64)
-        mapped = x if quiet is None else quiet[s].solve(x)
+        mapped = x if metric is None else metric[s].solve(x)
         beta = solve_dual(x @ mapped.T, labels[s].to(torch.float64), C)
         out.append(beta @ mapped)
     return torch.stack(out)
