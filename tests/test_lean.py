@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from sklearn.svm import LinearSVC
-from test_steps import HELD_OUT, TRAIN, observed
+from test_identify import HELD_OUT, TRAIN, observed
 from torch import Tensor
 
 from llmva.errors import UsageError
