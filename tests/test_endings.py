@@ -11,8 +11,8 @@ import torch
 
 from conftest import taught_model, taught_requests, tiny_model, tiny_tokenizer
 from llmva.edit import Edit
+from llmva.evaluation import endings
 from llmva.evaluation.endings import PROMPTS, LongAnswer, breaks_off, compare_endings, fault, loops
-from llmva.models import endings
 from llmva.models.batching import Batching
 from llmva.models.sublayers import find_decoder
 from llmva.report import before_after_table, render

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from sklearn.svm import LinearSVC
-from test_identify import HELD_OUT, TRAIN, observed
 from torch import Tensor
 
 from llmva.errors import UsageError
@@ -15,6 +14,7 @@ from llmva.method.context import fit
 from llmva.method.identify import identify
 from llmva.method.svm import HarmlessMetric, fit_sklearn, fit_svms
 from llmva.settings import make_settings
+from test_identify import HELD_OUT, TRAIN, observed
 
 
 def problem(n: int, d: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
