@@ -22,7 +22,9 @@ class Settings(BaseModel):
     passes: int = Field(8, ge=1, description="most alignments from one round of answers; the paper's is 1")
     svm: Literal["exact", "sklearn"] = Field("exact", description="solver: exact, or scikit-learn's as in the paper")
     C: float = Field(1.0, gt=0, description="cost of a margin violation in the SVMs")
-    harmless_weight: float = Field(1.0, ge=0, description="weight of harmless text in the SVMs' regulariser; 0 is the paper's")
+    harmless_weight: float = Field(
+        1.0, ge=0, description="weight of harmless text in the SVMs' metric; 0 is the paper's"
+    )
     per_source: int = Field(128, ge=1, description="training prompts drawn from each data set in an iteration")
     max_new_tokens: int = Field(128, ge=1, description="most tokens of an answer")
     patience: int = Field(3, ge=0, description="iterations without gain before stopping; 0: never early")

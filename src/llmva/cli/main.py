@@ -78,7 +78,10 @@ def align(
     passes: Annotated[int, typer.Option("--passes", help="most alignments from one round of answers")] = 8,
     svm: Annotated[str, typer.Option("--svm", help="exact, or sklearn as in the paper")] = "exact",
     harmless_weight: Annotated[
-        float, typer.Option("--harmless-weight", "--quiet-readers", help="weight of harmless text in the fit; 0 is the paper's")
+        float,
+        typer.Option(
+            "--harmless-weight", "--quiet-readers", help="weight of harmless text in the fit; 0 is the paper's"
+        ),
     ] = 1.0,
     per_source: Annotated[int, typer.Option("--per-source", help="training prompts drawn from each data set")] = 128,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="most tokens of an answer")] = 128,
