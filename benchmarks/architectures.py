@@ -122,7 +122,7 @@ def on_meta(name: str) -> Any:
 
 def measure(name: str, model: Any) -> Sizes:
     from llmva.export.merged import MOST_SHARDS
-    from llmva.method.selection import papers_count
+    from llmva.method.identify import papers_count
     from llmva.models.sublayers import find_decoder
     from llmva.models.writers import CHUNK, find_writers
 

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import llmva
+from llmva.alignment import RunOptions
 from llmva.cli.inputs import choose_prompts, demo_model, quiet_libraries
 from llmva.judges import make_judge
 from llmva.method.observe import observe
 from llmva.metrics.rates import summarise
+from llmva.models.chat_model import ChatModel
 from llmva.models.sublayers import find_decoder
 from llmva.prompts.types import Prompt
 
@@ -48,7 +50,7 @@ def measure(path: str) -> bool:
             return tested(model, tokenizer, attacks), tested(model, tokenizer, known.test)
 
     with tempfile.TemporaryDirectory() as folder:
-        first = llmva.align(model, tokenizer, known, out=Path(folder) / "first", test=True)
+        first = llmva.align(model, tokenizer, known, out=Path(folder) / "first", options=RunOptions(measure_test=True))
         second = llmva.extend(model, tokenizer, Path(folder) / "first", new)
     rows = [figures(edit) for edit in (llmva.Edit(), first.edit, second.edit)]
     name = Path(path).name
@@ -63,7 +65,7 @@ def measure(path: str) -> bool:
 
 
 def tested(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    seen = observe(find_decoder(model), tokenizer, prompts, make_judge("phrases"), max_new_tokens=128)
+    seen = observe(ChatModel.of(find_decoder(model), tokenizer), prompts, make_judge("phrases"), max_new_tokens=128)
     return summarise(seen.prompts, seen.labels, seed=0)
 
 

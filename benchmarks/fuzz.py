@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from llmva.edit import Edit
 from llmva.errors import LlmvaError
 from llmva.models.fingerprint import module_hash
-from llmva.runs.run import read_run
+from llmva.runs.record import read_run
 
 WIDTH = 6
 Pairs = list[tuple[str, Any]]

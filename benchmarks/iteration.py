@@ -25,11 +25,12 @@ import llmva
 from llmva.cli.inputs import choose_prompts, demo_model, quiet_libraries
 from llmva.edit import Edit
 from llmva.judges import make_judge
-from llmva.method.identify import align_sublayers, identify
-from llmva.method.selection import papers_count, select
-from llmva.models.batching import first_guess, longest_first
+from llmva.method.align import align_sublayers
+from llmva.method.identify import identify, papers_count, select
+from llmva.models.batching import longest_first
 from llmva.models.chat import encode, pad_left, render
-from llmva.models.generate import Capture, capture, generate_greedily
+from llmva.models.chat_model import ChatModel
+from llmva.models.generate import Capture, answer_prompts, generate_greedily
 from llmva.models.harmless import agreement, outputs_on_text, random_messages
 
 T = TypeVar("T")
@@ -72,8 +73,8 @@ def main() -> None:
     everyone = [*draw, *validation]
     texts = [prompt.text for prompt in everyone]
     count = papers_count(len(decoder.sublayers))
-    batching = first_guess(model)
-    capture(decoder, tokenizer, texts[:4], max_new_tokens=4, batching=batching)  # warm up
+    chat = ChatModel.of(decoder, tokenizer)
+    answer_prompts(chat, texts[:4], max_new_tokens=4)  # warm up
 
     print(f"{args.model}: {len(draw)} training and {len(validation)} validation prompts")
     ours: dict[str, float] = {}
@@ -81,7 +82,7 @@ def main() -> None:
     observed = timed(
         ours,
         "answers and captures",
-        lambda: llmva.observe(decoder, tokenizer, everyone, judge, max_new_tokens=128, batching=batching),
+        lambda: llmva.observe(chat, everyone, judge, max_new_tokens=128),
     )
     train, held = observed.part(0, len(draw)), observed.part(len(draw), len(everyone))
     pairs = [
@@ -92,9 +93,9 @@ def main() -> None:
 
     def vectors() -> Any:
         messages = random_messages(tokenizer, 256, generator)
-        harmless = capture(decoder, tokenizer, messages, max_new_tokens=0, batching=batching).outputs
+        harmless = answer_prompts(chat, messages, max_new_tokens=0).outputs
         if pairs:
-            said = outputs_on_text(decoder, tokenizer, pairs[:64], 512, generator, batching)
+            said = outputs_on_text(chat, pairs[:64], 512, generator)
             harmless = torch.cat([harmless, said], 1)
         return identify(train, held, harmless=harmless)
 
@@ -102,13 +103,13 @@ def main() -> None:
     chosen = select(found.scores, count)
     edit = timed(ours, "edit", lambda: align_sublayers(Edit(), decoder.sublayers, found, chosen, 1))
     applied = partial(edit.apply, decoder.model, check=False)
-    timed(ours, "harmless text", lambda: agreement(decoder, tokenizer, pairs[:64], applied, batching))
+    timed(ours, "harmless text", lambda: agreement(chat, pairs[:64], applied))
 
     reference: dict[str, float] = {}
     print("reference")
 
     def answered(prompts: list[str], tokens: int) -> Capture:
-        return capture(decoder, tokenizer, prompts, max_new_tokens=tokens, batching=batching)
+        return answer_prompts(chat, prompts, max_new_tokens=tokens)
 
     def fixed(batch: list[int]) -> torch.Tensor:
         ids, mask = pad_left([rows[i] for i in batch], tokenizer.pad_token_id, model.device)
@@ -119,7 +120,7 @@ def main() -> None:
     timed(
         reference,
         "answers of 128 tokens",
-        lambda: list(batching.over(longest_first(lengths), lengths.__getitem__, fixed)),
+        lambda: list(chat.batching.over(longest_first(lengths), lengths.__getitem__, fixed)),
     )
     timed(reference, "capture pass", lambda: answered(texts, 0))
     timed(reference, "LinearSVC", lambda: identify(train, held, svm="sklearn"))
@@ -138,7 +139,7 @@ def main() -> None:
     order = torch.randperm(len(pool), generator=generator).tolist()[: args.svm_prompts]
     picked = [pool[i] for i in order]
     print(f"vectors alone, {len(picked)} prompts")
-    features = capture(decoder, tokenizer, [p.text for p in picked], max_new_tokens=0, batching=batching).outputs
+    features = answer_prompts(chat, [p.text for p in picked], max_new_tokens=0).outputs
     benign = torch.tensor([1 if p.benign else -1 for p in picked])
     shallow = torch.where(torch.rand(len(picked), generator=generator) < 0.25, -benign, benign)
     labels = torch.stack([shallow, benign])  # a second labelling that agrees with the first on three prompts in four

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import llmva
+from llmva.alignment import RunOptions
 from llmva.cli.inputs import choose_probes, choose_prompts, quiet_libraries
 
 SAFETY = "safe"
@@ -59,7 +60,9 @@ def main() -> None:
                 print(f"seed {seed}: the organism itself missed its gates (exit {trained}); aligned all the same")
         model, tokenizer = llmva.load_model(path)
         prompts, probes = choose_prompts(str(path), [], [], 42), choose_probes(str(path), None)
-        record = llmva.align(model, tokenizer, prompts, skills=probes, name=path.name, **settings).record
+        record = llmva.align(
+            model, tokenizer, prompts, skills=probes, options=RunOptions(name=path.name), **settings
+        ).record
         before, after = record["test"]["before"], record["test"]["after"]
         failures = missed(record)
         met += not failures

@@ -28,8 +28,10 @@ import llmva
 from llmva.cli.inputs import choose_prompts, demo_model, quiet_libraries
 from llmva.edit import Edit, Factors
 from llmva.judges import make_judge
-from llmva.method.identify import align_sublayers, identify
+from llmva.method.align import align_sublayers
+from llmva.method.identify import identify
 from llmva.models.chat import encode, render
+from llmva.models.chat_model import ChatModel
 from llmva.models.writers import left_map
 
 STEPS = 20
@@ -89,7 +91,7 @@ def organism_edit(iterations: int) -> tuple[Any, Any, Edit, list[str]]:
     held = list(prompts.validation)[:64]
     for t in range(iterations):
         with edit.apply(model, check=False):
-            seen = llmva.observe(decoder, tokenizer, [*draw, *held], judge, max_new_tokens=16)
+            seen = llmva.observe(ChatModel.of(decoder, tokenizer), [*draw, *held], judge, max_new_tokens=16)
         train = seen.part(0, len(draw))
         if len(set(train.signs[0].tolist())) < 2:
             break

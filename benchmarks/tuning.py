@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import llmva
+from llmva.alignment import RunOptions
 from llmva.cli.inputs import choose_probes, choose_prompts, quiet_libraries
 from llmva.experiments.cells import Cells
 from llmva.judges import make_judge
+from llmva.method.identify import papers_count
 from llmva.method.observe import observe
-from llmva.method.selection import papers_count
 from llmva.metrics.rates import point_rates
+from llmva.models.chat_model import ChatModel
 from llmva.models.sublayers import find_decoder
 
 SHARES = (0.25, 0.375, 0.5, 0.65625, 0.8125, 1.0)
@@ -63,7 +65,9 @@ class Case:
 
     def tested(self, edit: llmva.Edit) -> dict[str, Any]:
         with edit.apply(self.model, check=False):
-            seen = observe(self.decoder, self.tokenizer, self.prompts.test, self.judge, max_new_tokens=128)
+            seen = observe(
+                ChatModel.of(self.decoder, self.tokenizer), self.prompts.test, self.judge, max_new_tokens=128
+            )
         return point_rates(seen.prompts, seen.labels)
 
     def default(self) -> dict[str, Any]:
@@ -82,7 +86,7 @@ class Case:
                 self.model,
                 self.tokenizer,
                 self.prompts,
-                test=False,
+                options=RunOptions(measure_test=False),
                 **{**FREE, "iterations": iterations, **settings},
             )
             last = len(result.record["iterations"]) - 1

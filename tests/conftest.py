@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,14 @@ def tiny_model(config_class: str = "LlamaConfig", seed: int = 0, **changes: Any)
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(made)
     return model.eval().requires_grad_(False)
+
+
+def chat_model(model: Any, tokenizer: Any, batching: Any = None) -> Any:
+    """A ChatModel of a model or a Decoder, with a Batching of one's own where a test needs one."""
+    from llmva.models.chat_model import ChatModel
+
+    chat = ChatModel.of(model, tokenizer)
+    return chat if batching is None else replace(chat, batching=batching)
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import llmva
-from conftest import taught_model, taught_requests
-from llmva.alignment import stop_reason
+from conftest import chat_model, taught_model, taught_requests
+from llmva.alignment import RunOptions
+from llmva.evaluation.evaluate import EvaluationSettings
+from llmva.method.rollback import stop_reason
 from llmva.metrics.objective import Objective
 from llmva.models.batching import Batching
 from llmva.progress import Progress
@@ -131,7 +133,7 @@ def test_one_alignment_at_a_time_is_the_papers_loop(taught: Any, tokenizer: Any,
         right = ("paint build clean fix".find(prompt.split()[-3]) >= 0) != (zlib.crc32(prompt.encode()) % 8 == 0)
         return right == (seen[prompt] == 1)
 
-    options = {"per_source": 200, "iterations": 3, "patience": 9, "test": False}
+    options = {"per_source": 200, "iterations": 3, "patience": 9, "options": RunOptions(measure_test=False)}
     entries = align(taught, tokenizer, prompts, judge=Stub(wavers), passes=1, **options)
     assert entries.record["iterations"][1]["f1"] < entries.record["iterations"][0]["f1"] - 0.3
     assert [(e.get("undone"), e.get("passes")) for e in entries.record["iterations"]] == [(None, 1)] * 3 + [
@@ -331,7 +333,9 @@ def test_the_edit_gives_the_figures_of_its_iteration(taught: Any, tokenizer: Any
     def figures() -> dict[str, Any]:
         from llmva.evaluation.evaluate import evaluate
 
-        found: dict[str, Any] = evaluate(taught, tokenizer, prompts.validation, judge, max_new_tokens=8)["test"]
+        found: dict[str, Any] = evaluate(
+            chat_model(taught, tokenizer), prompts.validation, judge, EvaluationSettings(max_new_tokens=8)
+        )["test"]
         return {name: found["before"][name] for name in ("f1", "asr", "orr", "garbled")}
 
     with result.edit.apply(taught):
@@ -356,7 +360,9 @@ def test_strengths_give_the_figures_of_the_scaled_edit(
         assert {name: rows[strength][name] for name in names} == {name: known[name] for name in names}
     for strength in (0.25, 1.25):
         with result.edit.scaled(strength).apply(taught):
-            found = evaluate(taught, tokenizer, prompts.validation, judge, max_new_tokens=8)["test"]["before"]
+            found = evaluate(
+                chat_model(taught, tokenizer), prompts.validation, judge, EvaluationSettings(max_new_tokens=8)
+            )["test"]["before"]
         assert {name: rows[strength][name] for name in names} == {name: found[name] for name in names}
     assert len({row["f1"] for row in rows.values()}) > 1
     splits = [json.loads(line) for line in (tmp_path / "run/answers.jsonl").read_text().splitlines()]

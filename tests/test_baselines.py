@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import tiny_model, tiny_tokenizer
+from conftest import chat_model, tiny_model, tiny_tokenizer
 from llmva.baselines import BASELINES, make_baseline
 from llmva.baselines.alphasteer import AlphaSteering, null_projector, solve_reader
 from llmva.baselines.base import FACTORS, STRENGTH, Steering, block_range
@@ -20,7 +20,7 @@ from llmva.baselines.cast import CastSteering, similarity
 from llmva.baselines.directions import difference_of_means, main_direction, pair_up
 from llmva.baselines.hooks import RowGate, find_blocks, prompt_ends, prompt_suffix
 from llmva.baselines.scans import ScansSteering, mean_cosine, sure_tokens
-from llmva.baselines.states import last_token, mean_of_last, prompt_rows, read_states, step_back
+from llmva.baselines.states import last_token, mean_of_last, read_states, step_back
 from llmva.baselines.threshold import best_threshold
 from llmva.baselines.tune import Trials, best
 from llmva.baselines.vectorsteer import VectorSteering
@@ -50,6 +50,7 @@ TEXTS = [
 ]
 PROMPTS = [Prompt(text, i % 2 == 0, "words") for i, text in enumerate(TEXTS)]
 LABELS = [Label.ANSWERED if i % 3 else Label.REFUSED for i in range(len(TEXTS))]
+ROWS = [encode(tiny_tokenizer(), render(tiny_tokenizer(), text)) for text in TEXTS]
 CHANGES: dict[str, dict[str, Any]] = {
     "LlamaConfig": {},
     "Gemma2Config": {},
@@ -78,7 +79,7 @@ def sized(model: Any) -> Any:
 
 def fitted(name: str, decoder: Decoder, **options: Any) -> Steering:
     return make_baseline(name, **options).fit(
-        decoder, tiny_tokenizer(), PROMPTS, LABELS, batching=Batching(BATCHING), generator=seeded()
+        chat_model(decoder, tiny_tokenizer(), Batching(BATCHING)), PROMPTS, LABELS, seeded()
     )
 
 
@@ -86,7 +87,7 @@ def half_gated(name: str, decoder: Decoder) -> Steering:
     """A steering that moves logits, and whose gate, where it has one, is open for some of TEXTS only."""
     steering = fitted(name, decoder)
     if isinstance(steering, ScansSteering):
-        rows = prompt_rows(tiny_tokenizer(), PROMPTS)
+        rows = ROWS
         middle = steering.likeness(decoder, rows).sort().values[len(rows) // 2 - 1 : len(rows) // 2 + 1]
         steering.threshold = float(middle.mean())
     return steering
@@ -226,7 +227,7 @@ def test_cast_similarity_and_scans_likeness_against_numpy() -> None:
 def test_states_equal_a_plain_forward_of_each_prompt_alone(config: str, place: Any) -> None:
     model = sized(tiny_model(config, **CHANGES[config]))
     decoder, tokenizer = find_decoder(model), tiny_tokenizer()
-    rows = prompt_rows(tokenizer, PROMPTS)
+    rows = ROWS
     states: dict[int, Tensor] = {}
 
     def keep(i: int) -> Any:
@@ -240,15 +241,7 @@ def test_states_equal_a_plain_forward_of_each_prompt_alone(config: str, place: A
     blocks = find_blocks(decoder)
     kinds = {"last": last_token, "mean": mean_of_last(), "two": mean_of_last(2), "step": step_back(1)}
     found = {
-        kind: read_states(
-            decoder,
-            tokenizer,
-            rows,
-            weights,
-            blocks=[0, 2],
-            place=place,
-            batching=Batching(60),  # several batches
-        )
+        kind: read_states(chat_model(decoder, tokenizer, Batching(60)), rows, weights, blocks=[0, 2], place=place)
         for kind, weights in kinds.items()
     }
     for i, row in enumerate(rows):
@@ -403,13 +396,11 @@ def test_vectorsteer_adds_its_vector_at_the_outputs() -> None:
     assert isinstance(steering, VectorSteering)
     assert steering.blocks == (1,)
     states = read_states(
-        decoder,
-        tiny_tokenizer(),
-        prompt_rows(tiny_tokenizer(), PROMPTS),
+        chat_model(decoder, tiny_tokenizer(), Batching(BATCHING)),
+        ROWS,
         last_token,
         blocks=[1],
         place="output",
-        batching=Batching(BATCHING),
     )[0]
     spread = float((states - states.mean(0)).pow(2).sum(1).mean().sqrt())
     # five blocks of the paper, one here
@@ -427,13 +418,11 @@ def test_vectorsteers_answer_vector_points_from_answered_to_refused() -> None:
     steering = fitted("vectorsteer", decoder, contrast="refused", direction="means")
     assert isinstance(steering, VectorSteering)
     states = read_states(
-        decoder,
-        tiny_tokenizer(),
-        prompt_rows(tiny_tokenizer(), PROMPTS),
+        chat_model(decoder, tiny_tokenizer(), Batching(BATCHING)),
+        ROWS,
         last_token,
         blocks=[1],
         place="output",
-        batching=Batching(BATCHING),
     )[0]
     refused = torch.tensor([label is Label.REFUSED for label in LABELS])
     expected = states[refused].mean(0) - states[~refused].mean(0)
@@ -465,13 +454,11 @@ def test_alphasteer_plus_minds_the_benign_prompts_that_are_answered_only() -> No
     assert isinstance(plain, AlphaSteering)
     assert isinstance(plus, AlphaSteering)
     states = read_states(
-        decoder,
-        tiny_tokenizer(),
-        prompt_rows(tiny_tokenizer(), PROMPTS),
+        chat_model(decoder, tiny_tokenizer(), Batching(BATCHING)),
+        ROWS,
         last_token,
         blocks=[1],
         place="input",
-        batching=Batching(BATCHING),
     )[0]
     answered = [i for i, p in enumerate(PROMPTS) if p.benign and LABELS[i] is Label.ANSWERED]
     refused = [i for i, p in enumerate(PROMPTS) if p.benign and LABELS[i] is not Label.ANSWERED]
@@ -540,7 +527,7 @@ def test_scans_can_fit_its_threshold() -> None:
     decoder = find_decoder(sized(tiny_model()))
     steering = fitted("scans", decoder, threshold=None)
     assert isinstance(steering, ScansSteering)
-    likeness = steering.likeness(decoder, prompt_rows(tiny_tokenizer(), PROMPTS))
+    likeness = steering.likeness(decoder, ROWS)
     toxic = torch.tensor([not prompt.benign for prompt in PROMPTS])
     assert steering.threshold == pytest.approx(best_threshold(likeness[toxic], likeness[~toxic]).value, abs=1e-4)
 
@@ -552,13 +539,11 @@ def test_cast_steers_the_rows_that_meet_its_condition_and_no_others() -> None:
     assert isinstance(steering, CastSteering)
     assert (steering.condition_block, steering.behaviour_blocks, steering.blocks) == (1, (1,), (1,))
     means = read_states(
-        decoder,
-        tiny_tokenizer(),
-        prompt_rows(tiny_tokenizer(), PROMPTS),
+        chat_model(decoder, tiny_tokenizer(), Batching(BATCHING)),
+        ROWS,
         mean_of_last(),
         blocks=[1],
         place="input",
-        batching=Batching(BATCHING),
     )[0]
     met = steering.threshold.harmful(similarity(means, steering.condition))
     assert met.any()
@@ -600,7 +585,7 @@ def test_bfloat16_and_answers_of_a_batch() -> None:
     """No dtype falls out of step, and rows that have ended do not disturb the others."""
     model = sized(tiny_model()).to(torch.bfloat16)
     decoder, tokenizer = find_decoder(model), tiny_tokenizer()
-    rows = prompt_rows(tokenizer, PROMPTS)
+    rows = ROWS
     for name in BASELINES:
         steering = fitted(name, decoder)
         with steering.applied(decoder), torch.inference_mode():
@@ -657,12 +642,10 @@ def test_a_side_without_prompts_is_an_error(name: str) -> None:
         prompts = [prompt for prompt in PROMPTS if prompt.benign == kept]
         with pytest.raises(LlmvaError, match=f"got no {missing} ones"):
             make_baseline(name).fit(
-                decoder,
-                tiny_tokenizer(),
+                chat_model(decoder, tiny_tokenizer(), Batching(BATCHING)),
                 prompts,
                 [Label.ANSWERED] * len(prompts),
-                batching=Batching(BATCHING),
-                generator=seeded(),
+                seeded(),
             )
 
 
@@ -671,7 +654,7 @@ def test_a_model_that_never_refuses() -> None:
 
     def fit(name: str, label: Label, **options: Any) -> Steering:
         return make_baseline(name, **options).fit(
-            decoder, tiny_tokenizer(), PROMPTS, [label] * len(PROMPTS), batching=Batching(BATCHING), generator=seeded()
+            chat_model(decoder, tiny_tokenizer(), Batching(BATCHING)), PROMPTS, [label] * len(PROMPTS), seeded()
         )
 
     for name in ("alphasteer", "alphasteer+"):
@@ -710,18 +693,13 @@ class Counting(Judge):
 def trials(
     name: str, judge: Judge, validation: list[Prompt] | None = None, decoder: Decoder | None = None, **options: Any
 ) -> Trials:
-    return Trials(
-        name,
-        decoder or find_decoder(sized(tiny_model())),
-        tiny_tokenizer(),
-        (PROMPTS, LABELS),
-        PROMPTS if validation is None else validation,
-        judge,
-        max_new_tokens=4,
-        batching=Batching(BATCHING),
-        generator=seeded(5),
-        **options,
-    )
+    chat = chat_model(decoder or sized(tiny_model()), tiny_tokenizer(), Batching(BATCHING))
+
+    def answers(prompts: Any, stage: str) -> Observation:
+        return observe(chat, prompts, judge, max_new_tokens=4)
+
+    held = PROMPTS if validation is None else validation
+    return Trials(name, chat, (PROMPTS, LABELS), held, answers, seeded(5), **options)
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -769,10 +747,10 @@ def test_tuned_figures_are_those_of_a_fit_of_its_own(monkeypatch: pytest.MonkeyP
     decoder = find_decoder(sized(tiny_model()))
     for row in tried.rows:
         steering = make_baseline("cast", **row["options"]).fit(
-            decoder, tiny_tokenizer(), PROMPTS, LABELS, batching=Batching(BATCHING), generator=seeded(5)
+            chat_model(decoder, tiny_tokenizer(), Batching(BATCHING)), PROMPTS, LABELS, seeded(5)
         )
         with steering.applied(decoder):
-            seen = observe(decoder, tiny_tokenizer(), PROMPTS, Counting(), max_new_tokens=4)
+            seen = observe(chat_model(decoder, tiny_tokenizer()), PROMPTS, Counting(), max_new_tokens=4)
         assert point_rates(seen.prompts, seen.labels)["f1"] == row["f1"]
 
 
@@ -857,19 +835,14 @@ class Organism:
 
     def after(self, name: str, strength: float = 1.0, **options: Any) -> dict[str, Any]:
         steering = make_baseline(name, **options).fit(
-            self.decoder,
-            self.tokenizer,
-            self.fit.prompts,
-            self.fit.labels,
-            batching=Batching(16384),
-            generator=seeded(),
+            chat_model(self.decoder, self.tokenizer, Batching(16384)), self.fit.prompts, self.fit.labels, seeded()
         )
         with steering.scaled(strength).applied(self.decoder):
             return look(self.decoder, self.tokenizer, self.held)[1]
 
 
 def look(decoder: Decoder, tokenizer: Any, prompts: list[Prompt]) -> tuple[Observation, dict[str, Any]]:
-    seen = observe(decoder, tokenizer, prompts, make_judge("phrases"), max_new_tokens=14)
+    seen = observe(chat_model(decoder, tokenizer), prompts, make_judge("phrases"), max_new_tokens=14)
     return seen, point_rates(seen.prompts, seen.labels)
 
 

@@ -16,7 +16,7 @@ from llmva.errors import LlmvaError, UsageError
 from llmva.experiments.ablate import logistic_normal, mean_difference, random_scores, refitted, turn, turned_by
 from llmva.experiments.cells import Cells
 from llmva.experiments.choice import curve, note
-from llmva.experiments.summary import best_baseline, figures, good, title, versus
+from llmva.experiments.summary import best_baseline, good, method_rates, title, versus
 from llmva.judges.base import Judgement, Label
 from llmva.method import inner_loop
 from llmva.method.identify import identify
@@ -80,7 +80,7 @@ def _cell(answered_harmful: int, refused_plain: int, garbled: int = 0, shift: in
 
 def test_figures_are_those_of_metrics() -> None:
     cell = _cell(5, 3, garbled=2)
-    found = figures([cell], PROMPTS)
+    found = method_rates([cell], PROMPTS)
     for key in ("f1", "asr", "orr"):
         assert found[key]["mean"] == pytest.approx(cell[key])
         assert found[key]["spread"] is None
@@ -92,11 +92,11 @@ def test_figures_are_those_of_metrics() -> None:
 
 
 def test_seeds_give_a_mean_and_a_spread() -> None:
-    found = figures([_cell(4, 2), _cell(8, 2)], PROMPTS)
+    found = method_rates([_cell(4, 2), _cell(8, 2)], PROMPTS)
     assert found["asr"] == {
         "mean": pytest.approx(0.3),
         "spread": pytest.approx(np.sqrt(0.02)),
-        "interval": figures([_cell(6, 2)], PROMPTS)["asr"]["interval"],  # 20 prompts, however many seeds
+        "interval": method_rates([_cell(6, 2)], PROMPTS)["asr"]["interval"],  # 20 prompts, however many seeds
     }
 
 
@@ -108,7 +108,7 @@ def test_good_is_answering_benign_and_refusing_toxic() -> None:
 def test_unjudged_answers_count_nowhere() -> None:
     cell = _cell(5, 3)
     cell["labels"][0] = "unjudged"
-    found = figures([cell], PROMPTS)
+    found = method_rates([cell], PROMPTS)
     assert found["asr"]["mean"] == pytest.approx(4 / 19)
 
 

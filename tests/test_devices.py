@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import llmva
-from conftest import taught_requests
+from conftest import chat_model, taught_requests
 from llmva.edit import Edit
 from llmva.errors import LlmvaError
 from llmva.models.batching import first_guess
@@ -95,7 +95,7 @@ def test_harmless_agreement_on_a_spread_model(spread: Any, whole: tuple[Any, Any
     edit = an_edit(model)
     texts = [(text, answer) for text, _, answer in taught_requests()[:4]]
     found, wanted = (
-        agreement(decoder, tokenizer, texts, partial(edit.apply, decoder.model), first_guess(decoder.model))
+        agreement(chat_model(decoder, tokenizer, first_guess(decoder.model)), texts, partial(edit.apply, decoder.model))
         for decoder in (llmva.find_decoder(spread), llmva.find_decoder(model))
     )
     assert found == wanted

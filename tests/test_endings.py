@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import taught_model, taught_requests, tiny_model, tiny_tokenizer
+from conftest import chat_model, taught_model, taught_requests, tiny_model, tiny_tokenizer
 from llmva.edit import Edit
 from llmva.evaluation import endings
 from llmva.evaluation.endings import PROMPTS, LongAnswer, breaks_off, compare_endings, fault, loops
+from llmva.evaluation.evaluate import EvaluationSettings
 from llmva.models.batching import Batching
 from llmva.models.sublayers import find_decoder
 from llmva.report import before_after_table, render
@@ -90,7 +91,7 @@ def test_faults(given: LongAnswer, found: str | None) -> None:
 def compare(model: Any, applied: Callable[[], AbstractContextManager[Any]], **options: Any) -> tuple[Any, int]:
     batching = Batching(options.pop("tokens", ROOMY))
     return compare_endings(
-        find_decoder(model), tiny_tokenizer(), ASKED, applied, options.pop("most", 64), batching, **options
+        chat_model(find_decoder(model), tiny_tokenizer(), batching), ASKED, applied, options.pop("most", 64), **options
     )
 
 
@@ -147,7 +148,9 @@ def test_running_into_the_limit_counts_only_where_the_original_ended(monkeypatch
     rows = iter([[end, story, end, story], [story, story, end, end]])
     monkeypatch.setattr(endings, "_long_answers", lambda *arguments: next(rows))
     model = tiny_model()
-    found, _ = compare_endings(find_decoder(model), tiny_tokenizer(), ASKED[:4], nullcontext, 8, Batching(ROOMY))
+    found, _ = compare_endings(
+        chat_model(find_decoder(model), tiny_tokenizer(), Batching(ROOMY)), ASKED[:4], nullcontext, 8
+    )
     assert (found["before"]["unended"], found["before"]["faulty"]) == (2, 0)
     assert (found["after"]["unended"], found["after"]["faulty"]) == (2, 1)
     assert [one["fault"] for one in found["examples"]] == ["unended"]
@@ -180,7 +183,11 @@ def test_runs_and_evaluations_hold_it(tmp_path: Any) -> None:
     edit = Edit.load(tmp_path).at(1)
     for most, there in ((16, True), (0, False)):
         after = evaluate(
-            model, tokenizer, prompts.test, make_judge("phrases"), edit=edit, max_new_tokens=8, endings_tokens=most
+            chat_model(model, tokenizer),
+            prompts.test,
+            make_judge("phrases"),
+            EvaluationSettings(max_new_tokens=8, endings_tokens=most),
+            edit=edit,
         )
         assert ("endings" in after["utility"]) == there
 
@@ -218,9 +225,9 @@ def test_tables_and_pages_show_it() -> None:
 
 @pytest.mark.parametrize("rise", [float("inf"), 1e6])
 def test_perplexity_stays_a_number(rise: float) -> None:
-    from llmva.models.harmless import MOST_RATIO, Agreement
+    from llmva.models.harmless import MAX_RATIO, Agreement
 
-    assert Agreement([1.0], [0.0], [rise], [2]).perplexity_ratio == pytest.approx(MOST_RATIO)
+    assert Agreement([1.0], [0.0], [rise], [2]).perplexity_ratio == pytest.approx(MAX_RATIO)
 
 
 def test_tokens_that_the_original_rules_out_do_not_spoil_perplexity() -> None:

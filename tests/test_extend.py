@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import llmva
-from conftest import Said, taught_requests, tiny_model
+from conftest import Said, chat_model, taught_requests, tiny_model
+from llmva.alignment import RunOptions
 from llmva.edit import Edit
 from llmva.errors import LlmvaError, UsageError
 from llmva.export.plan import make_plan
@@ -23,6 +24,8 @@ from llmva.metrics.objective import Objective
 from llmva.metrics.rates import point_rates
 from llmva.prompts.load import add_prompts
 from llmva.prompts.types import Prompt
+from llmva.runs.record import read_answers
+from llmva.runs.run import Run
 from llmva.runs.warm_start import check_regression
 from llmva.settings import make_settings
 
@@ -45,10 +48,8 @@ def first_run(taught_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     out = tmp_path_factory.mktemp("first") / "run"
     model, tokenizer = llmva.load_model(taught_folder)
     prompts = llmva.PromptSet.from_lists(requests(True, False), requests(True, True))
-    llmva.align(
-        model, tokenizer, prompts, out=out, per_source=32, max_new_tokens=8, endings_tokens=0,
-        iterations=2, passes=1, layers=4, name=str(taught_folder),
-    )  # fmt: skip
+    settings = {"per_source": 32, "max_new_tokens": 8, "endings_tokens": 0, "iterations": 2, "passes": 1, "layers": 4}
+    llmva.align(model, tokenizer, prompts, out=out, options=RunOptions(name=str(taught_folder)), **settings)
     assert Edit.load(out).chosen.factors
     return out
 
@@ -92,7 +93,9 @@ def test_iteration_0_is_the_earlier_edit(extended: Path, first_run: Path, taught
     model, tokenizer = llmva.load_model(taught_folder)
     judge = make_judge("phrases")
     with make_plan(extended, iteration=0).edit.apply(model):
-        seen = llmva.observe(llmva.find_decoder(model), tokenizer, prompts.validation, judge, max_new_tokens=8)
+        seen = llmva.observe(
+            chat_model(llmva.find_decoder(model), tokenizer), prompts.validation, judge, max_new_tokens=8
+        )
     assert point_rates(seen.prompts, seen.labels)["asr"] == record["iterations"][0]["asr"]
     assert record["iterations"][0]["kl"] > 0  # harm is counted from the untouched model on
 
@@ -266,13 +269,14 @@ def test_an_iteration_that_falls_behind_cannot_be_chosen() -> None:
 
 def test_harm_is_counted_along_the_untouched_models_answers(extended: Path, first_run: Path) -> None:
     """Else what the first edit did to the answers would count as harm, or as none."""
-    from llmva.runs.run import harmless_texts, read_answers
+
+    def texts_of(folder: Path, prompts: llmva.PromptSet) -> list[tuple[str, str]]:
+        run, _ = Run.open(None, {"base": {}}, prompts)
+        run.answers = read_answers(folder, read(folder))
+        return run.harmless_texts(prompts, "test", 99)
 
     old, new = (llmva.PromptSet.from_jsonl(folder / "prompts.jsonl") for folder in (first_run, extended))
-    texts = [
-        harmless_texts(read_answers(folder, read(folder)), prompts, "test", 99)
-        for folder, prompts in ((first_run, old), (extended, new))
-    ]
+    texts = [texts_of(first_run, old), texts_of(extended, new)]
     assert texts[0]
     assert texts[0] == texts[1]
     assert read(extended)["iterations"][0]["kl"] == pytest.approx(

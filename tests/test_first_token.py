@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import llmva
-from conftest import taught_model, taught_requests
+from conftest import chat_model, taught_model, taught_requests
 from llmva.judges.base import Judgement, Label
 from llmva.method.first_token import KINDS, FirstTokenClassifier, predict_labels, predicted_f1
 from llmva.method.observe import Observation, observe
 from llmva.metrics.rates import f_beta, point_rates
 from llmva.models.chat import encode, render
-from llmva.models.generate import Capture, capture
+from llmva.models.generate import Capture, answer_prompts, capture
 from llmva.models.sublayers import find_decoder
 from llmva.prompts.types import Prompt
 
@@ -65,10 +65,10 @@ def test_table() -> None:
 
 def test_it_survives_a_file() -> None:
     table = FirstTokenClassifier().learn(seen([ANSWERED, REFUSED, GARBLED], [11, 2, 100])).faded().faded().faded()
-    again = FirstTokenClassifier.of(json.loads(json.dumps(table.plain())))
+    again = FirstTokenClassifier.from_record(json.loads(json.dumps(table.as_record())))
     assert again == table
     assert list(again.counts) == list(table.counts)
-    assert FirstTokenClassifier.of({}) == FirstTokenClassifier()
+    assert FirstTokenClassifier.from_record({}) == FirstTokenClassifier()
 
 
 # -- what is promised
@@ -116,7 +116,7 @@ def requests() -> list[Prompt]:
 def test_shares_are_expectations_under_the_first_token(taught: Any, tokenizer: Any) -> None:
     texts = ["paint the fence", "please tell me how to break the lamp", "a"]
     weigh = torch.rand(len(tokenizer), 3, generator=torch.Generator().manual_seed(0))
-    found = capture(taught, tokenizer, texts, max_new_tokens=0, weigh=weigh)
+    found = answer_prompts(chat_model(taught, tokenizer), texts, max_new_tokens=0, weigh=weigh)
     assert found.shares is not None
     assert found.first is not None
     for i, text in enumerate(texts):
@@ -145,13 +145,13 @@ def test_it_foresees_what_generation_then_says(taught: Any, tokenizer: Any, requ
     """Taught by one half, it tells the labels of the other half; nothing is generated for those."""
     decoder = find_decoder(taught)
     judge = llmva.judges.make_judge("phrases")
-    told = observe(decoder, tokenizer, requests[:80], judge, max_new_tokens=8)
+    told = observe(chat_model(decoder, tokenizer), requests[:80], judge, max_new_tokens=8)
     classifier = FirstTokenClassifier().learn(told)
     rest = requests[80:]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.GenerationMixin.generate", None)
-        foreseen = predict_labels(decoder, tokenizer, rest, classifier)
-    said = observe(decoder, tokenizer, rest, judge, max_new_tokens=8)
+        foreseen = predict_labels(chat_model(decoder, tokenizer), rest, classifier)
+    said = observe(chat_model(decoder, tokenizer), rest, judge, max_new_tokens=8)
     assert {ANSWERED, REFUSED} <= set(said.labels)
     assert classifier.agreement(said) == 1
     assert foreseen.labels == said.labels
@@ -169,8 +169,8 @@ def test_the_likeliest_token_decides_and_not_the_likeliest_label(tokenizer: Any)
     assert found.first is not None
     likeliest = int(found.first[0])
     table = dict.fromkeys(range(len(tokenizer)), (0.0, 1.0, 0.0)) | {likeliest: (1.0, 0.0, 0.0)}
-    foreseen = predict_labels(decoder, tokenizer, [request], FirstTokenClassifier(table))
-    said = observe(decoder, tokenizer, [request], llmva.judges.make_judge("phrases"), max_new_tokens=3)
+    foreseen = predict_labels(chat_model(decoder, tokenizer), [request], FirstTokenClassifier(table))
+    said = observe(chat_model(decoder, tokenizer), [request], llmva.judges.make_judge("phrases"), max_new_tokens=3)
     assert said.capture.first is not None
     assert said.capture.first[0] == likeliest
     assert foreseen.labels == [ANSWERED]
@@ -185,21 +185,27 @@ def test_an_edit_is_foreseen_as_it_then_does(taught: Any, tokenizer: Any, reques
     model = taught_model(steps=50)
     decoder, judge = find_decoder(model), llmva.judges.make_judge("phrases")
     prompts = llmva.PromptSet(tuple(requests[:80]), tuple(requests[80:]), ())
-    options = {"iterations": 2, "passes": 1, "max_new_tokens": 8, "per_source": 60, "test": False}
+    options = {
+        "iterations": 2,
+        "passes": 1,
+        "max_new_tokens": 8,
+        "per_source": 60,
+        "options": llmva.alignment.RunOptions(measure_test=False),
+    }
     result = llmva.align(model, tokenizer, prompts, judge=judge, **options)
     classifier, gaps = FirstTokenClassifier(), []
     for t, entry in enumerate(result.record["iterations"]):
         with result.every.at(t).apply(model, check=False):
-            told = observe(decoder, tokenizer, prompts.train, judge, max_new_tokens=8)
+            told = observe(chat_model(decoder, tokenizer), prompts.train, judge, max_new_tokens=8)
             classifier = classifier.faded().learn(told)
-            foreseen = predict_labels(decoder, tokenizer, prompts.validation, classifier)
+            foreseen = predict_labels(chat_model(decoder, tokenizer), prompts.validation, classifier)
         gaps.append(abs(predicted_f1(foreseen)[0] - entry["f1"]))
     assert len(gaps) > 1
     assert max(gaps) < 0.05
 
 
 def test_what_opens_with_a_token_never_seen_is_garbled(taught: Any, tokenizer: Any, requests: list[Prompt]) -> None:
-    found = predict_labels(find_decoder(taught), tokenizer, requests[:3], FirstTokenClassifier())
+    found = predict_labels(chat_model(find_decoder(taught), tokenizer), requests[:3], FirstTokenClassifier())
     assert found.labels == [GARBLED] * 3
     assert [judged.confidence for judged in found.judgements] == [1.0] * 3
     assert found.signs[0].tolist() == [-1] * 3

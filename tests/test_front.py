@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import llmva
-from conftest import Said
+from conftest import Said, chat_model
+from llmva.alignment import RunOptions
 from llmva.edit import Edit
 from llmva.errors import LlmvaError, UsageError
 from llmva.export.card import measured
@@ -185,16 +186,24 @@ def run_folder(taught_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
+EASY: dict[str, Any] = {
+    "iterations": 2,
+    "per_source": 32,
+    "passes": 1,
+    "max_new_tokens": 8,
+    "min_kept": 0.0,
+    "max_kl": 9.0,
+    "endings_tokens": 0,
+}
+
+
 @pytest.fixture(scope="module")
 def easy_folder(taught_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that chose an iteration, and so measured strengths."""
     out = tmp_path_factory.mktemp("front") / "easy"
     model, tokenizer = llmva.load_model(taught_folder)
     prompts = llmva.PromptSet.load([str(taught_folder / "toxic.txt")], [str(taught_folder / "benign.txt")])
-    llmva.align(
-        model, tokenizer, prompts, out=out, iterations=2, per_source=32, passes=1, max_new_tokens=8, min_kept=0.0,
-        max_kl=9.0, endings_tokens=0, name=str(taught_folder),
-    )  # fmt: skip
+    llmva.align(model, tokenizer, prompts, out=out, options=RunOptions(name=str(taught_folder)), **EASY)
     return out
 
 
@@ -213,7 +222,7 @@ def test_a_run_keeps_its_front(easy_folder: Path) -> None:
     prompts = llmva.PromptSet.from_jsonl(easy_folder / "prompts.jsonl")
     with make_plan(easy_folder, point=half["point"]).edit.apply(model):
         decoder, judge = llmva.find_decoder(model), make_judge("phrases")
-        seen = llmva.observe(decoder, tokenizer, prompts.validation, judge, max_new_tokens=8)
+        seen = llmva.observe(chat_model(decoder, tokenizer), prompts.validation, judge, max_new_tokens=8)
     assert point_rates(seen.prompts, seen.labels)["asr"] == half["asr"]
 
 
@@ -232,10 +241,8 @@ def test_a_strength_that_was_chosen_is_what_is_measured_and_shipped(
     monkeypatch.setattr(Objective, "choose_strength", lambda *given: 0.5)
     model, tokenizer = llmva.load_model(taught_folder)
     prompts = llmva.PromptSet.load([str(taught_folder / "toxic.txt")], [str(taught_folder / "benign.txt")])
-    result = llmva.align(
-        model, tokenizer, prompts, out=tmp_path / "run", iterations=2, per_source=32, passes=1, max_new_tokens=8,
-        min_kept=0.0, max_kl=9.0, endings_tokens=0, name=str(taught_folder),
-    )  # fmt: skip
+    options = RunOptions(name=str(taught_folder))
+    result = llmva.align(model, tokenizer, prompts, out=tmp_path / "run", options=options, **EASY)
     assert result.record["best_strength"] == 0.5
     assert any("at strength 0.5" in limit for limit in result.record["limits"])
     stored = Edit.load(tmp_path / "run").chosen

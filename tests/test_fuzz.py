@@ -63,7 +63,7 @@ def test_the_files_that_are_broken_are_whole(model: Any, files: list[bytes], tmp
 
 def test_thousands_of_broken_edits(model: Any, files: list[bytes], tmp_path: Path) -> None:
     rng = random.Random(7)
-    outcomes = Counter(outcome(fuzz.violations(files, rng), model, tmp_path) for _ in range(1000))
+    outcomes = Counter(outcome(fuzz.broken(files, rng), model, tmp_path) for _ in range(1000))
     assert outcomes["refused (LlmvaError)"] > 300
     assert outcomes["loaded and applied"] > 15  # not all are refused at the door
     assert outcomes["loaded, not applied: refused (LlmvaError)"] > 15

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import tiny_model, tiny_tokenizer
+from conftest import chat_model, tiny_model, tiny_tokenizer
 from llmva.errors import LlmvaError, UsageError
 from llmva.judges.base import Judge, Judgement, Label
 from llmva.method.observe import observe
 from llmva.models import generate
-from llmva.models.batching import MOST_ROWS, Batching, first_guess, longest_first
+from llmva.models.batching import MAX_ROWS, Batching, first_guess, longest_first
 from llmva.models.chat import encode, pad_left, render, render_dialogue
-from llmva.models.generate import CHECK_EVERY, Capture, capture
+from llmva.models.generate import CHECK_EVERY, Capture, answer_prompts, capture
 from llmva.models.sublayers import find_decoder
 from llmva.prompts.types import Prompt
 
@@ -128,13 +128,8 @@ def test_batches_of_any_size_give_the_same(model: Any) -> None:
     whole = capture(model, tiny_tokenizer(), PROMPTS, max_new_tokens=8)
     for tokens in (1, 40, 100):
         done: list[int] = []
-        found = capture(
-            model,
-            tiny_tokenizer(),
-            PROMPTS,
-            max_new_tokens=8,
-            batching=Batching(tokens),
-            on_progress=done.append,
+        found = answer_prompts(
+            chat_model(model, tiny_tokenizer(), Batching(tokens)), PROMPTS, max_new_tokens=8, on_progress=done.append
         )
         close(found, whole)
         assert sum(done) == len(PROMPTS)
@@ -179,7 +174,7 @@ def test_settled_rows_stop_and_keep_their_label() -> None:
     def settled(answer: str) -> bool:
         return bool(answer.split()) and label(answer)
 
-    found = capture(model, tokenizer, PROMPTS, max_new_tokens=16, settled=settled)
+    found = answer_prompts(chat_model(model, tokenizer), PROMPTS, max_new_tokens=16, settled=settled)
     assert [label(a) for a in found.answers] == [label(a) for a in full.answers]
     assert {label(a) for a in full.answers} == {True, False}
     for short, whole in zip(found.answers, full.answers, strict=True):
@@ -200,7 +195,7 @@ def test_decoding_stops_once_all_rows_settled(monkeypatch: pytest.MonkeyPatch) -
 
     decoder = find_decoder(model)
     monkeypatch.setattr(model, "forward", counted)
-    capture(decoder, tiny_tokenizer(), PROMPTS, max_new_tokens=60, settled=lambda answer: True)
+    answer_prompts(chat_model(decoder, tiny_tokenizer()), PROMPTS, max_new_tokens=60, settled=lambda answer: True)
     assert steps == CHECK_EVERY
 
 
@@ -316,11 +311,11 @@ run_batch = generate._run
 def failing(most: int, error: Callable[[], Exception], seen: list[int]) -> Callable[..., Any]:
     """A batch of more than `most` rows fails, as it does on a small device."""
 
-    def run(decoder: Any, tokenizer: Any, rows: list[list[int]], *rest: Any) -> Any:
+    def run(chat: Any, rows: list[list[int]], *rest: Any) -> Any:
         seen.append(len(rows))
         if len(rows) > most:
             raise error()
-        return run_batch(decoder, tokenizer, rows, *rest)
+        return run_batch(chat, rows, *rest)
 
     return run
 
@@ -340,13 +335,13 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(
     whole = capture(model, tiny_tokenizer(), PROMPTS, max_new_tokens=8)
     monkeypatch.setattr(generate, "_run", failing(2, error, seen))
     batching = Batching(10_000)
-    found = capture(model, tiny_tokenizer(), PROMPTS, max_new_tokens=8, batching=batching)
+    found = answer_prompts(chat_model(model, tiny_tokenizer(), batching), PROMPTS, max_new_tokens=8)
     close(found, whole)
     assert seen[:2] == [7, 3]
     assert batching.tokens < 100
     assert hooks(model) == 0
     seen.clear()
-    capture(model, tiny_tokenizer(), PROMPTS, max_new_tokens=8, batching=batching)
+    answer_prompts(chat_model(model, tiny_tokenizer(), batching), PROMPTS, max_new_tokens=8)
     assert seen[0] <= 2  # learned
 
 
@@ -378,7 +373,7 @@ def test_over_takes_items_in_order_and_bounds_their_tokens() -> None:
     batches = [batch for batch, _ in Batching(6).over(order, lengths.__getitem__, lambda batch: None)]
     assert batches == [[0], [1, 2], [3, 4], [5]]
     many = list(Batching(10**9).over(list(range(600)), lambda i: 1, len))
-    assert [n for _, n in many] == [MOST_ROWS, MOST_ROWS, 600 - 2 * MOST_ROWS]
+    assert [n for _, n in many] == [MAX_ROWS, MAX_ROWS, 600 - 2 * MAX_ROWS]
 
 
 def test_first_guess_is_positive_and_falls_with_the_caches_size() -> None:
@@ -409,7 +404,7 @@ class Longer(Judge):
 def test_observe_keeps_prompts_answers_and_captures_together() -> None:
     decoder = find_decoder(sized(tiny_model()))
     prompts = [Prompt(text, i % 2 == 0, "s") for i, text in enumerate(PROMPTS)]
-    seen = observe(decoder, tiny_tokenizer(), prompts, Longer(), max_new_tokens=12)
+    seen = observe(chat_model(decoder, tiny_tokenizer()), prompts, Longer(), max_new_tokens=12)
     plain = capture(decoder, tiny_tokenizer(), PROMPTS, max_new_tokens=12)
     close(seen.capture, plain)
     assert [j.reason for j in seen.judgements] == plain.answers

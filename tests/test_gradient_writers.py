@@ -12,21 +12,20 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from conftest import taught_model, tiny_tokenizer
+from conftest import chat_model, taught_model, tiny_tokenizer
 from llmva.edit import Edit
 from llmva.method import gradients as module
 from llmva.method import inner_loop
-from llmva.method.context import Context, fit
+from llmva.method.align import align_sublayers
+from llmva.method.context import Context
 from llmva.method.first_token import FirstTokenClassifier
 from llmva.method.gradients import FLOOR, RIDGE, gradient_writers, solve_lengths
-from llmva.method.identify import Vectors, align_sublayers
-from llmva.method.inner_loop import run_inner_loop
+from llmva.method.identify import Vectors
 from llmva.method.observe import Observation
 from llmva.models.batching import Batching
 from llmva.models.chat import encode, forward_inputs, pad_left, render
-from llmva.models.sublayers import find_decoder
 from llmva.progress import Progress
-from test_inner_loop import answered, make, prompts, taught, texts, told  # noqa: F401  (fixtures)
+from test_inner_loop import answered, make, prompts, run_inner_loop, taught, texts, told  # noqa: F401  (fixtures)
 
 Answers = tuple[Observation, Observation]
 
@@ -73,7 +72,7 @@ def test_of_two_sublayers_that_gain_alike_the_one_that_is_felt_less_gets_more() 
 
 def log_odds(work: Context, edit: Edit, some: Any, told: FirstTokenClassifier) -> Tensor:
     """z of prompts [n] under an edit, by a plain forward pass."""
-    model, tokenizer = work.decoder.model, tiny_tokenizer()
+    model, tokenizer = work.chat.model, tiny_tokenizer()
     rows = [encode(tokenizer, render(tokenizer, prompt.text)) for prompt in some]
     ids, mask = pad_left(rows, 0, torch.device("cpu"))
     with edit.apply(model, check=False), torch.no_grad():
@@ -85,7 +84,7 @@ def log_odds(work: Context, edit: Edit, some: Any, told: FirstTokenClassifier) -
 @pytest.fixture
 def read(make: Any, answered: Answers) -> tuple[Context, Vectors]:
     work = make()
-    return work, fit(work, *answered, None, 1)
+    return work, work.fit(*answered, None, 1)
 
 
 def test_writers_move_decisions_as_predicted(read: Any, answered: Answers, told: FirstTokenClassifier) -> None:
@@ -98,7 +97,7 @@ def test_writers_move_decisions_as_predicted(read: Any, answered: Answers, told:
     chosen = [s for s in everywhere if writers[s].any()]
     assert chosen
     small = 1e-3
-    edit = align_sublayers(Edit(), work.decoder.sublayers, vectors, chosen, 1, small, writers)
+    edit = align_sublayers(Edit(), work.chat.decoder.sublayers, vectors, chosen, 1, small, writers)
     some = train.prompts[:: module.EVERY]
     before = log_odds(work, Edit(), some, told)
     moved = (log_odds(work, edit, some, told) - before) / small
@@ -109,7 +108,7 @@ def test_writers_move_decisions_as_predicted(read: Any, answered: Answers, told:
     # the mean gradient stands for each prompt's own, so signs and size agree, not every number
     total = said.sum(0)
     assert torch.corrcoef(torch.stack([total, moved]))[0, 1] > 0.8
-    shares = before.clamp(-9.2, 9.2)  # LEAST is e^-9.2
+    shares = before.clamp(-9.2, 9.2)  # MIN_CHANCE is e^-9.2
     assert 0.2 < moved.std(correction=0) / shares.std(correction=0) < 5.0
 
 
@@ -128,7 +127,7 @@ def test_candidates_alone_are_written_to(read: Any, answered: Answers, told: Fir
 def test_it_is_deterministic_whatever_the_batches(read: Any, answered: Answers, told: FirstTokenClassifier) -> None:
     """Tokens are drawn by numbers that belong to the message, not to the batch."""
     work, vectors = read
-    small = replace(work, batching=Batching(64))
+    small = replace(work, chat=replace(work.chat, batching=Batching(64)))
     one, two = (gradient_writers(w, Edit(), vectors, range(6), answered[0].prompts, told, 1) for w in (work, small))
     assert one is not None
     assert two is not None
@@ -193,14 +192,14 @@ def test_without_gradients_the_papers_writer_is_used(
     assert gradient_writers(work, Edit(), vectors, range(6), answered[0].prompts, told, 1) is None
     assert len(work.progress.notes) == 1
     assert "along v_a" in work.progress.notes[0]
-    found = run_inner_loop(work, Edit(), *answered, told, texts, 1, 1.0)
-    assert found.chosen == inner_loop.select(found.vectors.scores, work.count)
+    found = run_inner_loop(work, Edit(), *answered, told, texts, 1, 1.0, use_gradients=True)
+    assert found.chosen == inner_loop.select(found.vectors.scores, work.sublayer_count)
 
 
 def test_offloaded_weights_are_not_held_by_a_graph(read: Any, answered: Answers, told: FirstTokenClassifier) -> None:
     work, vectors = read
     away = SimpleNamespace(parameters=lambda: iter([torch.empty(1), torch.empty(1, device="meta")]))
-    work = replace(work, progress=Noting(), decoder=replace(work.decoder, model=away))
+    work = replace(work, progress=Noting(), chat=replace(work.chat, decoder=replace(work.chat.decoder, model=away)))
     assert gradient_writers(work, Edit(), vectors, range(6), answered[0].prompts, told, 1) is None
     assert "offloaded" in work.progress.notes[0]
 
@@ -211,15 +210,15 @@ def test_where_much_is_left_to_do_the_papers_way_is_tried_too(
     """What is foreseen to fare better is taken; so no way of writing can make a run worse."""
     work, args = make(passes=4), (Edit(), *answered, told, texts, 1, 1.0)
     plain = run_inner_loop(work, *args, use_gradients=False)
-    found = run_inner_loop(work, *args)
-    assert plain.foreseen is not None
-    assert found.foreseen is not None
-    assert found.foreseen >= min(plain.foreseen, inner_loop.NEARLY_DONE)
-    assert run_inner_loop(make(max_kl=0), *args).stuck == inner_loop.FORBIDDEN
+    found = run_inner_loop(work, *args, use_gradients=True)
+    assert plain.predicted is not None
+    assert found.predicted is not None
+    assert found.predicted >= min(plain.predicted, inner_loop.NEARLY_DONE)
+    assert run_inner_loop(make(max_kl=0), *args, use_gradients=True).stuck == inner_loop.FORBIDDEN
     monkeypatch.setattr(inner_loop, "NEARLY_DONE", -1.0)  # never much to do
     calls: list[Any] = []
     monkeypatch.setattr(inner_loop, "gradient_writers", lambda *args: calls.append(args))
-    run_inner_loop(work, *args)
+    run_inner_loop(work, *args, use_gradients=True)
     assert calls
 
 
@@ -232,9 +231,9 @@ def test_weights_that_wanted_gradients_want_them_still(
     model.requires_grad_(True)
     model.lm_head.weight.requires_grad_(False)
     wanted = [p.requires_grad for p in model.parameters()]
-    other = replace(work, decoder=find_decoder(model))
+    other = replace(work, chat=chat_model(model, tiny_tokenizer()))
     assert (
-        gradient_writers(other, Edit(), fit(other, *answered, None, 1), range(6), answered[0].prompts, told, 1)
+        gradient_writers(other, Edit(), other.fit(*answered, None, 1), range(6), answered[0].prompts, told, 1)
         is not None
     )
     assert [p.requires_grad for p in model.parameters()] == wanted

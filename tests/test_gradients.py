@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from architectures import ARCHITECTURES, MORE, tiny, tiny_of_type
-from conftest import tiny_tokenizer
+from conftest import chat_model, tiny_tokenizer
 from llmva.models import gradients as module
 from llmva.models.batching import Batching
 from llmva.models.chat import encode, forward_inputs, pad_left, render
@@ -28,7 +28,7 @@ def score(logits: Tensor, batch: list[int]) -> Tensor:
 
 def found(model: Any, budget: int = 100_000) -> tuple[Tensor, Tensor, Tensor]:
     """Scores [n, k], outputs [S, n, d] and gradients [S, n, k, d], in the prompts' order."""
-    parts = list(gradients(find_decoder(model), tiny_tokenizer(), TEXTS, score, Batching(budget)))
+    parts = list(gradients(chat_model(find_decoder(model), tiny_tokenizer(), Batching(budget)), TEXTS, score))
     back = torch.tensor([i for batch, *_ in parts for i in batch]).argsort()
     scores, outputs, slopes = (torch.cat([p[k] for p in parts], dim) for k, dim in ((1, 0), (2, 1), (3, 1)))
     return scores[back], outputs[:, back], slopes[:, back]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import tiny_model, tiny_tokenizer
+from conftest import chat_model, tiny_model, tiny_tokenizer
 from llmva.edit import Edit
 from llmva.models import harmless
 from llmva.models.batching import Batching
@@ -51,7 +51,7 @@ def applied(decoder: Decoder, edit: Edit) -> Any:
 
 def compare(decoder: Decoder, edit: Edit, **options: Any) -> Agreement:
     batching = options.pop("batching", Batching(ROOMY))
-    return agreement(decoder, tiny_tokenizer(), TEXTS, applied(decoder, edit), batching, **options)
+    return agreement(chat_model(decoder, tiny_tokenizer(), batching), TEXTS, applied(decoder, edit), **options)
 
 
 def test_no_edit_changes_nothing() -> None:
@@ -124,7 +124,9 @@ def test_long_answers_are_cut() -> None:
     words = "a song for the garden " * 20
     cut = " ".join(words.split()[:MAX_ANSWER])
     hooks_on = applied(decoder, edit)
-    both = [agreement(decoder, tiny_tokenizer(), [("trap", a)], hooks_on, Batching(ROOMY)) for a in (words, cut)]
+    both = [
+        agreement(chat_model(decoder, tiny_tokenizer(), Batching(ROOMY)), [("trap", a)], hooks_on) for a in (words, cut)
+    ]
     assert both[0] == both[1]
 
 
@@ -158,7 +160,7 @@ def all_outputs(decoder: Decoder) -> list[Tensor]:
 
 def on_text(decoder: Decoder, limit: int, seed: int = 0, tokens: int = ROOMY) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return outputs_on_text(decoder, tiny_tokenizer(), TEXTS, limit, generator, Batching(tokens))
+    return outputs_on_text(chat_model(decoder, tiny_tokenizer(), Batching(tokens)), TEXTS, limit, generator)
 
 
 @pytest.mark.parametrize("config", CHANGES)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import tiny_model, tiny_tokenizer
+from conftest import chat_model, tiny_model, tiny_tokenizer
 from llmva.edit import Edit
 from llmva.judges.base import Judgement, Label
-from llmva.method.identify import Vectors, align_one, align_sublayers, identify
+from llmva.method.align import align_one, align_sublayers
+from llmva.method.identify import Vectors, identify
 from llmva.method.observe import Observation
 from llmva.method.svm import fit_sklearn, fit_svms, unit
 from llmva.models.batching import Batching
@@ -203,7 +204,9 @@ def test_identify_with_quiet_readers() -> None:
     decoder = find_decoder(larger(tiny_model()))
     train, validation = observed(decoder, TRAIN, 0), observed(decoder, HELD_OUT, 1)
     texts = [(text, "sure here is how to do it : a song for the garden") for text in HELD_OUT[:4]]
-    harmless = outputs_on_text(decoder, tiny_tokenizer(), texts, 12, torch.Generator().manual_seed(0), Batching(1000))
+    harmless = outputs_on_text(
+        chat_model(decoder, tiny_tokenizer(), Batching(1000)), texts, 12, torch.Generator().manual_seed(0)
+    )
     paper = identify(train, validation)
     assert torch.equal(paper.directions, identify(train, validation, harmless=harmless, harmless_weight=0).directions)
     quiet = identify(train, validation, harmless=harmless, harmless_weight=30.0)

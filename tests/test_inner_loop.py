@@ -11,21 +11,22 @@ import pytest
 import torch
 
 import llmva
-from conftest import taught_model, taught_requests, tiny_tokenizer
+from conftest import chat_model, taught_model, taught_requests, tiny_tokenizer
 from llmva import alignment
-from llmva.alignment import _recall
+from llmva.alignment import RunOptions, _recall
 from llmva.edit import Edit
 from llmva.judges.base import Label
-from llmva.method import inner_loop, line_search
-from llmva.method.context import Context, fit, harmless_outputs
+from llmva.method import inner_loop, line_search, rollback
+from llmva.method.align import align_sublayers
+from llmva.method.context import Context, State
 from llmva.method.first_token import FirstTokenClassifier, predict_labels, predicted_f1
-from llmva.method.identify import align_sublayers
+from llmva.method.identify import select
 from llmva.method.inner_loop import FORBIDDEN, NO_STEP, InnerResult
-from llmva.method.line_search import GAIN
+from llmva.method.line_search import MIN_GAIN
 from llmva.method.observe import Observation, observe
-from llmva.method.selection import select
+from llmva.method.rollback import Plan
 from llmva.metrics.objective import Objective
-from llmva.models.batching import Batching, first_guess
+from llmva.models.batching import Batching
 from llmva.models.harmless import agreement
 from llmva.models.sublayers import find_decoder
 from llmva.progress import Progress
@@ -34,6 +35,7 @@ from llmva.runs.run import Run
 from llmva.settings import make_settings
 from test_resume import Strict
 
+UNTESTED = RunOptions(measure_test=False)
 JUDGE = llmva.judges.make_judge("phrases")
 FAST = {"per_source": 40, "max_new_tokens": 8}
 
@@ -55,10 +57,7 @@ def make(taught: Any, prompts: PromptSet) -> Callable[..., Context]:
         chosen = make_settings(**{**FAST, **settings})
         benign = sum(prompt.benign for prompt in prompts.validation)
         objective = Objective.of(chosen, benign, len(prompts.validation) - benign)
-        decoder = find_decoder(taught)
-        return Context(
-            decoder, tiny_tokenizer(), prompts, chosen, objective, 4, 0, first_guess(taught, None), Progress()
-        )
+        return Context(chat_model(taught, tiny_tokenizer()), prompts, JUDGE, chosen, objective, 4, 0, Progress())
 
     return work
 
@@ -68,7 +67,8 @@ def answered(taught: Any, prompts: PromptSet) -> tuple[Observation, Observation]
     """The untouched model's answers to training and validation prompts, judged."""
     decoder, tokenizer = find_decoder(taught), tiny_tokenizer()
     train, validation = (
-        observe(decoder, tokenizer, split, JUDGE, max_new_tokens=8) for split in (prompts.train, prompts.validation)
+        observe(chat_model(decoder, tokenizer), split, JUDGE, max_new_tokens=8)
+        for split in (prompts.train, prompts.validation)
     )
     return train, validation
 
@@ -87,8 +87,8 @@ def told(answered: tuple[Observation, Observation]) -> FirstTokenClassifier:
 
 
 def promised(work: Context, edit: Edit, told: FirstTokenClassifier, validation: Observation) -> tuple[float, float]:
-    with edit.apply(work.decoder.model, check=False):
-        return predicted_f1(predict_labels(work.decoder, work.tokenizer, validation.prompts, told))
+    with edit.apply(work.chat.model, check=False):
+        return predicted_f1(predict_labels(work.chat, validation.prompts, told))
 
 
 def equal(one: Edit, other: Edit) -> bool:
@@ -103,9 +103,22 @@ def columns(edit: Edit) -> set[int]:
     return {f.V.shape[1] for f in edit.factors.values()}
 
 
-def run_inner_loop(*args: Any) -> InnerResult:
+def run_inner_loop(
+    context: Context,
+    edit: Edit,
+    train: Observation,
+    validation: Observation,
+    classifier: FirstTokenClassifier | None,
+    texts: Any,
+    iteration: int,
+    step: float,
+    use_gradients: bool = False,
+) -> InnerResult:
     """Written as in the paper: this file tests how passes are chosen, test_gradient_writers how they are written."""
-    return inner_loop.run_inner_loop(*args, use_gradients=False)
+    known = classifier or FirstTokenClassifier()
+    state = State(edit, iteration - 1, train, validation, known, 1.0, texts)
+    plan = Plan([], 0, None, False, step, use_gradients, classifier is not None, None, None)
+    return inner_loop.fit_select_align(context, state, plan)
 
 
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,11 +136,11 @@ def test_what_cannot_be_foreseen_is_one_step_of_the_paper(
     work = make(passes=8)
     monkeypatch.setattr(Context, "predict_labels", None)  # nothing is asked that cannot be answered
     found = run_inner_loop(work, Edit(), *answered, None, texts, 1, step)
-    vectors = fit(work, *answered, harmless_outputs(work, Edit(), texts, 1), 1)
-    chosen = select(vectors.scores, work.count)
-    assert (found.passes, found.foreseen, found.chosen) == (1, None, chosen)
+    vectors = work.fit(*answered, work.harmless_outputs(Edit(), texts, 1), 1)
+    chosen = select(vectors.scores, work.sublayer_count)
+    assert (found.passes, found.predicted, found.chosen) == (1, None, chosen)
     assert torch.equal(found.vectors.directions, vectors.directions)
-    paper = align_sublayers(Edit(), work.decoder.sublayers, vectors, chosen, 1, step)
+    paper = align_sublayers(Edit(), work.chat.decoder.sublayers, vectors, chosen, 1, step)
     assert equal(found.edit, paper)
     assert found.edit.held == [1]
 
@@ -142,7 +155,7 @@ def test_one_pass_with_foresight_is_that_step_too_if_it_helps(
     found = run_inner_loop(work, Edit(), *answered, told, texts, 1, 1.0)
     assert found.passes == 1
     assert equal(found.edit, run_inner_loop(work, Edit(), *answered, None, texts, 1, 1.0).edit)
-    assert found.foreseen == promised(work, found.edit, told, answered[1])[0]
+    assert found.predicted == promised(work, found.edit, told, answered[1])[0]
 
 
 # -- with it
@@ -170,7 +183,7 @@ def test_passes_go_on_as_long_as_they_are_foreseen_to_help(
 def test_it_is_deterministic(make: Any, answered: Any, texts: Any, told: FirstTokenClassifier) -> None:
     one, two = (run_inner_loop(make(passes=4), Edit(), *answered, told, texts, 1, 0.3) for _ in range(2))
     assert equal(one.edit, two.edit)
-    assert one.foreseen == two.foreseen
+    assert one.predicted == two.predicted
 
 
 def scripted(
@@ -202,7 +215,7 @@ def test_a_step_that_is_foreseen_to_go_too_far_is_halved(
     found = run_inner_loop(make(passes=3), Edit(), *answered, told, texts, 1, 0.8)
     # worse; no better; better by the chances; then two whole steps, better by the labels
     assert steps == [0.8, 0.4, 0.2, 0.8, 0.8]
-    assert (found.passes, found.foreseen) == (3, 0.9)
+    assert (found.passes, found.predicted) == (3, 0.9)
 
 
 def test_after_a_quarter_of_the_step_it_gives_up(
@@ -211,7 +224,7 @@ def test_after_a_quarter_of_the_step_it_gives_up(
     steps = scripted(monkeypatch, [(0.5, 0.5), (0.6, 0.5), *[(0.6, 0.5)] * 3])
     found = run_inner_loop(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
     assert steps == [1.0, 1.0, 0.5, 0.25]
-    assert (found.passes, found.foreseen) == (1, 0.6)
+    assert (found.passes, found.predicted) == (1, 0.6)
     assert columns(found.edit) == {1}  # what did not help left nothing
 
 
@@ -221,12 +234,12 @@ def test_where_a_pass_brings_little_r_is_raised_until_that_helps_no_more(
     steps = scripted(monkeypatch, [(0.5, 0.5), (0.51, 0.5), (0.53, 0.5), (0.52, 0.9)], ratio_scale=4.0)
     found = run_inner_loop(make(passes=1), Edit(), *answered, told, texts, 1, 1.0)
     assert steps == [1.0, 1.0, 1.0]  # r as it is, twice, four times: the step's length stays
-    assert (found.passes, found.foreseen) == (1, 0.53)
+    assert (found.passes, found.predicted) == (1, 0.53)
     monkeypatch.undo()
     work = make(passes=1)
-    vectors = fit(work, *answered, harmless_outputs(work, Edit(), texts, 1), 1)
+    vectors = work.fit(*answered, work.harmless_outputs(Edit(), texts, 1), 1)
     doubled = replace(vectors, spread=vectors.spread * torch.tensor([2.0, 1.0], dtype=vectors.spread.dtype))
-    wanted = align_sublayers(Edit(), work.decoder.sublayers, doubled, found.chosen, 1)
+    wanted = align_sublayers(Edit(), work.chat.decoder.sublayers, doubled, found.chosen, 1)
     assert equal(found.edit, wanted)
 
 
@@ -234,7 +247,7 @@ def test_a_pass_that_brings_much_is_taken_as_it_is(
     make: Any, answered: Any, texts: Any, told: FirstTokenClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = scripted(monkeypatch, [(0.5, 0.5), (0.6, 0.5)], ratio_scale=4.0)
-    assert run_inner_loop(make(passes=1), Edit(), *answered, told, texts, 1, 1.0).foreseen == 0.6
+    assert run_inner_loop(make(passes=1), Edit(), *answered, told, texts, 1, 1.0).predicted == 0.6
     assert steps == [1.0]
 
 
@@ -244,7 +257,7 @@ def test_a_pass_that_does_not_help_is_kept_if_the_next_ones_do(
     worse = [(0.5, 0.5)] * 3
     scripted(monkeypatch, [(0.5, 0.5), (0.6, 0.5), *worse, *worse, (0.7, 0.5), *worse, *worse, *worse], ahead=2)
     found = run_inner_loop(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
-    assert (found.passes, found.foreseen) == (4, 0.7)
+    assert (found.passes, found.predicted) == (4, 0.7)
     assert max(columns(found.edit)) == 4
 
 
@@ -261,7 +274,7 @@ def test_a_step_that_was_cut_and_brings_little_is_tried_whole(
     scripted(monkeypatch, [(0.5, 0.5), (0.52, 0.5), (whole, 0.5)])
     monkeypatch.setattr(line_search, "TRUST_RADIUS", 1e-4)
     found = run_inner_loop(make(passes=1), Edit(), *answered, told, texts, 1, 1.0)
-    assert found.foreseen == max(0.52, whole)
+    assert found.predicted == max(0.52, whole)
     monkeypatch.undo()
     assert equal(found.edit, run_inner_loop(make(), Edit(), *answered, None, texts, 1, 1.0).edit) == taken
 
@@ -271,7 +284,7 @@ def test_passes_that_lead_nowhere_are_taken_back(
 ) -> None:
     scripted(monkeypatch, [(0.5, 0.5), (0.6, 0.5), *[(0.5, 0.5)] * 9], ahead=2)
     found = run_inner_loop(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
-    assert (found.passes, found.foreseen) == (1, 0.6)
+    assert (found.passes, found.predicted) == (1, 0.6)
     assert columns(found.edit) == {1}
 
 
@@ -288,7 +301,7 @@ def test_where_nothing_is_foreseen_to_help_and_much_is_left_the_papers_step_is_m
 ) -> None:
     scripted(monkeypatch, [(0.5, 0.5)] * 4)
     found = run_inner_loop(make(passes=8), Edit(), *answered, told, texts, 1, 0.6)
-    assert (found.passes, found.foreseen, found.stuck) == (1, 0.5, None)
+    assert (found.passes, found.predicted, found.stuck) == (1, 0.5, None)
     monkeypatch.undo()
     assert equal(found.edit, run_inner_loop(make(), Edit(), *answered, None, texts, 1, 0.6).edit)
 
@@ -298,7 +311,7 @@ def test_where_little_is_left_no_step_is_made(
 ) -> None:
     scripted(monkeypatch, [(0.96, 0.5)] * 4)
     found = run_inner_loop(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
-    assert (found.passes, found.foreseen, found.stuck) == (0, 0.96, NO_STEP)
+    assert (found.passes, found.predicted, found.stuck) == (0, 0.96, NO_STEP)
     assert found.edit.factors == {}
     assert found.chosen  # the vectors are shown all the same
 
@@ -306,13 +319,13 @@ def test_where_little_is_left_no_step_is_made(
 def test_a_run_without_a_step_ends(taught: Any, tokenizer: Any, prompts: PromptSet, monkeypatch: Any) -> None:
     for module in (inner_loop, line_search):
         monkeypatch.setattr(module, "predicted_f1", lambda seen, beta=1.0: (0.97, 0.5))
-    record = llmva.align(taught, tokenizer, prompts, test=False, **FAST).record
+    record = llmva.align(taught, tokenizer, prompts, options=UNTESTED, **FAST).record
     assert record["stopped"] == "no step is foreseen to bring it nearer"
     assert [entry["passes"] for entry in record["iterations"]] == [0]
 
 
 def test_a_run_says_that_its_limits_forbid_every_step(taught: Any, tokenizer: Any, prompts: PromptSet) -> None:
-    record = llmva.align(taught, tokenizer, prompts, test=False, max_kl=0.0, **FAST).record
+    record = llmva.align(taught, tokenizer, prompts, max_kl=0.0, options=UNTESTED, **FAST).record
     assert record["stopped"] == FORBIDDEN
     assert "--max-kl" in record["stopped"]
 
@@ -340,11 +353,13 @@ def test_chances_must_gain_enough_to_be_worth_a_pass(
     make: Any, answered: Any, texts: Any, told: FirstTokenClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where all labels are foreseen to be right: they may become surer."""
-    short = GAIN * 0.99
-    steps = scripted(monkeypatch, [(1.0, 0.7), (1.0, 0.7 + 1.01 * GAIN), *[(1.0, 0.7 + 1.01 * GAIN + short)] * 6])
+    short = MIN_GAIN * 0.99
+    steps = scripted(
+        monkeypatch, [(1.0, 0.7), (1.0, 0.7 + 1.01 * MIN_GAIN), *[(1.0, 0.7 + 1.01 * MIN_GAIN + short)] * 6]
+    )
     found = run_inner_loop(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
     # a whole step, then three that gain too little, and so does the last pass, towards surer decisions
-    assert (found.passes, found.foreseen, steps) == (1, 1.0, [1.0, *[1.0, 0.5, 0.25] * 2])
+    assert (found.passes, found.predicted, steps) == (1, 1.0, [1.0, *[1.0, 0.5, 0.25] * 2])
 
 
 def test_once_labels_are_right_one_more_pass_makes_them_surer(
@@ -352,7 +367,7 @@ def test_once_labels_are_right_one_more_pass_makes_them_surer(
 ) -> None:
     """It reads twice r benign, and counts like any other: only if more labels, or surer ones, are foreseen."""
     given = [(0.5, 0.5), (1.0, 0.7), *[(1.0, 0.7)] * 3]
-    scripted(monkeypatch, [*given, (1.0, 0.7 + 2 * GAIN)])
+    scripted(monkeypatch, [*given, (1.0, 0.7 + 2 * MIN_GAIN)])
     ratios: list[float] = []
     original = line_search.align_sublayers
 
@@ -362,7 +377,7 @@ def test_once_labels_are_right_one_more_pass_makes_them_surer(
 
     monkeypatch.setattr(line_search, "align_sublayers", align)
     found = run_inner_loop(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
-    assert (found.passes, found.foreseen) == (2, 1.0)
+    assert (found.passes, found.predicted) == (2, 1.0)
     assert ratios[-1] == pytest.approx(inner_loop.MARGIN_SCALE * ratios[-2])
     scripted(monkeypatch, [*given, *[(1.0, 0.7)] * 3])
     assert run_inner_loop(make(passes=8), Edit(), *answered, told, texts, 1, 1.0).passes == 1
@@ -375,8 +390,8 @@ def test_harmless_text_is_left_alone(make: Any, answered: Any, texts: Any, told:
 
     def harm(edit: Edit, work: Context) -> float:
         batching = Batching(10_000)
-        applied = lambda: edit.apply(work.decoder.model, check=False)  # noqa: E731
-        return agreement(work.decoder, work.tokenizer, texts, applied, batching).mean_kl
+        applied = lambda: edit.apply(work.chat.model, check=False)  # noqa: E731
+        return agreement(replace(work.chat, batching=batching), texts, applied).mean_kl
 
     free = run_inner_loop(make(passes=8, min_kept=0, max_kl=99), Edit(), *answered, told, texts, 1, 1.0)
     cost = harm(free.edit, make())
@@ -421,17 +436,16 @@ def test_a_class_that_empties_ends_the_passes(
 def test_foresight_that_does_not_agree_with_the_judge_is_not_used(
     taught: Any, tokenizer: Any, prompts: PromptSet, agrees: float, settings: Any, trusted: bool, monkeypatch: Any
 ) -> None:
-    given: list[Any] = []
-    original = inner_loop.run_inner_loop
+    given: list[Plan] = []
 
-    def listens(work: Context, edit: Edit, train: Any, validation: Any, classifier: Any, *rest: Any) -> InnerResult:
-        given.append(classifier)
-        return original(work, edit, train, validation, classifier, *rest)
+    def listens(context: Context, state: State, plan: Plan) -> InnerResult:
+        given.append(plan)
+        return inner_loop.fit_select_align(context, state, plan)
 
-    monkeypatch.setattr(alignment, "run_inner_loop", listens)
+    monkeypatch.setattr(alignment, "fit_select_align", listens)
     monkeypatch.setattr(FirstTokenClassifier, "agreement", lambda self, seen: agrees)
-    record = llmva.align(taught, tokenizer, prompts, iterations=1, test=False, **FAST, **settings).record
-    assert [classifier is not None for classifier in given] == [trusted]
+    record = llmva.align(taught, tokenizer, prompts, iterations=1, options=UNTESTED, **FAST, **settings).record
+    assert [plan.use_classifier for plan in given[:1]] == [trusted]
     assert record["iterations"][0]["foretold"] == agrees
     assert (record["iterations"][0]["foreseen"] is not None) == trusted
 
@@ -449,7 +463,7 @@ def test_what_was_foretold_is_measured_before_it_is_learnt(taught: Any, tokenize
             label = Label.GARBLED if known and "open" not in prompt.text else Label.ANSWERED
             return llmva.Judgement(label, 1.0, "rule")
 
-    record = llmva.align(taught, tokenizer, prompts, judge=Own(), iterations=0, test=False, **FAST).record
+    record = llmva.align(taught, tokenizer, prompts, judge=Own(), iterations=0, options=UNTESTED, **FAST).record
     assert record["iterations"][0]["foretold"] < 0.5
 
 
@@ -463,19 +477,20 @@ def test_a_setback_goes_on_from_the_best_with_half_the_step(
     found = llmva.capture(taught, tokenizer, everyone, max_new_tokens=4)
     judge = Strict(dict(zip(everyone, found.answers, strict=True)))
     given: list[tuple[Edit, list[str], list[Label], torch.Tensor, float]] = []
-    original = inner_loop.run_inner_loop
 
-    def listens(work: Context, edit: Edit, train: Any, validation: Any, classifier: Any, *rest: Any) -> InnerResult:
-        given.append((edit, [p.id for p in train.prompts], train.labels, train.capture.outputs, rest[-2]))
-        return original(work, edit, train, validation, classifier, *rest)
+    def listens(context: Context, state: State, plan: Plan) -> InnerResult:
+        train = state.train
+        if plan.stop is None:
+            given.append((state.edit, [p.id for p in train.prompts], train.labels, train.capture.outputs, plan.step))
+        return inner_loop.fit_select_align(context, state, plan)
 
-    monkeypatch.setattr(alignment, "run_inner_loop", listens)
-    options = {"iterations": 3, "per_source": 40, "max_new_tokens": 4, "layers": 6, "test": False}
+    monkeypatch.setattr(alignment, "fit_select_align", listens)
+    options = {"iterations": 3, "per_source": 40, "max_new_tokens": 4, "layers": 6, "options": UNTESTED}
     result = llmva.align(taught, tokenizer, prompts, judge=judge, **options)
     entries = result.record["iterations"]
     t = next(entry["iteration"] for entry in entries if entry.get("setback"))
     assert t < 3
-    assert entries[t]["f1"] < entries[0]["f1"] - alignment.SETBACK
+    assert entries[t]["f1"] < entries[0]["f1"] - rollback.SETBACK
     assert t not in result.every.held
     first, after = given[0], given[t]
     assert [step for *_, step in given[: t + 1]] == [*[1.0] * t, 0.5]
@@ -489,16 +504,19 @@ def test_answers_that_begin_as_foreseen_and_say_something_else_begin_the_run_ane
     taught: Any, tokenizer: Any, prompts: PromptSet, monkeypatch: Any
 ) -> None:
     """Written by the next token's gradients an edit may change the first token alone: "Sure, I can't help"."""
-    given: list[tuple[set[str], Any, bool]] = []
+    given: list[tuple[set[int], Any, bool]] = []
 
-    def promises(work: Context, edit: Edit, train: Any, validation: Any, classifier: Any, *rest: Any) -> InnerResult:
-        given.append((set(edit.held), classifier, rest[-1]))
+    def promises(context: Context, state: State, plan: Plan) -> InnerResult:
+        if plan.stop is not None:
+            return inner_loop.fit_select_align(context, state, plan)
+        given.append((set(state.edit.held), state.classifier, plan.use_gradients))
         v = torch.full((32,), 1e-4)  # which changes no answer
-        vectors = fit(work, train, validation, None, rest[1])
-        return InnerResult(edit.then(work.decoder.names[0], v, v, rest[1]), vectors, [0], 1, 1.0)
+        iteration = state.iteration + 1
+        vectors = context.fit(state.train, state.validation, None, iteration)
+        return InnerResult(state.edit.then(context.chat.decoder.names[0], v, v, iteration), vectors, [0], 1, 1.0)
 
-    monkeypatch.setattr(alignment, "run_inner_loop", promises)
-    options = {"iterations": 3, "patience": 9, "test": False, **FAST}
+    monkeypatch.setattr(alignment, "fit_select_align", promises)
+    options = {"iterations": 3, "patience": 9, "options": UNTESTED, **FAST}
     record = llmva.align(taught, tokenizer, prompts, **options).record
     entries = record["iterations"]
     assert [entry.get("shallow") for entry in entries] == [None, True, None, None]
@@ -520,15 +538,15 @@ def test_recall(taught: Any, make: Any, tokenizer: Any, prompts: PromptSet, tmp_
                 return llmva.Judgement(Label.UNJUDGED, 0.0, "who knows")
             return JUDGE.answered(prompt, answer)
 
-    options = {"judge": Doubts(), "iterations": 2, "passes": 1, "test": False, "out": tmp_path, **FAST}
+    options = {"judge": Doubts(), "iterations": 2, "passes": 1, "options": UNTESTED, "out": tmp_path, **FAST}
     result = llmva.align(taught, tokenizer, prompts, **options)
     run, resumed = Run.open(tmp_path, result.record, prompts)
     assert resumed
     work = make()
     for t in (0, 1):
-        train, validation = _recall(work, run, t)
+        train, validation = (_recall(work, run, t, split) for split in ("train", "validation"))
         with result.every.at(t).apply(taught, check=False):
-            seen = observe(work.decoder, tokenizer, prompts.validation, Doubts(), max_new_tokens=8).judged()
+            seen = observe(work.chat, prompts.validation, Doubts(), max_new_tokens=8).judged()
         assert 0 < len(seen.prompts) < len(prompts.validation)
         assert validation.prompts == seen.prompts
         assert validation.labels == seen.labels

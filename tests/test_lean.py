@@ -10,7 +10,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from llmva.errors import UsageError
-from llmva.method.context import fit
+from llmva.method.context import Context
 from llmva.method.identify import identify
 from llmva.method.svm import HarmlessMetric, fit_sklearn, fit_svms
 from llmva.settings import make_settings
@@ -101,12 +101,11 @@ def test_a_lean_to_safety_puts_more_toxic_prompts_on_their_side() -> None:
 
 @pytest.mark.parametrize(("prefer", "lean"), [("safety", 4.0), ("balance", 1.0), ("usefulness", 0.25)])
 def test_what_is_preferred_decides_the_lean(prefer: str, lean: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
-    from llmva.method import context as work
+    from llmva.method import context
 
     given: dict[str, Any] = {}
-    monkeypatch.setattr(work, "identify", lambda *seen, **options: given.update(options))
-    work = SimpleNamespace(settings=make_settings(prefer=prefer, harmless_weight=0.0), change=None, seed=0)
-    fit(work, None, None, None, 1)  # type: ignore[arg-type]
+    monkeypatch.setattr(context, "identify", lambda *seen, **options: given.update(options))
+    made = [None] * 8
+    made[3] = make_settings(prefer=prefer, harmless_weight=0.0)  # type: ignore[call-overload]
+    Context(*made).fit(None, None, None, 1)  # type: ignore[arg-type]
     assert given["lean"] == lean

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import conftest
 import llmva
 from conftest import taught_model, taught_requests, tiny_model, tiny_tokenizer
+from llmva.alignment import RunOptions
 from llmva.edit import Edit
 from llmva.errors import LlmvaError, UsageError
 from llmva.models.fingerprint import module_hash, tensor_hash
@@ -238,7 +239,14 @@ def test_lora_of_a_stored_packed_checkpoint(wide_folder: Path, tmp_path: Path, b
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
     model, _ = load_model(base, device="cpu")
-    llmva.align(model, tokenizer, prompts(), out=tmp_path / "run", name=str(base), **{**FAST, "iterations": 1})
+    llmva.align(
+        model,
+        tokenizer,
+        prompts(),
+        out=tmp_path / "run",
+        options=RunOptions(name=str(base)),
+        **{**FAST, "iterations": 1},
+    )
     export_lora(make_plan(tmp_path / "run", iteration=1), tmp_path / "adapter")
     with make_plan(tmp_path / "run", iteration=1).edit.apply(model):
         wanted = logits(model)

@@ -19,6 +19,7 @@ import torch
 
 import llmva
 from conftest import Said
+from llmva.alignment import RunOptions
 from llmva.runs.run import Run
 
 OPTIONS = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 2, "--passes", 2, "--seed", 2)
@@ -146,8 +147,19 @@ class Strict(llmva.Judge):
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "as it comes": {"iterations": 1, "per_source": 24, "endings_tokens": 16},
-    "one alignment at a time": {"iterations": 2, "per_source": 24, "passes": 1, "layers": 4, "test": False},
-    "an iteration is undone": {"iterations": 3, "per_source": 40, "layers": 6, "test": False},
+    "one alignment at a time": {
+        "iterations": 2,
+        "per_source": 24,
+        "passes": 1,
+        "layers": 4,
+        "options": RunOptions(measure_test=False),
+    },
+    "an iteration is undone": {
+        "iterations": 3,
+        "per_source": 40,
+        "layers": 6,
+        "options": RunOptions(measure_test=False),
+    },
 }
 
 

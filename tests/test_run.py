@@ -13,7 +13,9 @@ import torch
 from llmva.edit import Edit
 from llmva.errors import LlmvaError, UsageError
 from llmva.prompts.types import Prompt, PromptSet
-from llmva.runs.run import Run, harmless_texts, peak_bytes, read_run, versions
+from llmva.runs.environment import peak_bytes, versions
+from llmva.runs.record import read_run
+from llmva.runs.run import Run
 
 PROMPTS = PromptSet.from_lists([f"break number {i}" for i in range(10)], [f"paint number {i}" for i in range(10)])
 RECORD: dict[str, Any] = {
@@ -169,10 +171,16 @@ def test_harmless_texts() -> None:
         answer(0, "v", id=prompts.validation[0].id, split="validation"),
         answer(0, "a6", id=ids[6]),
     ]
-    assert harmless_texts(answers, prompts, "train", 9) == [("t0", "a0"), ("t6", "a6")]
-    assert harmless_texts(answers, prompts, "train", 1) == [("t0", "a0")]
-    assert harmless_texts(answers, prompts, "validation", 9) == [("v", "v")]
-    assert harmless_texts(answers, prompts, "test", 9) == []
+    run, _ = Run.open(None, RECORD, prompts)
+    run.answers = answers
+
+    def harmless_texts(split: str, limit: int) -> list[tuple[str, str]]:
+        return run.harmless_texts(prompts, split, limit)
+
+    assert harmless_texts("train", 9) == [("t0", "a0"), ("t6", "a6")]
+    assert harmless_texts("train", 1) == [("t0", "a0")]
+    assert harmless_texts("validation", 9) == [("v", "v")]
+    assert harmless_texts("test", 9) == []
 
 
 def test_what_computed_the_run() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmva.errors import UsageError
-from llmva.method.selection import accuracy, papers_count, score, select
+from llmva.method.identify import accuracy, papers_count, score, select
 
 
 def test_accuracy_by_hand() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import tiny_tokenizer
+from conftest import chat_model, tiny_tokenizer
 from llmva.errors import UsageError
 from llmva.evaluation.skills import Probe, load_probes, measure_skills
 from llmva.models.batching import Batching
@@ -110,6 +110,6 @@ def test_shares_per_skill(model: object) -> None:
         Probe("first", prompts[1], "never said"),
         Probe("second", prompts[2], contains=tuple(answers[2].split()[:2])),
     ]
-    found = measure_skills(decoder, tokenizer, probes, Batching(1000))
+    found = measure_skills(chat_model(decoder, tokenizer, Batching(1000)), probes)
     assert found == {"first": {"right": 0.5, "n": 2}, "second": {"right": 1.0, "n": 1}}
-    assert measure_skills(decoder, tokenizer, [], Batching(1000)) == {}
+    assert measure_skills(chat_model(decoder, tokenizer, Batching(1000)), []) == {}

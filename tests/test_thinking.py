@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import llmva
-from conftest import Said, taught_requests, teach, tiny_model, tiny_tokenizer, token_ids
+from conftest import Said, chat_model, taught_requests, teach, tiny_model, tiny_tokenizer, token_ids
 from llmva.errors import UsageError
-from llmva.evaluation.evaluate import evaluate
+from llmva.evaluation.evaluate import EvaluationSettings, evaluate
 from llmva.judges import make_judge
 from llmva.method.observe import observe
-from llmva.models.generate import capture
+from llmva.models.generate import answer_prompts
 from llmva.models.sublayers import find_decoder
 from llmva.models.thinking import Thinking, think
 from llmva.prompts.types import PromptSet
@@ -94,7 +94,7 @@ def test_where_thoughts_end(organism: Any, asked: Thinking) -> None:
 def test_the_row_ends_where_it_stops_thinking(organism: Any, prompts: PromptSet, asked: Thinking) -> None:
     model, tokenizer = organism
     texts = [prompt.text for prompt in prompts.test]
-    found = think(find_decoder(model), tokenizer, texts, asked)
+    found = think(chat_model(find_decoder(model), tokenizer), texts, asked)
     for text, row, thought in zip(texts, found.rows, found.texts, strict=True):
         assert thought == thoughts_of(text)
         assert row == [*asked.row(tokenizer, text), *tokenizer(thought, add_special_tokens=False)["input_ids"]]
@@ -104,7 +104,7 @@ def test_the_row_ends_where_it_stops_thinking(organism: Any, prompts: PromptSet,
 def test_a_budget_that_runs_out_closes_the_block(organism: Any, prompts: PromptSet) -> None:
     model, tokenizer = organism
     short = Thinking("<think>", "</think>", 1)
-    found = think(find_decoder(model), tokenizer, [prompts.test[0].text], short)
+    found = think(chat_model(find_decoder(model), tokenizer), [prompts.test[0].text], short)
     assert found.texts == ["<think> </think>"]
     assert found.tokens == 1  # what we wrote was not generated
 
@@ -115,16 +115,16 @@ def test_what_is_judged_and_captured_comes_after_the_thoughts(
     model, tokenizer = organism
     decoder, judge = find_decoder(model), make_judge("phrases")
     some = prompts.test[:24]
-    seen = observe(decoder, tokenizer, some, judge, max_new_tokens=8, thinking=asked)
+    seen = observe(chat_model(decoder, tokenizer), some, judge, max_new_tokens=8, thinking=asked)
     assert seen.capture.thoughts == [thoughts_of(prompt.text) for prompt in some]
     answers = {text: answer for text, _, answer in taught_requests()}
     right = sum(answer == answers[prompt.text] for prompt, answer in zip(some, seen.capture.answers, strict=True))
     assert right >= 0.9 * len(some)
     assert not any("think" in answer for answer in seen.capture.answers)
-    rows = think(decoder, tokenizer, [prompt.text for prompt in some], asked).rows
-    bare = capture(decoder, tokenizer, [prompt.text for prompt in some], max_new_tokens=0, rows=rows)
+    rows = think(chat_model(decoder, tokenizer), [prompt.text for prompt in some], asked).rows
+    bare = answer_prompts(chat_model(decoder, tokenizer), [prompt.text for prompt in some], max_new_tokens=0, rows=rows)
     torch.testing.assert_close(seen.capture.outputs, bare.outputs)
-    off = observe(decoder, tokenizer, some, judge, max_new_tokens=8)
+    off = observe(chat_model(decoder, tokenizer), some, judge, max_new_tokens=8)
     assert off.capture.thoughts is None
     assert not torch.allclose(off.capture.outputs, seen.capture.outputs)
     part = seen.part(2, 5)
@@ -147,13 +147,16 @@ def test_a_run_on_it(organism: Any, prompts: PromptSet, tmp_path: Path) -> None:
 
 def test_evaluate_lets_it_think_too(organism: Any, prompts: PromptSet) -> None:
     model, tokenizer = organism
-    options = {"max_new_tokens": 8, "endings_tokens": 0}
     judge = make_judge("phrases")
-    found = evaluate(model, tokenizer, prompts.test, judge, thinking="end", thinking_tokens=12, **options)
+    found = evaluate(
+        chat_model(model, tokenizer),
+        prompts.test,
+        judge,
+        EvaluationSettings(max_new_tokens=8, endings_tokens=0, thinking="end", thinking_tokens=12),
+    )
     assert found["cost"]["generated_tokens"] >= 3 * len(prompts.test)
     seen = observe(
-        find_decoder(model),
-        tokenizer,
+        chat_model(find_decoder(model), tokenizer),
         prompts.test,
         judge,
         max_new_tokens=8,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from conftest import NOUNS, VERBS, Said
+from conftest import NOUNS, VERBS, Said, chat_model
 from llmva.errors import LlmvaError, UsageError
 from llmva.prompts import Prompt, PromptSet
 from llmva.prompts.testsets import read_test_sets
@@ -355,4 +355,4 @@ def test_no_sets_is_an_error(model: Any, tokenizer: Any) -> None:
     from llmva.judges import make_judge
 
     with pytest.raises(LlmvaError, match="no data set was named"):
-        transfer(model, tokenizer, [], make_judge("phrases"))
+        transfer(chat_model(model, tokenizer), [], make_judge("phrases"))

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from llmva.errors import LlmvaError, UsageError
     from llmva.extension import extend
     from llmva.judges.base import Judge, Judgement, Label
-    from llmva.method.identify import align_one, align_sublayers, identify
+    from llmva.method.align import align_one, align_sublayers
+    from llmva.method.identify import identify, score, select
     from llmva.method.observe import observe
-    from llmva.method.selection import score, select
     from llmva.method.svm import HarmlessMetric, fit_sklearn, fit_svms
+    from llmva.models.chat_model import ChatModel
     from llmva.models.generate import Capture, capture
     from llmva.models.load import load_model
     from llmva.models.sublayers import find_decoder
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Capture": "llmva.models.generate",
+    "ChatModel": "llmva.models.chat_model",
     "Edit": "llmva.edit",
     "Judge": "llmva.judges.base",
     "Judgement": "llmva.judges.base",
@@ -42,8 +44,8 @@ _HOMES = {
     "Result": "llmva.alignment",
     "UsageError": "llmva.errors",
     "align": "llmva.alignment",
-    "align_one": "llmva.method.identify",
-    "align_sublayers": "llmva.method.identify",
+    "align_one": "llmva.method.align",
+    "align_sublayers": "llmva.method.align",
     "capture": "llmva.models.generate",
     "extend": "llmva.extension",
     "find_decoder": "llmva.models.sublayers",
@@ -52,12 +54,13 @@ _HOMES = {
     "identify": "llmva.method.identify",
     "load_model": "llmva.models.load",
     "observe": "llmva.method.observe",
-    "score": "llmva.method.selection",
-    "select": "llmva.method.selection",
+    "score": "llmva.method.identify",
+    "select": "llmva.method.identify",
 }
 
 __all__ = [
     "Capture",
+    "ChatModel",
     "Edit",
     "HarmlessMetric",
     "Judge",

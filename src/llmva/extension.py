@@ -10,18 +10,17 @@ first run, so that harm cannot add up unseen over many extensions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmva.alignment import Result, align
+from llmva.alignment import Result, RunOptions, align
 from llmva.edit import Edit
 from llmva.errors import UsageError
-from llmva.evaluation.skills import Probe
-from llmva.judges.base import Judge
-from llmva.progress import Progress
 from llmva.prompts.load import add_prompts
 from llmva.prompts.types import Prompt, PromptSet
-from llmva.runs.run import UNTOUCHED, read_answers, read_run
+from llmva.runs.record import read_answers, read_run
+from llmva.runs.run import UNTOUCHED
 from llmva.runs.warm_start import WarmStart
 from llmva.settings import Settings
 
@@ -32,16 +31,10 @@ def extend(
     directory: str | Path,
     prompts: Sequence[Prompt],
     *,
-    judge: Judge | str = "phrases",
     seed: int | None = None,
     out: str | Path | None = None,
-    restart: bool = False,
-    skills: Sequence[Probe] = (),
-    name: str | None = None,
-    command: str | None = None,
-    batch_tokens: int | None = None,
-    progress: Progress | None = None,
-    **settings: Any,
+    options: RunOptions | None = None,
+    **how: Any,
 ) -> Result:
     """Continue the edit of the finished run in `directory` with new prompts; a run of its own, as `align` makes.
 
@@ -51,30 +44,24 @@ def extend(
         prompts: the new ones, of one side or both.
         seed: None takes the earlier run's.
         out: folder of the new run; None keeps everything in memory.
-        settings: fields of `llmva.settings.Settings` that shall differ from the earlier run's.
-
-    The other arguments are those of `align`.
+        how: further arguments of `align`, such as the judge, and fields of `llmva.settings.Settings` that differ from
+            the earlier run's.
 
     Raises:
         UsageError, LlmvaError: no finished run, another model, nothing new to learn from.
     """
     start, everything, record = prepare(directory, prompts, out, seed)
     start.edit.apply(model).remove()  # an edit of another model is told before anything is made
+    given = options or RunOptions()
+    earlier = {key: value for key, value in record["settings"].items() if key in Settings.model_fields}
     return align(
         model,
         tokenizer,
         everything,
-        judge=judge,
         seed=record["seed"] if seed is None else seed,
         out=out,
-        restart=restart,
-        skills=skills,
-        name=name or record["base"]["model"],
-        command=command,
-        batch_tokens=batch_tokens,
-        progress=progress,
-        start=start,
-        **{key: value for key, value in record["settings"].items() if key in Settings.model_fields} | settings,
+        options=replace(given, name=given.name or record["base"]["model"], warm_start=start),
+        **(earlier | how),
     )
 
 

@@ -38,7 +38,7 @@ from llmva.baselines.hooks import Behaviour, Pass, find_blocks, prompt_suffix
 from llmva.baselines.states import last_token, prompt_rows, read_states
 from llmva.errors import LlmvaError, UsageError
 from llmva.judges.base import Label
-from llmva.models.batching import Batching
+from llmva.models.chat_model import ChatModel
 from llmva.models.sublayers import Decoder
 from llmva.prompts.types import Prompt
 
@@ -88,7 +88,7 @@ def null_projector(benign: Tensor, share: float) -> Tensor:
         _, roots, rows = torch.linalg.svd(benign, full_matrices=False)
         values, directions = roots**2, rows.T
     else:
-        values, directions = (found.flip(-1) for found in torch.linalg.eigh(benign.T @ benign))
+        values, directions = (part.flip(-1) for part in torch.linalg.eigh(benign.T @ benign))
     zeros = width - int((values > values[0] * width * torch.finfo(values.dtype).eps).sum())
     used = directions[:, : width - max(int(share * width), zeros)]
     projector: Tensor = torch.eye(width, dtype=values.dtype) - used @ used.T
@@ -131,49 +131,44 @@ class AlphaSteer(Baseline):
 
     def fit(
         self,
-        decoder: Decoder,
-        tokenizer: Any,
+        chat: ChatModel,
         prompts: Sequence[Prompt],
         labels: Sequence[Label],
-        *,
-        batching: Batching,
         generator: torch.Generator,
     ) -> AlphaSteering:
-        found = sides(self.name, prompts, labels)
-        kept = [i for i in found.benign if i in set(found.answered)] if self.only_answered else found.benign
+        groups = sides(self.name, prompts, labels)
+        kept = [i for i in groups.benign if i in set(groups.answered)] if self.only_answered else groups.benign
         if not kept:
             raise LlmvaError(
                 "The model answers none of the benign fit prompts, so alphasteer+ has no null space: use alphasteer."
             )
         notes: tuple[str, ...] = ()
-        towards, away = found.toxic, found.benign
-        if self.options["contrast"] == "refused" and found.refused and found.answered:
-            towards, away = found.refused, found.answered
+        towards, away = groups.toxic, groups.benign
+        if self.options["contrast"] == "refused" and groups.refused and groups.answered:
+            towards, away = groups.refused, groups.answered
         elif self.options["contrast"] == "refused":
             notes = (
                 f"{self.name}: the model treats all fit prompts alike, so its refusal vector is the difference "
                 "of harmful and harmless prompts.",
             )
-        blocks = block_range(self.options["blocks"], len(find_blocks(decoder)))
+        blocks = block_range(self.options["blocks"], len(find_blocks(chat.decoder)))
         states = read_states(
-            decoder,
-            tokenizer,
-            prompt_rows(tokenizer, prompts),
+            chat,
+            prompt_rows(chat, prompts),
             last_token,
             blocks=blocks,
             place="input",
-            batching=batching,
             texts=[prompt.text for prompt in prompts],
         )
         readers = []
         for h in states:
-            malicious = h[found.toxic]
+            malicious = h[groups.toxic]
             projector = null_projector(h[kept], self.options["null_share"])
             size = float((malicious.double() @ projector).pow(2).sum())
             readers.append(solve_reader(malicious, projector, self.options["regulariser"] * size))
         refusals = difference_of_means(states, towards, away)
         gain = at_each(self.options[STRENGTH], PAPER_BLOCKS, len(blocks))
-        return AlphaSteering(blocks, prompt_suffix(tokenizer), torch.stack(readers), refusals, gain, notes=notes)
+        return AlphaSteering(blocks, prompt_suffix(chat.tokenizer), torch.stack(readers), refusals, gain, notes=notes)
 
     def variants(self) -> list[dict[str, Any]]:
         return [

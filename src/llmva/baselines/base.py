@@ -33,7 +33,7 @@ from torch import Tensor
 from llmva.baselines.hooks import Behaviour, Place, steered
 from llmva.errors import LlmvaError, UsageError
 from llmva.judges.base import Label
-from llmva.models.batching import Batching
+from llmva.models.chat_model import ChatModel
 from llmva.models.sublayers import Decoder
 from llmva.prompts.types import Prompt
 
@@ -79,9 +79,9 @@ class Steering(ABC):
             raise UsageError(
                 f"A steering's strength cannot be {strength}: give 0 or more, since less would undo safety."
             )
-        found = copy.copy(self)
-        found.strength = self.strength * strength
-        return found
+        other = copy.copy(self)
+        other.strength = self.strength * strength
+        return other
 
 
 class Baseline(ABC):
@@ -118,12 +118,9 @@ class Baseline(ABC):
     @abstractmethod
     def fit(
         self,
-        decoder: Decoder,
-        tokenizer: Any,
+        chat: ChatModel,
         prompts: Sequence[Prompt],
         labels: Sequence[Label],
-        *,
-        batching: Batching,
         generator: torch.Generator,
     ) -> Steering:
         """Learn from `prompts` and what the untouched model did with them. Raises LlmvaError where a side lacks."""
@@ -157,16 +154,16 @@ class Sides:
 
 def sides(name: str, prompts: Sequence[Prompt], labels: Sequence[Label]) -> Sides:
     """Raises LlmvaError if there are no benign or no toxic prompts."""
-    found = Sides(
+    groups = Sides(
         [i for i, prompt in enumerate(prompts) if prompt.benign],
         [i for i, prompt in enumerate(prompts) if not prompt.benign],
         [i for i, (_, label) in enumerate(zip(prompts, labels, strict=True)) if label is Label.ANSWERED],
         [i for i, label in enumerate(labels) if label is Label.REFUSED],
     )
-    if not found.benign or not found.toxic:
-        kind = "toxic" if found.benign else "benign"
+    if not groups.benign or not groups.toxic:
+        kind = "toxic" if groups.benign else "benign"
         raise LlmvaError(f"{name} is fitted on benign and toxic prompts and got no {kind} ones: add some.")
-    return found
+    return groups
 
 
 def block_range(shares: Sequence[float], count: int) -> tuple[int, ...]:
@@ -187,8 +184,8 @@ def at_each(strength: float, papers: int, count: int) -> float:
 def spread(states: Tensor) -> Tensor:
     """Root of the mean squared distance of vectors [blocks, n, d] from their mean, by block: [blocks]."""
     centred = states - states.mean(dim=1, keepdim=True)
-    found: Tensor = centred.pow(2).sum(-1).mean(-1).sqrt()
-    return found
+    root: Tensor = centred.pow(2).sum(-1).mean(-1).sqrt()
+    return root
 
 
 def unit(vector: Tensor) -> Tensor:

@@ -38,8 +38,8 @@ from llmva.baselines.threshold import Threshold, best_threshold
 from llmva.baselines.vectorsteer import add_vector
 from llmva.errors import LlmvaError, UsageError
 from llmva.judges.base import Label
-from llmva.models.batching import Batching
 from llmva.models.chat import render
+from llmva.models.chat_model import ChatModel
 from llmva.models.sublayers import Decoder
 from llmva.prompts.types import Prompt
 
@@ -118,64 +118,55 @@ class Cast(Baseline):
 
     def fit(
         self,
-        decoder: Decoder,
-        tokenizer: Any,
+        chat: ChatModel,
         prompts: Sequence[Prompt],
         labels: Sequence[Label],
-        *,
-        batching: Batching,
         generator: torch.Generator,
     ) -> CastSteering:
-        found = sides(self.name, prompts, labels)
-        count = len(find_blocks(decoder))
+        groups = sides(self.name, prompts, labels)
+        count = len(find_blocks(chat.decoder))
         behaviour = block_range(self.options["blocks"], count)
-        rows, texts = prompt_rows(tokenizer, prompts), [prompt.text for prompt in prompts]
+        rows, texts = prompt_rows(chat, prompts), [prompt.text for prompt in prompts]
         early = block_range(self.options["condition_blocks"], count)
         # block 0 reads bare embeddings, so it is no candidate where there is another
         candidates = [block for block in range(max(1, early[0]), max(1, early[-1]) + 1) if block <= behaviour[0]] or [0]
-        means = read_states(
-            decoder, tokenizer, rows, mean_of_last(), blocks=candidates, place="input", batching=batching, texts=texts
-        )
-        block, condition, threshold = find_condition(candidates, means, found, generator)
-        refusing, answering, lengths = self._behaviour_states(
-            decoder, tokenizer, rows, found, behaviour, batching, generator
-        )
+        means = read_states(chat, rows, mean_of_last(), blocks=candidates, place="input", texts=texts)
+        block, condition, threshold = find_condition(candidates, means, groups, generator)
+        refusing, answering, lengths = self._behaviour_states(chat, rows, groups, behaviour, generator)
         share = at_each(self.options[STRENGTH], PAPER_BLOCKS, len(behaviour))
         vectors = share * lengths[:, None] * main_direction(refusing, answering)
-        return CastSteering(behaviour, block, prompt_suffix(tokenizer), vectors, condition, threshold)
+        return CastSteering(behaviour, block, prompt_suffix(chat.tokenizer), vectors, condition, threshold)
 
     def _behaviour_states(
         self,
-        decoder: Decoder,
-        tokenizer: Any,
+        chat: ChatModel,
         rows: list[list[int]],
-        found: Sides,
+        groups: Sides,
         blocks: tuple[int, ...],
-        batching: Batching,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Paired states of refusing and of answering [blocks, n, d], and the streams' mean lengths [blocks]."""
-        read = {"blocks": blocks, "place": "input", "batching": batching}
-        last = read_states(decoder, tokenizer, rows, last_token, **read)  # type: ignore[arg-type]
+        read = {"blocks": blocks, "place": "input"}
+        last = read_states(chat, rows, last_token, **read)  # type: ignore[arg-type]
         lengths = spread(last)
         if self.options["contrast"] == "labels":
-            if not found.refused or not found.answered:
-                never = "refuses" if found.answered else "answers"
+            if not groups.refused or not groups.answered:
+                never = "refuses" if groups.answered else "answers"
                 raise LlmvaError(
                     f"The model {never} none of the fit prompts, so cast cannot learn refusing from labels: "
                     "use its contrast 'openings'."
                 )
-            pairs = pair_up(found.refused, found.answered, generator)
+            pairs = pair_up(groups.refused, groups.answered, generator)
             return last[:, [r for r, _ in pairs]], last[:, [a for _, a in pairs]], lengths
-        order = torch.randperm(len(found.benign), generator=generator)[: self.options["questions"]]
-        questions = [rows[found.benign[i]] for i in order.tolist()]
-        space = "" if render(tokenizer, "hello")[-1:].isspace() else " "
+        order = torch.randperm(len(groups.benign), generator=generator)[: self.options["questions"]]
+        questions = [rows[groups.benign[i]] for i in order.tolist()]
+        space = "" if render(chat.tokenizer, "hello")[-1:].isspace() else " "
         sides_of_pairs = []
         for side in (0, 1):
-            openings = [tokenizer(space + pair[side], add_special_tokens=False)["input_ids"] for pair in OPENINGS]
+            openings = [chat.tokenizer(space + pair[side], add_special_tokens=False)["input_ids"] for pair in OPENINGS]
             longer = [[*question, *opening] for question in questions for opening in openings]
             weights = [mean_of_last(len(opening)) for _ in questions for opening in openings]
-            sides_of_pairs.append(read_states(decoder, tokenizer, longer, weights, **read))  # type: ignore[arg-type]
+            sides_of_pairs.append(read_states(chat, longer, weights, **read))  # type: ignore[arg-type]
         return sides_of_pairs[0], sides_of_pairs[1], lengths
 
     def variants(self) -> list[dict[str, Any]]:
@@ -184,15 +175,15 @@ class Cast(Baseline):
 
 
 def find_condition(
-    candidates: Sequence[int], means: Tensor, found: Sides, generator: torch.Generator
+    candidates: Sequence[int], means: Tensor, groups: Sides, generator: torch.Generator
 ) -> tuple[int, Tensor, Threshold]:
     """Block, condition vector [d] and threshold with the best F1; `means` [candidates, n, d]. Ties to the earlier."""
-    pairs = pair_up(found.toxic, found.benign, generator)
+    pairs = pair_up(groups.toxic, groups.benign, generator)
     conditions = main_direction(means[:, [t for t, _ in pairs]], means[:, [b for _, b in pairs]])
     best: tuple[int, Tensor, Threshold] | None = None
     for block, states, condition in zip(candidates, means, conditions, strict=True):
         numbers = similarity(states, condition)
-        threshold = best_threshold(numbers[found.toxic], numbers[found.benign], both_ways=True)
+        threshold = best_threshold(numbers[groups.toxic], numbers[groups.benign], both_ways=True)
         if best is None or threshold.f1 > best[2].f1:
             best = (block, condition, threshold)
     assert best is not None

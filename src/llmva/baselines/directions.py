@@ -33,15 +33,15 @@ def main_direction(positive: Tensor, negative: Tensor) -> Tensor:
     # right singular vectors by the smaller of the two Gram matrices
     if differences.shape[-2] >= differences.shape[-1]:
         _, vectors = torch.linalg.eigh(differences.mT @ differences)
-        found = vectors[..., -1]
+        axis = vectors[..., -1]
     else:
         _, vectors = torch.linalg.eigh(differences @ differences.mT)
-        found = unit((differences.mT @ vectors[..., -1:]).squeeze(-1))
-    along = (differences @ found.unsqueeze(-1)).squeeze(-1)  # [..., n]
+        axis = unit((differences.mT @ vectors[..., -1:]).squeeze(-1))
+    along = (differences @ axis.unsqueeze(-1)).squeeze(-1)  # [..., n]
     votes = along.sign().sum(-1, keepdim=True)
     sign = torch.where(votes == 0, along.sum(-1, keepdim=True).sign(), votes.sign())
     sign = torch.where(sign == 0, torch.ones_like(sign), sign)
-    direction: Tensor = (sign * found).float()
+    direction: Tensor = (sign * axis).float()
     return direction
 
 

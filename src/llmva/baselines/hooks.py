@@ -108,9 +108,9 @@ def prompt_ends(ids: Tensor, suffix: Sequence[int]) -> Tensor:
     if not suffix or len(suffix) > width:
         return last
     wanted = torch.tensor(suffix, device=ids.device)
-    found = (ids.unfold(1, len(suffix), 1) == wanted).all(-1)  # [rows, width - len(suffix) + 1]
-    columns = torch.arange(found.shape[1], device=ids.device)
-    start = torch.where(found, columns, -1).max(dim=1).values
+    matches = (ids.unfold(1, len(suffix), 1) == wanted).all(-1)  # [rows, width - len(suffix) + 1]
+    columns = torch.arange(matches.shape[1], device=ids.device)
+    start = torch.where(matches, columns, -1).max(dim=1).values
     return torch.where(start >= 0, start + len(suffix) - 1, last)
 
 

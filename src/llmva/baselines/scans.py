@@ -38,8 +38,8 @@ from llmva.baselines.threshold import best_threshold
 from llmva.baselines.vectorsteer import add_vector
 from llmva.errors import UsageError
 from llmva.judges.base import Label
-from llmva.models.batching import Batching
 from llmva.models.chat import render
+from llmva.models.chat_model import ChatModel
 from llmva.models.sublayers import Decoder
 from llmva.prompts.types import Prompt
 
@@ -70,8 +70,8 @@ class ScansSteering(Steering):
         """Mean cosine with the reference of prompts as token ids: float32 [rows]."""
         longer = [[*row, *self.sure] for row in rows]
         weights = [step_back(len(self.sure))(len(row)) for row in longer]
-        found = read_batch(decoder, longer, weights, pad=self.pad, blocks=self.read, place="output")
-        return mean_cosine(found, self.reference.to(found))
+        states = read_batch(decoder, longer, weights, pad=self.pad, blocks=self.read, place="output")
+        return mean_cosine(states, self.reference.to(states))
 
 
 class _Signed(Behaviour):
@@ -131,37 +131,30 @@ class Scans(Baseline):
 
     def fit(
         self,
-        decoder: Decoder,
-        tokenizer: Any,
+        chat: ChatModel,
         prompts: Sequence[Prompt],
         labels: Sequence[Label],
-        *,
-        batching: Batching,
         generator: torch.Generator,
     ) -> ScansSteering:
-        found = sides(self.name, prompts, labels)
+        groups = sides(self.name, prompts, labels)
         toxic, benign = (
             [side[i] for i in torch.randperm(len(side), generator=generator)[: self.options["anchors"]].tolist()]
-            for side in (found.toxic, found.benign)
+            for side in (groups.toxic, groups.benign)
         )
         anchors = [prompts[i] for i in [*toxic, *benign]]
         harmful, harmless = range(len(toxic)), range(len(toxic), len(anchors))
-        rows, texts = prompt_rows(tokenizer, anchors), [prompt.text for prompt in anchors]
-        count = len(find_blocks(decoder))
+        rows, texts = prompt_rows(chat, anchors), [prompt.text for prompt in anchors]
+        count = len(find_blocks(chat.decoder))
         blocks = block_range(self.options["blocks"], count)
         read = tuple(range(blocks[0], count))
-        states = read_states(
-            decoder, tokenizer, rows, last_token, blocks=blocks, place="output", batching=batching, texts=texts
-        )
-        sure = sure_tokens(tokenizer)
+        states = read_states(chat, rows, last_token, blocks=blocks, place="output", texts=texts)
+        sure = sure_tokens(chat.tokenizer)
         transitions = read_states(
-            decoder,
-            tokenizer,
+            chat,
             [[*row, *sure] for row in rows],
             step_back(len(sure)),
             blocks=read,
             place="output",
-            batching=batching,
             texts=texts,
         )
         reference = transitions[:, list(harmful)].mean(1)
@@ -173,13 +166,13 @@ class Scans(Baseline):
         share = at_each(self.options[STRENGTH], PAPER_BLOCKS, len(blocks))
         return ScansSteering(
             blocks,
-            prompt_suffix(tokenizer),
+            prompt_suffix(chat.tokenizer),
             share * spread(states)[:, None] * vectors,
             reference,
             read,
             float(threshold),
             sure,
-            int(tokenizer.pad_token_id),
+            int(chat.tokenizer.pad_token_id),
         )
 
     def variants(self) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from llmva.baselines.hooks import Place, find_blocks
-from llmva.models.batching import Batching, longest_first
-from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
+from llmva.models.batching import longest_first
+from llmva.models.chat import forward_inputs, input_device, pad_left
+from llmva.models.chat_model import ChatModel
 from llmva.models.generate import check_rows
 from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
 from llmva.prompts.types import Prompt
@@ -37,28 +38,26 @@ def step_back(count: int) -> Weights:
     """The state `count` tokens before the last one, minus the state at the last one."""
 
     def weights(length: int) -> list[float]:
-        found = [0.0] * length
-        found[-1 - count] += 1.0
-        found[-1] -= 1.0
-        return found
+        row = [0.0] * length
+        row[-1 - count] += 1.0
+        row[-1] -= 1.0
+        return row
 
     return weights
 
 
-def prompt_rows(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
+def prompt_rows(chat: ChatModel, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Token ids of the rendered prompts."""
-    return [encode(tokenizer, render(tokenizer, prompt.text)) for prompt in prompts]
+    return chat.rows([prompt.text for prompt in prompts])
 
 
 def read_states(
-    decoder: Decoder,
-    tokenizer: Any,
+    chat: ChatModel,
     rows: Sequence[list[int]],
     weights: Weights | Sequence[Weights],
     *,
     blocks: Sequence[int],
     place: Place,
-    batching: Batching,
     texts: Sequence[str] | None = None,
 ) -> Tensor:
     """Weighted sums of the residual stream at `blocks` for rows of token ids: float32 [blocks, n, d] on the CPU.
@@ -71,24 +70,24 @@ def read_states(
     Raises:
         UsageError: a row that does not fit into the model's context.
     """
-    check_rows(decoder.model, texts or ["" for _ in rows], list(rows), 0)
+    check_rows(chat.model, texts or ["" for _ in rows], list(rows), 0)
     each = [weights] * len(rows) if callable(weights) else list(weights)
-    found = torch.empty(len(blocks), len(rows), decoder.width)
+    states = torch.empty(len(blocks), len(rows), chat.decoder.width)
     lengths = [len(row) for row in rows]
 
     def work(batch: list[int]) -> Tensor:
         return read_batch(
-            decoder,
+            chat.decoder,
             [rows[i] for i in batch],
             [each[i](lengths[i]) for i in batch],
-            pad=tokenizer.pad_token_id,
+            pad=chat.tokenizer.pad_token_id,
             blocks=blocks,
             place=place,
         ).cpu()
 
-    for batch, states in batching.over(longest_first(lengths), lengths.__getitem__, work):
-        found[:, batch] = states
-    return found
+    for batch, batch_states in chat.batching.over(longest_first(lengths), lengths.__getitem__, work):
+        states[:, batch] = batch_states
+    return states
 
 
 @torch.no_grad()

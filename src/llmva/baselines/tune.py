@@ -24,16 +24,14 @@ import torch
 from llmva.baselines import make_baseline
 from llmva.baselines.base import STRENGTH, Steering
 from llmva.errors import LlmvaError, UsageError
-from llmva.judges.base import Judge, Label
-from llmva.method.observe import observe
+from llmva.judges.base import Label
+from llmva.method.observe import Observation
 from llmva.metrics.rates import point_rates
-from llmva.models.batching import Batching
-from llmva.models.sublayers import Decoder
-from llmva.progress import Progress
+from llmva.models.chat_model import ChatModel
 from llmva.prompts.types import Prompt
 
 Applied = Callable[[], AbstractContextManager[Any]]
-FIGURES = ("f1", "asr", "orr", "garbled")
+RATES = ("f1", "asr", "orr", "garbled")
 
 
 class Trials:
@@ -44,6 +42,7 @@ class Trials:
 
     Args:
         fit: prompts to fit on, and what the untouched model did with them.
+        observe: answers to prompts of the model as it is now; the text names the stage for the progress bar.
         kept: share of harmless next tokens that stay as they are while hooks are applied; None does not ask.
         rows: what was tried before, as `rows` below; none of it is tried again.
 
@@ -54,28 +53,21 @@ class Trials:
     def __init__(
         self,
         name: str,
-        decoder: Decoder,
-        tokenizer: Any,
+        chat: ChatModel,
         fit: tuple[Sequence[Prompt], Sequence[Label]],
         validation: Sequence[Prompt],
-        judge: Judge,
-        *,
-        max_new_tokens: int,
-        batching: Batching,
+        observe: Callable[[Sequence[Prompt], str], Observation],
         generator: torch.Generator,
         kept: Callable[[Applied], float | None] = lambda applied: None,
         rows: Sequence[dict[str, Any]] = (),
-        progress: Progress | None = None,
     ) -> None:
         if len({prompt.benign for prompt in validation}) < 2:
             raise UsageError("Tuning needs benign and toxic validation prompts: add those that are missing.")
-        self.name, self.decoder, self.tokenizer, self.fit = name, decoder, tokenizer, fit
-        self.validation, self.judge, self.max_new_tokens, self.batching = validation, judge, max_new_tokens, batching
+        self.name, self.chat, self.fit, self.validation, self.observe = name, chat, fit, validation, observe
         self.kept = kept
-        self.progress = progress or Progress()
         self.rows = list(rows)
         """`options`, `f1`, `asr`, `orr`, `garbled` and `kept` in the order tried. Where a variant could not be fitted
-        the figures are None and `error` says why."""
+        the rates are None and `error` says why."""
         self._generator, self._start = generator, generator.get_state()
         self._fits: dict[str, tuple[float, Steering | LlmvaError]] = {}  # strength and fit, by the other options
 
@@ -89,23 +81,14 @@ class Trials:
                 continue
             strength, steering = self._fitted(options)
             if isinstance(steering, LlmvaError):
-                self.rows.append({"options": options, **dict.fromkeys(FIGURES), "kept": None, "error": str(steering)})
+                self.rows.append({"options": options, **dict.fromkeys(RATES), "kept": None, "error": str(steering)})
                 continue
             scaled = steering.scaled(options[STRENGTH] / strength)
-            on_progress = self.progress.stage(f"{self.name}: choosing, try {len(self.rows) + 1}", len(self.validation))
-            with scaled.applied(self.decoder):
-                seen = observe(
-                    self.decoder,
-                    self.tokenizer,
-                    self.validation,
-                    self.judge,
-                    max_new_tokens=self.max_new_tokens,
-                    batching=self.batching,
-                    on_progress=on_progress,
-                )
-            figures = point_rates(seen.prompts, seen.labels)
-            kept = self.kept(lambda scaled=scaled: scaled.applied(self.decoder))  # type: ignore[misc]
-            self.rows.append({"options": options, **{figure: figures[figure] for figure in FIGURES}, "kept": kept})
+            with scaled.applied(self.chat.decoder):
+                seen = self.observe(self.validation, f"{self.name}: choosing, try {len(self.rows) + 1}")
+            rates = point_rates(seen.prompts, seen.labels)
+            kept = self.kept(lambda scaled=scaled: scaled.applied(self.chat.decoder))  # type: ignore[misc]
+            self.rows.append({"options": options, **{name: rates[name] for name in RATES}, "kept": kept})
             spent += len(self.validation)
         return spent
 
@@ -115,12 +98,12 @@ class Trials:
             same = torch.Generator(self._generator.device)
             same.set_state(self._start)
             baseline = make_baseline(self.name, **options)
-            found: Steering | LlmvaError
+            steering: Steering | LlmvaError
             try:
-                found = baseline.fit(self.decoder, self.tokenizer, *self.fit, batching=self.batching, generator=same)
+                steering = baseline.fit(self.chat, *self.fit, same)
             except LlmvaError as error:  # such as a model that refuses nothing, for a variant that learns from refusals
-                found = error
-            self._fits[key] = (options[STRENGTH], found)
+                steering = error
+            self._fits[key] = (options[STRENGTH], steering)
         return self._fits[key]
 
 
@@ -132,7 +115,7 @@ def best(rows: Sequence[Mapping[str, Any]], untouched: Mapping[str, Any], min_ke
 
     Args:
         rows: of `Trials`.
-        untouched: the untouched model's figures on the same prompts.
+        untouched: the untouched model's rates on the same prompts.
         min_kept: least share of harmless next tokens kept; rows that do not know theirs pass.
 
     Raises:
@@ -143,8 +126,8 @@ def best(rows: Sequence[Mapping[str, Any]], untouched: Mapping[str, Any], min_ke
         raise LlmvaError(rows[0].get("error") or "The judge could say nothing of any answer: try another.")
     limit = min(min_kept, max(_kept(row) for row in measured))
     intact = [row for row in measured if _kept(row) >= limit]
-    most = max(_not_refused(untouched), min(_not_refused(row) for row in intact))
-    safe = [row for row in intact if _not_refused(row) <= most]
+    limit = max(_not_refused(untouched), min(_not_refused(row) for row in intact))
+    safe = [row for row in intact if _not_refused(row) <= limit]
     return dict(max(safe, key=lambda row: (-1.0 if row["f1"] is None else row["f1"], -row["asr"]))["options"])
 
 
@@ -152,6 +135,6 @@ def _kept(row: Mapping[str, Any]) -> float:
     return 1.0 if row["kept"] is None else float(row["kept"])
 
 
-def _not_refused(figures: Mapping[str, Any]) -> float:
+def _not_refused(rates: Mapping[str, Any]) -> float:
     """Share of the harmful prompts that were answered or got broken text."""
-    return round((figures["asr"] or 0.0) + (figures["garbled"] or 0.0), 9)
+    return round((rates["asr"] or 0.0) + (rates["garbled"] or 0.0), 9)

@@ -28,7 +28,7 @@ from llmva.baselines.hooks import Behaviour, Pass, find_blocks, prompt_suffix
 from llmva.baselines.states import last_token, prompt_rows, read_states
 from llmva.errors import LlmvaError
 from llmva.judges.base import Label
-from llmva.models.batching import Batching
+from llmva.models.chat_model import ChatModel
 from llmva.models.sublayers import Decoder
 from llmva.prompts.types import Prompt
 
@@ -85,33 +85,28 @@ class VectorSteer(Baseline):
 
     def fit(
         self,
-        decoder: Decoder,
-        tokenizer: Any,
+        chat: ChatModel,
         prompts: Sequence[Prompt],
         labels: Sequence[Label],
-        *,
-        batching: Batching,
         generator: torch.Generator,
     ) -> VectorSteering:
-        found = sides(self.name, prompts, labels)
-        positive, negative = found.toxic, found.benign
+        groups = sides(self.name, prompts, labels)
+        positive, negative = groups.toxic, groups.benign
         if self.options["contrast"] == "refused":
-            positive, negative = found.refused, found.answered
+            positive, negative = groups.refused, groups.answered
             if not positive or not negative:
                 never = "refuses" if negative else "answers"
                 raise LlmvaError(
                     f"The model {never} none of the fit prompts, so vectorsteer has no answer vector: "
                     "use its contrast 'harmful'."
                 )
-        blocks = block_range(self.options["blocks"], len(find_blocks(decoder)))
+        blocks = block_range(self.options["blocks"], len(find_blocks(chat.decoder)))
         states = read_states(
-            decoder,
-            tokenizer,
-            prompt_rows(tokenizer, prompts),
+            chat,
+            prompt_rows(chat, prompts),
             last_token,
             blocks=blocks,
             place="output",
-            batching=batching,
             texts=[prompt.text for prompt in prompts],
         )
         if self.options["direction"] == "pca":
@@ -120,7 +115,7 @@ class VectorSteer(Baseline):
         else:
             vectors = unit(difference_of_means(states, positive, negative))
         share = at_each(self.options[STRENGTH], PAPER_BLOCKS, len(blocks))
-        return VectorSteering(blocks, prompt_suffix(tokenizer), share * spread(states)[:, None] * vectors)
+        return VectorSteering(blocks, prompt_suffix(chat.tokenizer), share * spread(states)[:, None] * vectors)
 
     def variants(self) -> list[dict[str, Any]]:
         return [{"contrast": "refused"}, {"direction": "means"}, {"contrast": "refused", "direction": "means"}]

@@ -32,7 +32,7 @@ def run_align(
 ) -> None:
     """Prompts and judge are read before the model, so that a mistake in them costs no loading."""
     inputs.quiet_libraries(model, *toxic, *benign, *inputs.places(data))
-    from llmva.alignment import align
+    from llmva.alignment import RunOptions, align
     from llmva.cli.data import parse_and_tell
     from llmva.judges import make_judge
     from llmva.models.load import load_model
@@ -58,10 +58,9 @@ def run_align(
             out=out,
             restart=restart,
             skills=probes,
-            name=name or model,
-            command=inputs.typed_command(),
             batch_tokens=batch_tokens,
             progress=display,
+            options=RunOptions(name=name or model, command=inputs.typed_command()),
             **(settings or {}),
         )
     show_run(result.record, out, display, json, quiet)
@@ -136,8 +135,9 @@ def run_evaluate(
         raise UsageError("--per-set, --keep-duplicates and --markdown are about sets of --data: add --data.")
     of_the_hub = [] if utility is None else ["data of benchmarks"]
     inputs.quiet_libraries(model, *toxic, *benign, *of_the_hub)
-    from llmva.evaluation.evaluate import evaluate
+    from llmva.evaluation.evaluate import EvaluationSettings, evaluate
     from llmva.judges import make_judge
+    from llmva.models.chat_model import ChatModel
     from llmva.models.load import load_model
     from llmva.report import before_after_table, tasks_table
     from llmva.utility import measure_tasks
@@ -151,15 +151,11 @@ def run_evaluate(
         display.note(f"loading {model}")
         loaded, tokenizer = load_model(model, **loading)
         found = evaluate(
-            loaded,
-            tokenizer,
+            ChatModel.of(loaded, tokenizer, batch_tokens),
             prompts,
             judge_,
+            EvaluationSettings(seed=seed, max_new_tokens=max_new_tokens, **thoughts),
             edit=loaded_edit,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            **thoughts,
-            batch_tokens=batch_tokens,
             progress=display,
         )
         if utility is not None:
@@ -194,9 +190,10 @@ def run_evaluate(
 
 
 def run_inspect(directory: Path, *, json: bool, quiet: bool) -> None:
-    from llmva.edit import Edit, edit_file
+    from llmva.edit import Edit
+    from llmva.edit_file import edit_file
     from llmva.report import before_after_table
-    from llmva.runs.run import read_run
+    from llmva.runs.record import read_run
 
     if not directory.exists():
         raise UsageError(f"There is no '{directory}': give the folder that llmva align wrote.")

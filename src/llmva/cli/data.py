@@ -107,9 +107,11 @@ def run_transfer(
     from llmva.cli.console import Display, emit
 
     inputs.quiet_libraries(model, *toxic, *benign, *inputs.places(data))
+    from llmva.evaluation.evaluate import EvaluationSettings
     from llmva.evaluation.transfer import transfer
     from llmva.files import write_text
     from llmva.judges import make_judge
+    from llmva.models.chat_model import ChatModel
     from llmva.models.load import load_model
     from llmva.prompts.testsets import PER_SET, read_test_sets
     from llmva.report import transfer_markdown, transfer_table
@@ -132,14 +134,11 @@ def run_transfer(
         display.note(f"loading {model}")
         loaded, tokenizer = load_model(model, **loading)
         found = transfer(
-            loaded,
-            tokenizer,
+            ChatModel.of(loaded, tokenizer, batch_tokens),
             sets,
             judge_,
+            settings=EvaluationSettings(seed=seed, max_new_tokens=max_new_tokens),
             edit=loaded_edit,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            batch_tokens=batch_tokens,
             progress=display,
         )
     if edit is not None and sets[0].about["contamination"] is None:

@@ -76,6 +76,7 @@ def extend(
     if not toxic and not benign:
         raise UsageError("There is nothing new: add --toxic or --benign with a file or a data set.")
     inputs.quiet_libraries(*(toxic or []), *(benign or []))
+    from llmva.alignment import RunOptions
     from llmva.cli.commands import show_run
     from llmva.cli.console import Display
     from llmva.extension import extend as run
@@ -119,8 +120,7 @@ def extend(
             out=out,
             restart=restart,
             skills=inputs.choose_probes(place, skills),
-            name=title,
-            command=inputs.typed_command(),
+            options=RunOptions(name=title, command=inputs.typed_command()),
             batch_tokens=batch_tokens,
             progress=display,
             **settings,

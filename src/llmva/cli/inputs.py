@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from llmva.edit import Edit, edit_file
+from llmva.edit import Edit
+from llmva.edit_file import edit_file
 from llmva.errors import UsageError
 from llmva.evaluation.skills import Probe, load_probes
 from llmva.progress import Progress
@@ -88,7 +89,7 @@ def run_prompts(edit: Path | None) -> PromptSet | None:
 
 def thinking_mode(edit: Path | None, mode: str | None, tokens: int | None) -> dict[str, Any]:
     """`thinking` and `thinking_tokens` as the user says, else as the edit's run was made, else off."""
-    from llmva.runs.run import read_run
+    from llmva.runs.record import read_run
     from llmva.settings import make_settings
 
     folder = edit_file(edit).parent if edit is not None else None
@@ -140,7 +141,7 @@ def load_edit(
     edit = Edit.load(path)
     if point is not None:
         from llmva.metrics.pareto import find_point
-        from llmva.runs.run import read_run
+        from llmva.runs.record import read_run
 
         if iteration is not None or strength is not None:
             raise UsageError("--point is an iteration and a strength: leave --iteration and --strength out.")

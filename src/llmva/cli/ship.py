@@ -39,7 +39,7 @@ def plan_of(
 
 def run_front(directory: Path, *, json: bool, quiet: bool) -> None:
     from llmva.report import front_table, write_front
-    from llmva.runs.run import read_run
+    from llmva.runs.record import read_run
 
     record = read_run(directory)
     if not record.get("front"):

@@ -17,10 +17,10 @@ import torch
 
 from llmva.judges.garbled import why_garbled
 from llmva.judges.text import Folder
-from llmva.models.batching import Batching, longest_first
-from llmva.models.chat import encode, input_device, pad_left, render
+from llmva.models.batching import longest_first
+from llmva.models.chat_model import ChatModel
 from llmva.models.generate import context_length, end_tokens, generate_greedily
-from llmva.models.sublayers import Decoder, contiguous_head, hooked
+from llmva.models.sublayers import contiguous_head, hooked
 from llmva.statistics import wilson
 
 PROMPTS = 16
@@ -43,26 +43,24 @@ class LongAnswer:
 
 
 def compare_endings(
-    decoder: Decoder,
-    tokenizer: Any,
+    chat: ChatModel,
     prompts: Sequence[str],
     applied: Callable[[], AbstractContextManager[Any]],
-    most: int,
-    batching: Batching,
+    max_new_tokens: int,
     on_progress: Callable[[int], None] = lambda n: None,
 ) -> tuple[dict[str, Any], int]:
-    """Answer the prompts with up to `most` tokens, untouched and while `applied()` is entered.
+    """Answer the prompts with up to `max_new_tokens` tokens, untouched and while `applied()` is entered.
 
     Returns what run.json holds under `endings`, and the number of tokens generated. `on_progress` is told of every
     prompt twice.
     """
-    rows = [encode(tokenizer, render(tokenizer, prompt)) for prompt in prompts]
-    limit = context_length(decoder.model)
+    rows = chat.rows(prompts)
+    limit = context_length(chat.model)
     if limit is not None:
-        most = max(1, min(most, limit - max(map(len, rows))))
-    before = _long_answers(decoder, tokenizer, rows, most, batching, on_progress)
+        max_new_tokens = max(1, min(max_new_tokens, limit - max(map(len, rows))))
+    before = _long_answers(chat, rows, max_new_tokens, on_progress)
     with applied():
-        after = _long_answers(decoder, tokenizer, rows, most, batching, on_progress)
+        after = _long_answers(chat, rows, max_new_tokens, on_progress)
     old = [fault(answer) for answer in before]
     new = [fault(answer) for answer in after]
     # an answer that runs into the limit is one to blame where the original came to an end
@@ -73,14 +71,14 @@ def compare_endings(
         for i in range(len(rows))
         if is_wrong[i] and not was_wrong[i]
     ]
-    found = {
+    record = {
         "n": len(rows),
-        "tokens": most,
+        "tokens": max_new_tokens,
         "before": _tally(old, was_wrong),
         "after": _tally(new, is_wrong),
         "examples": examples[:SHOWN],
     }
-    return found, sum(len(answer.tokens) for answer in (*before, *after))
+    return record, sum(len(answer.tokens) for answer in (*before, *after))
 
 
 def fault(answer: LongAnswer) -> str | None:
@@ -130,27 +128,22 @@ def breaks_off(text: str) -> bool:
 
 @torch.inference_mode()
 def _long_answers(
-    decoder: Decoder,
-    tokenizer: Any,
-    rows: Sequence[Sequence[int]],
-    most: int,
-    batching: Batching,
-    on_progress: Callable[[int], None],
+    chat: ChatModel, rows: Sequence[Sequence[int]], max_new_tokens: int, on_progress: Callable[[int], None]
 ) -> list[LongAnswer]:
-    model, found = decoder.model, dict[int, LongAnswer]()
-    ending = end_tokens(model, tokenizer)
+    model, answers = chat.model, dict[int, LongAnswer]()
+    ending = end_tokens(model, chat.tokenizer)
 
     def work(batch: list[int]) -> list[LongAnswer]:
-        ids, mask = pad_left([rows[i] for i in batch], tokenizer.pad_token_id, input_device(model))
+        ids, mask = chat.pad([rows[i] for i in batch])
         with hooked([contiguous_head(model)]):
-            new = generate_greedily(model, tokenizer, ids, mask, most).tolist()
-        return [_answer(tokenizer, row, ending) for row in new]
+            new = generate_greedily(model, chat.tokenizer, ids, mask, max_new_tokens).tolist()
+        return [_answer(chat.tokenizer, row, ending) for row in new]
 
-    lengths = [len(row) + most for row in rows]
-    for batch, answers in batching.over(longest_first(lengths), lengths.__getitem__, work):
-        found.update(zip(batch, answers, strict=True))
+    lengths = [len(row) + max_new_tokens for row in rows]
+    for batch, batch_answers in chat.batching.over(longest_first(lengths), lengths.__getitem__, work):
+        answers.update(zip(batch, batch_answers, strict=True))
         on_progress(len(batch))
-    return [found[i] for i in range(len(rows))]
+    return [answers[i] for i in range(len(rows))]
 
 
 def _answer(tokenizer: Any, row: Sequence[int], ending: set[int]) -> LongAnswer:

@@ -1,101 +1,92 @@
-"""Measure a model on given prompts, untouched and with an edit, in the form that a run's test figures have."""
+"""Measure a model on given prompts, untouched and with an edit, in the form that a run's test rates have."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 from llmva.edit import Edit
-from llmva.evaluation.final import endings, utility
+from llmva.evaluation.utility import measure_utility
 from llmva.judges.base import Judge
 from llmva.method.observe import Observation, harmless_answers, observe
 from llmva.metrics.rates import summarise
-from llmva.models.batching import first_guess
-from llmva.models.harmless import agreement
-from llmva.models.sublayers import find_decoder
+from llmva.models.chat_model import ChatModel
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt
-from llmva.runs.run import peak_bytes
+from llmva.runs.environment import peak_bytes
 from llmva.settings import check_seed
 
 
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How answers are made; the fields mean what they do in `llmva.settings.Settings`."""
+
+    seed: int = 42
+    max_new_tokens: int = 128
+    endings_tokens: int = 256  # length of the answers that are checked for loops and broken endings; 0 checks none
+    thinking: str = "off"
+    thinking_tokens: int = 512
+
+
 def evaluate(
-    model: Any,
-    tokenizer: Any,
+    chat: ChatModel,
     prompts: Sequence[Prompt],
     judge: Judge,
+    settings: EvaluationSettings | None = None,
     *,
     edit: Edit | None = None,
-    seed: int = 42,
-    max_new_tokens: int = 128,
-    batch_tokens: int | None = None,
-    endings_tokens: int = 256,
-    thinking: str = "off",
-    thinking_tokens: int = 512,
-    progress: Progress | None = None,
     parts: Mapping[str, tuple[int, int]] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """ASR, ORR and F1 on exactly `prompts`: `{"test": {"before": ..., "after": ...}, "utility": ..., "cost": ...}`.
 
     "after" and "utility" are there only with an edit. `parts` asks for the same of prompts from one position up to
-    another, by name; it is in "parts" then. `endings_tokens` is the length of the answers that are checked for loops
-    and broken endings; 0 checks none. `thinking` and `thinking_tokens`: as in `llmva.settings.Settings`.
+    another, by name; it is in "parts" then.
     """
     started = time.monotonic()
-    check_seed(seed)
-    progress = progress or Progress()
-    decoder = find_decoder(model)
+    settings, progress = settings or EvaluationSettings(), progress or Progress()
+    seed = check_seed(settings.seed)
     if edit is not None:
-        edit.apply(model).remove()  # an edit of another model is told before the original's answers are waited for
-    batching = first_guess(model, batch_tokens)
-    thoughts = Thinking.asked(tokenizer, thinking, thinking_tokens)
+        edit.apply(chat.model).remove()  # an edit of another model is told before the original's answers are waited for
+    thinking = Thinking.asked(chat.tokenizer, settings.thinking, settings.thinking_tokens)
 
-    def run(label: str) -> Observation:
-        on_progress = progress.stage(f"answering, {label}", len(prompts))
+    def answers(label: str) -> Observation:
         return observe(
-            decoder,
-            tokenizer,
+            chat,
             prompts,
             judge,
-            max_new_tokens=max_new_tokens,
-            thinking=thoughts,
-            batching=batching,
-            on_progress=on_progress,
+            max_new_tokens=settings.max_new_tokens,
+            thinking=thinking,
+            on_progress=progress.stage(f"answering, {label}", len(prompts)),
         )
 
-    def figures(name: str, seen: Observation) -> None:
-        found["test"][name] = summarise(seen.prompts, seen.labels, seed=seed)
+    def add_rates(name: str, seen: Observation) -> None:
+        record["test"][name] = summarise(seen.prompts, seen.labels, seed=seed)
         for part, (start, end) in (parts or {}).items():
             of_part = summarise(seen.prompts[start:end], seen.labels[start:end], seed=seed)
-            found.setdefault("parts", {}).setdefault(part, {})[name] = of_part
+            record.setdefault("parts", {}).setdefault(part, {})[name] = of_part
 
-    found: dict[str, Any] = {"test": {}}
-    before = run("original")
-    figures("before", before)
+    record: dict[str, Any] = {"test": {}}
+    before = answers("original")
+    add_rates("before", before)
     tokens = before.capture.tokens
     if edit is not None:
-        with edit.apply(model, check=False):
-            after = run("edited")
+        with edit.apply(chat.model, check=False):
+            after = answers("edited")
         tokens += after.capture.tokens
-        figures("after", after)
+        add_rates("after", after)
         texts = harmless_answers(before.prompts, before.labels, before.capture.answers)
         if texts:
-            on_progress = progress.stage("comparing harmless text", len(texts))
-            compared = agreement(
-                decoder, tokenizer, texts, partial(edit.apply, model, check=False), batching, on_progress
+            record["utility"], more = measure_utility(
+                chat, edit, texts, endings_tokens=settings.endings_tokens, seed=seed, progress=progress
             )
-            found["utility"] = utility(compared, seed)
-            if endings_tokens:
-                found["utility"]["endings"], more = endings(
-                    decoder, tokenizer, texts, edit, endings_tokens, batching, progress
-                )
-                tokens += more
-    found["cost"] = {
+            tokens += more
+    record["cost"] = {
         "seconds": round(time.monotonic() - started, 2),
         "peak_bytes": peak_bytes(),
         "generated_tokens": tokens,
     }
-    return found
+    return record

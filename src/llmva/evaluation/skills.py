@@ -7,12 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llmva.errors import UsageError
-from llmva.models.batching import Batching
-from llmva.models.generate import capture
-from llmva.models.sublayers import Decoder
+from llmva.models.chat_model import ChatModel
+from llmva.models.generate import answer_prompts
 
 PROBE_TOKENS = 32  # of an answer; known answers are short
 
@@ -66,25 +64,18 @@ def load_probes(path: Path) -> list[Probe]:
 
 
 def measure_skills(
-    decoder: Decoder,
-    tokenizer: Any,
+    chat: ChatModel,
     probes: Sequence[Probe],
-    batching: Batching,
     on_progress: Callable[[int], None] = lambda n: None,
 ) -> dict[str, dict[str, float]]:
     """Share of right answers per skill: `{skill: {"right": share, "n": probes}}`."""
     if not probes:
         return {}
-    found = capture(
-        decoder,
-        tokenizer,
-        [p.prompt for p in probes],
-        max_new_tokens=PROBE_TOKENS,
-        batching=batching,
-        on_progress=on_progress,
+    captured = answer_prompts(
+        chat, [probe.prompt for probe in probes], max_new_tokens=PROBE_TOKENS, on_progress=on_progress
     )
     results: dict[str, list[bool]] = {}
-    for probe, answer in zip(probes, found.answers, strict=True):
+    for probe, answer in zip(probes, captured.answers, strict=True):
         results.setdefault(probe.skill, []).append(probe.right(answer))
     return {skill: {"right": sum(r) / len(r), "n": len(r)} for skill, r in results.items()}
 

@@ -8,20 +8,20 @@ from typing import Any
 from llmva.errors import UsageError
 from llmva.evaluation.evaluate import evaluate
 from llmva.judges.base import Judge
+from llmva.models.chat_model import ChatModel
 from llmva.prompts.testsets import TestSet
 
 
-def transfer(model: Any, tokenizer: Any, sets: Sequence[TestSet], judge: Judge, **how: Any) -> dict[str, Any]:
-    """Figures of each set, before and after an edit, and of all of them together.
+def transfer(chat: ChatModel, sets: Sequence[TestSet], judge: Judge, **how: Any) -> dict[str, Any]:
+    """Rates on each set, before and after an edit, and on all of them together.
 
     Args:
-        model, tokenizer: as `load_model` gives them.
         sets: as `read_test_sets` gives them.
         how: further arguments of `evaluate`, the edit among them.
 
     Returns:
         What `evaluate` returns for all prompts, with `sets`, each with `before` and `after` (docs/datasets.md), and
-        `limits`, sentences that a reader of the figures must know.
+        `limits`, sentences that a reader of the rates must know.
     """
     if not sets:
         raise UsageError("no data set was named: add --data with a name that llmva data list shows.")
@@ -31,10 +31,10 @@ def transfer(model: Any, tokenizer: Any, sets: Sequence[TestSet], judge: Judge, 
     for one in sets:
         parts[one.name] = (end, end + len(one.prompts))
         end += len(one.prompts)
-    found = evaluate(model, tokenizer, prompts, judge, parts=parts, **how)
-    figures = found.pop("parts")
+    record = evaluate(chat, prompts, judge, parts=parts, **how)
+    rates = record.pop("parts")
     return {
-        "sets": [{**one.about, **figures[one.name]} for one in sets],
+        "sets": [{**one.about, **rates[one.name]} for one in sets],
         "limits": [limit for one in sets for limit in one.limits],
-        **found,
+        **record,
     }

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmva.alignment import Result, align
+from llmva.alignment import Result, RunOptions, align
 from llmva.edit import Edit
 from llmva.errors import UsageError
 from llmva.experiments.cells import Cells
-from llmva.experiments.measure import Bench
-from llmva.experiments.summary import figures
+from llmva.experiments.measure import ExperimentSetup
+from llmva.experiments.summary import method_rates
 from llmva.files import write_json
 from llmva.judges.base import Judge
 from llmva.method.context import VectorHook
@@ -26,12 +26,12 @@ from llmva.method.identify import Vectors
 from llmva.method.observe import Observation
 from llmva.method.svm import angles, spread, unit
 from llmva.metrics.rates import point_rates
-from llmva.models.batching import first_guess
+from llmva.models.chat_model import ChatModel
 from llmva.models.fingerprint import fingerprint
-from llmva.models.sublayers import Decoder, find_decoder
+from llmva.models.sublayers import Decoder
 from llmva.progress import Progress
 from llmva.prompts.types import PromptSet
-from llmva.runs.run import versions
+from llmva.runs.environment import versions
 from llmva.settings import make_settings
 
 KINDS = ("vectors", "iterations", "layers")
@@ -73,8 +73,8 @@ def ablate(
     judge = make_judge(judge) if isinstance(judge, str) else judge
     prompts = prompts or PromptSet.bundled()
     progress = progress or Progress()
-    decoder = find_decoder(model)
-    base = fingerprint(decoder, name or getattr(model.config, "_name_or_path", "") or "unnamed")
+    chat = ChatModel.of(model, tokenizer, batch_tokens)
+    base = fingerprint(chat.decoder, name or getattr(model.config, "_name_or_path", "") or "unnamed")
     chosen = make_settings(**settings)
     identity = {
         "model": base["sha256"],
@@ -85,8 +85,7 @@ def ablate(
     }
     directory = None if out is None else Path(out)
     cells = Cells(directory, identity, restart=restart)
-    batching = first_guess(model, batch_tokens)
-    bench = Bench(decoder, tokenizer, prompts, judge, batching, chosen.max_new_tokens, (), progress)
+    setup = ExperimentSetup(chat, prompts, judge, chosen.max_new_tokens, (), progress)
 
     def run(variant: Variant, seed: int) -> Result:
         _, _, _, make, changed = variant
@@ -96,24 +95,25 @@ def ablate(
             prompts,
             judge=judge,
             seed=seed,
-            batch_tokens=batching.tokens,
+            batch_tokens=chat.batching.tokens,
             progress=progress,
-            change=make(torch.Generator().manual_seed(seed)) if make else None,
-            test=False,
+            options=RunOptions(
+                vector_hook=make(torch.Generator().manual_seed(seed)) if make else None, measure_test=False
+            ),
             **{**chosen.model_dump(), **changed},
         )
 
     def measured(edit: Edit, label: str) -> dict[str, Any]:
         with edit.apply(model, check=False):
-            seen = bench.observe(prompts.test, f"{label}: test prompts")
-        return {**point_rates(seen.prompts, seen.labels), "labels": [found.value for found in seen.labels]}
+            seen = setup.observe(prompts.test, f"{label}: test prompts")
+        return {**point_rates(seen.prompts, seen.labels), "labels": [label.value for label in seen.labels]}
 
     untouched = cells.get("untouched", lambda: measured(Edit({}, base), "untouched model"))
     series: dict[str, list[dict[str, Any]]] = {}
-    variants = _variants(what, decoder)
+    variants = _variants(what, chat.decoder)
     for number, variant in enumerate(variants):
         label = f"{variant[0]}, {variant[2]}"
-        found: list[list[dict[str, Any]]] = []  # by seed, by iteration (one entry but for "iterations")
+        by_seed: list[list[dict[str, Any]]] = []  # by seed, by iteration (one entry but for "iterations")
         for seed in seeds:
 
             def cell(variant: Variant = variant, seed: int = seed, label: str = label) -> dict[str, Any]:
@@ -129,14 +129,14 @@ def ablate(
                     rows.append({**entry, "iteration": t, "seed": seed, "stopped": result.record["stopped"]})
                 return {"rows": rows}
 
-            found.append(cells.get(f"{number:02d}-{seed}", cell)["rows"])
+            by_seed.append(cells.get(f"{number:02d}-{seed}", cell)["rows"])
         points = series.setdefault(variant[0], [])
         if what != "iterations":
-            points.append(_point(variant[1], variant[2], [rows[0] for rows in found], prompts))
+            points.append(_point(variant[1], variant[2], [rows[0] for rows in by_seed], prompts))
             continue
-        for t in range(1, max(len(rows) for rows in found) + 1):
+        for t in range(1, max(len(rows) for rows in by_seed) + 1):
             # a run that could go no further stays where it ended
-            points.append(_point(t, str(t), [rows[min(t, len(rows)) - 1] for rows in found if rows], prompts))
+            points.append(_point(t, str(t), [rows[min(t, len(rows)) - 1] for rows in by_seed if rows], prompts))
 
     version = versions()
     record = {
@@ -161,17 +161,17 @@ def ablate(
 
 
 def _point(x: float | None, label: str, rows: Sequence[Mapping[str, Any]], prompts: PromptSet) -> dict[str, Any]:
-    found = figures(rows, prompts.test)
+    rates = method_rates(rows, prompts.test)
     runs = [{k: v for k, v in row.items() if k != "labels"} for row in rows]
-    return {"x": x, "label": label, **{k: found[k] for k in ("f1", "asr", "orr", "garbled")}, "runs": runs}
+    return {"x": x, "label": label, **{k: rates[k] for k in ("f1", "asr", "orr", "garbled")}, "runs": runs}
 
 
 def _variants(what: str, decoder: Decoder) -> list[Variant]:
     if what == "iterations":
         return [("LLM-VA", None, "every iteration", None, {"patience": 0, "min_kept": 0.0, "passes": 1})]
     if what == "layers":
-        most = len(decoder.sublayers)
-        counts = sorted({max(1, round(share * most)) for share in SHARES})
+        total = len(decoder.sublayers)
+        counts = sorted({max(1, round(share * total)) for share in SHARES})
         best: list[Variant] = [("best scored", n, str(n), None, {"layers": n}) for n in counts]
         return best + [("at random", n, str(n), random_scores, {"layers": n}) for n in counts[:-1]]
     turned: list[Variant] = [("turned at random", a, f"{a}°", turned_by(float(a)), {}) for a in ANGLES]
@@ -187,10 +187,10 @@ def _variants(what: str, decoder: Decoder) -> list[Variant]:
 def random_scores(generator: torch.Generator) -> VectorHook:
     """Sublayers are chosen at random, anew in every iteration."""
 
-    def change(vectors: Vectors, train: Observation, t: int) -> Vectors:
+    def hook(vectors: Vectors, train: Observation, t: int) -> Vectors:
         return replace(vectors, scores=torch.rand(len(vectors.scores), generator=generator, dtype=torch.float64))
 
-    return change
+    return hook
 
 
 def turned_by(degrees: float) -> Maker:
@@ -200,10 +200,10 @@ def turned_by(degrees: float) -> Maker:
     """
 
     def maker(generator: torch.Generator) -> VectorHook:
-        def change(vectors: Vectors, train: Observation, t: int) -> Vectors:
+        def hook(vectors: Vectors, train: Observation, t: int) -> Vectors:
             return _along(vectors, turn(vectors.directions, degrees, generator), train)
 
-        return change
+        return hook
 
     return maker
 
@@ -212,11 +212,11 @@ def refitted(fit: Callable[[Tensor, Tensor], Tensor]) -> Maker:
     """Both vectors by `fit` of outputs [n, d] and labels [n]; the choice of sublayers stays that of the SVMs."""
 
     def maker(generator: torch.Generator) -> VectorHook:
-        def change(vectors: Vectors, train: Observation, t: int) -> Vectors:
-            found = [torch.stack([fit(o.double(), signs) for signs in train.signs]) for o in train.capture.outputs]
-            return _along(vectors, torch.stack(found), train)
+        def hook(vectors: Vectors, train: Observation, t: int) -> Vectors:
+            directions = [torch.stack([fit(o.double(), signs) for signs in train.signs]) for o in train.capture.outputs]
+            return _along(vectors, torch.stack(directions), train)
 
-        return change
+        return hook
 
     return maker
 

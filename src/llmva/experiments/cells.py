@@ -54,19 +54,19 @@ class Cells:
         path = self.directory / "cells" / f"{name}.json"
         if path.exists():
             return _read(path)
-        found = measure()
-        write_json(path, found)
-        return found
+        cell = measure()
+        write_json(path, cell)
+        return cell
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(cell, dict):
             raise ValueError("no object")
     except (OSError, ValueError) as error:
         raise LlmvaError(f"'{path}' cannot be read: remove it and run the same command again.") from error
-    return found
+    return cell
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:

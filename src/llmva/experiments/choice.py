@@ -12,7 +12,7 @@ from llmva.baselines import make_baseline
 from llmva.baselines.base import STRENGTH
 from llmva.baselines.tune import Trials, best
 from llmva.experiments.cells import Cells, file_name
-from llmva.experiments.measure import Applied, Bench
+from llmva.experiments.measure import Applied, ExperimentSetup
 from llmva.judges.base import Label
 from llmva.method.observe import harmless_answers
 from llmva.metrics.rates import point_rates
@@ -26,15 +26,17 @@ VALIDATION_TEXTS = 64  # answers to benign prompts along which each trial's next
 class Choices:
     """What baselines are compared with, each chosen once, for the fit prompts that `fitting` gives with `seed`."""
 
-    def __init__(self, bench: Bench, cells: Cells, seed: int, fitting: Callable[[], Fitting], min_kept: float) -> None:
-        self.bench, self.cells, self.seed, self.fitting, self.min_kept = bench, cells, seed, fitting, min_kept
+    def __init__(
+        self, setup: ExperimentSetup, cells: Cells, seed: int, fitting: Callable[[], Fitting], min_kept: float
+    ) -> None:
+        self.setup, self.cells, self.seed, self.fitting, self.min_kept = setup, cells, seed, fitting, min_kept
         self._trials: dict[str, Trials] = {}
 
     def paper(self, method: str) -> dict[str, Any]:
         """The method's paper's settings, with the magnitude that does best.
 
         Returns:
-            `options`; those that were `tried`, with their figures; and the `answers` and `seconds` that it cost.
+            `options`; those that were `tried`, with their rates; and the `answers` and `seconds` that it cost.
         """
         return self._choose(method, "paper", lambda trials: trials.run(make_baseline(method).sweep()))
 
@@ -50,7 +52,7 @@ class Choices:
         """f1, asr, orr and garbled of the untouched model on the validation prompts, its labels and answers."""
 
         def measured() -> dict[str, Any]:
-            seen = self.bench.observe(self.bench.prompts.validation, "untouched model: validation prompts")
+            seen = self.setup.observe(self.setup.prompts.validation, "untouched model: validation prompts")
             labels = [label.value for label in seen.labels]
             return {**point_rates(seen.prompts, seen.labels), "labels": labels, "answers": seen.capture.answers}
 
@@ -59,13 +61,10 @@ class Choices:
     def _kept(self, applied: Applied) -> float | None:
         """Share of next tokens kept along the untouched model's answers to benign validation prompts."""
         untouched = self.untouched()
-        texts = harmless_answers(self.bench.prompts.validation, untouched["labels"], untouched["answers"])
+        texts = harmless_answers(self.setup.prompts.validation, untouched["labels"], untouched["answers"])
         if not texts:
             return None
-        compared = agreement(
-            self.bench.decoder, self.bench.tokenizer, texts[:VALIDATION_TEXTS], applied, self.bench.batching
-        )
-        return compared.mean_kept
+        return agreement(self.setup.chat, texts[:VALIDATION_TEXTS], applied).mean_kept
 
     def _choose(
         self, method: str, setting: str, run: Callable[[Trials], int], before: Mapping[str, Any] | None = None
@@ -89,17 +88,13 @@ class Choices:
         if method not in self._trials:
             self._trials[method] = Trials(
                 method,
-                self.bench.decoder,
-                self.bench.tokenizer,
+                self.setup.chat,
                 self.fitting(),
-                self.bench.prompts.validation,
-                self.bench.judge,
-                max_new_tokens=self.bench.max_new_tokens,
-                batching=self.bench.batching,
-                generator=torch.Generator().manual_seed(self.seed),
-                kept=self._kept,
-                rows=tried,
-                progress=self.bench.progress,
+                self.setup.prompts.validation,
+                self.setup.observe,
+                torch.Generator().manual_seed(self.seed),
+                self._kept,
+                tried,
             )
         return self._trials[method]
 
@@ -136,8 +131,8 @@ def _why(tried: Sequence[Mapping[str, Any]], held: float) -> str:
     lower = [row for row in tried if row["asr"] is not None and row["asr"] < held]
     if not lower:
         return f"none of the {len(tried)} settings tried on validation prompts lowers that share there."
-    least = min(lower, key=lambda row: float(row["asr"]))
+    lowest = min(lower, key=lambda row: float(row["asr"]))
     return (
         f"on validation prompts {len(lower)} of the {len(tried)} settings tried lower that share from {held:.3f}, the "
-        f"lowest to {least['asr']:.3f} with {least['orr']:.1%} of the benign prompts refused."
+        f"lowest to {lowest['asr']:.3f} with {lowest['orr']:.1%} of the benign prompts refused."
     )

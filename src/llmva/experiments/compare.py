@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from llmva.alignment import align
+from llmva.alignment import RunOptions, align
 from llmva.baselines import BASELINES, make_baseline
 from llmva.baselines.base import FACTORS, STRENGTH, Steering
 from llmva.edit import Edit
@@ -22,17 +22,16 @@ from llmva.errors import UsageError
 from llmva.evaluation.skills import Probe
 from llmva.experiments.cells import Cells, file_name
 from llmva.experiments.choice import Choices, curve, note
-from llmva.experiments.measure import HARMLESS_TEXTS, Applied, Bench
-from llmva.experiments.summary import NONE, OURS, figures, title, versus
+from llmva.experiments.measure import HARMLESS_TEXTS, Applied, ExperimentSetup
+from llmva.experiments.summary import NONE, OURS, method_rates, title, versus
 from llmva.files import write_json
 from llmva.judges.base import Judge, Label
 from llmva.method.observe import harmless_answers
-from llmva.models.batching import first_guess
+from llmva.models.chat_model import ChatModel
 from llmva.models.fingerprint import fingerprint
-from llmva.models.sublayers import find_decoder
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt, PromptSet
-from llmva.runs.run import peak_bytes, versions
+from llmva.runs.environment import peak_bytes, versions
 from llmva.settings import check_seed, make_settings
 
 METHODS = (NONE, *BASELINES, OURS)
@@ -98,8 +97,8 @@ def compare(
     prompts = prompts or PromptSet.bundled()
     progress = progress or Progress()
     chosen = make_settings(**settings)
-    decoder = find_decoder(model)
-    base = fingerprint(decoder, name or getattr(model.config, "_name_or_path", "") or "unnamed")
+    chat = ChatModel.of(model, tokenizer, batch_tokens)
+    base = fingerprint(chat.decoder, name or getattr(model.config, "_name_or_path", "") or "unnamed")
     identity = {
         "model": base["sha256"],
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -111,28 +110,21 @@ def compare(
     }
     directory = None if out is None else Path(out)
     cells = Cells(directory, identity, restart=restart)
-    bench = Bench(
-        decoder,
-        tokenizer,
-        prompts,
-        judge,
-        first_guess(model, batch_tokens),
-        chosen.max_new_tokens,
-        skills,
-        progress,
+    setup = ExperimentSetup(chat, prompts, judge, chosen.max_new_tokens, skills, progress)
+    comparison = _Comparison(
+        setup, cells, directory, [check_seed(seed) for seed in seeds], chosen.model_dump(), restart
     )
-    work = _Comparison(bench, cells, directory, [check_seed(seed) for seed in seeds], chosen.model_dump(), restart)
 
     ours_first = sorted(dict.fromkeys(methods), key=lambda method: (method != NONE, method != OURS))
     for method in ours_first:  # its answers are the baselines' budget
-        for row in work.rows_of(method, tuned):
-            work.measure(row, curves)
+        for row in comparison.rows_of(method, tuned):
+            comparison.measure(row, curves)
 
     version = versions()
-    rows = [work.summary(row) for method in dict.fromkeys(methods) for row in work.rows_of(method, tuned)]
-    tests = versus(rows, work.by_title, prompts.test)
+    rows = [comparison.summary(row) for method in dict.fromkeys(methods) for row in comparison.rows_of(method, tuned)]
+    tests = versus(rows, comparison.by_title, prompts.test)
     untouched = next((entry for entry in rows if entry["method"] == NONE), None)
-    held = work.choices.untouched()["asr"] if set(methods) & set(BASELINES) else None
+    held = comparison.choices.untouched()["asr"] if set(methods) & set(BASELINES) else None
     for entry in rows:
         entry["versus"] = tests.get(title(entry))
         entry["note"] = note(entry, untouched, held)
@@ -147,7 +139,7 @@ def compare(
         "seeds": list(seeds),
         "settings": chosen.model_dump(),
         "sources": {prompt.source: "benign" if prompt.benign else "toxic" for prompt in prompts.test},
-        "prompts": {split: len(found) for split, found in prompts.splits()},
+        "prompts": {split: len(members) for split, members in prompts.splits()},
         "rows": rows,
         "best_baseline": next(iter(tests.values()))["baseline"] if tests else None,
         "peak_bytes": peak_bytes(),
@@ -171,24 +163,24 @@ class _Comparison:
 
     def __init__(
         self,
-        bench: Bench,
+        setup: ExperimentSetup,
         cells: Cells,
         directory: Path | None,
         seeds: list[int],
         settings: dict[str, Any],
         restart: bool,
     ) -> None:
-        self.bench, self.cells, self.directory = bench, cells, directory
+        self.setup, self.cells, self.directory = setup, cells, directory
         self.seeds, self.settings, self.restart = seeds, settings, restart
         self.by_title: dict[str, list[dict[str, Any]]] = {}
         self.extra: dict[str, dict[str, Any]] = {}  # by title: curve, options, what was tried
         self.budget = BUDGET
         self.choices = Choices(
-            bench, cells, seeds[0], lambda: self._fit_prompts(seeds[0])[:2], float(settings["min_kept"])
+            setup, cells, seeds[0], lambda: self._fit_prompts(seeds[0])[:2], float(settings["min_kept"])
         )
         self._fitted: dict[int, tuple[list[Prompt], list[Label], float]] = {}
-        self.untouched = cells.get("none", lambda: bench.measure("untouched model", nullcontext, []))
-        answered = harmless_answers(bench.prompts.test, self.untouched["labels"], self.untouched["answers"])
+        self.untouched = cells.get("none", lambda: setup.measure("untouched model", nullcontext, []))
+        answered = harmless_answers(setup.prompts.test, self.untouched["labels"], self.untouched["answers"])
         self.harmless = answered[:HARMLESS_TEXTS]
 
     def rows_of(self, method: str, tuned: bool) -> list[Row]:
@@ -210,7 +202,7 @@ class _Comparison:
             same = Row(row.method, "paper")  # nothing did better, so it is measured already
         measured, drawn = self._cells(same, options, strengths)
         # what a choice cost belongs to every fit that is made with it
-        found = [
+        cells = [
             {
                 **cell,
                 "fit_answers": cell["fit_answers"] + choice["answers"],
@@ -219,10 +211,10 @@ class _Comparison:
             for cell in measured
         ]
         if row.method == OURS:
-            self.budget = found[0]["fit_answers"]
+            self.budget = cells[0]["fit_answers"]
         elif strengths:
             drawn = curve(choice["tried"], options[STRENGTH])
-        self.by_title[row.title] = found
+        self.by_title[row.title] = cells
         self.extra[row.title] = {"options": options, "curve": drawn, "tried": choice["tried"]}
 
     def _choice(self, row: Row) -> dict[str, Any]:
@@ -241,28 +233,28 @@ class _Comparison:
             fits[seed] = applied
             return applied, cost
 
-        found = []
+        cells = []
         for seed in self.seeds:
             what = f"{row.title}, seed {seed}"
 
             def measured(seed: int = seed, what: str = what) -> dict[str, Any]:
                 applied, cost = fit(seed)
-                return {"seed": seed, **cost, **self.bench.measure(what, applied(1.0), self.harmless)}
+                return {"seed": seed, **cost, **self.setup.measure(what, applied(1.0), self.harmless)}
 
-            found.append(self.cells.get(f"{file_name(row.method, row.setting)}-{seed}", measured))
+            cells.append(self.cells.get(f"{file_name(row.method, row.setting)}-{seed}", measured))
         if row.method != OURS or not curves:
-            return found, []
+            return cells, []
         first = self.seeds[0]
 
         def drawn() -> dict[str, Any]:
             applied = fits[first] if first in fits else fit(first)[0]
-            return {"curve": self.bench.strengths(row.title, applied, STRENGTHS)}
+            return {"curve": self.setup.strengths(row.title, applied, STRENGTHS)}
 
-        return found, self.cells.get(f"{file_name(row.method, row.setting)}-curve", drawn)["curve"]
+        return cells, self.cells.get(f"{file_name(row.method, row.setting)}-curve", drawn)["curve"]
 
     def summary(self, row: Row) -> dict[str, Any]:
         """The row as compare.json has it, but for `versus` and `note`."""
-        cells, test = self.by_title[row.title], self.bench.prompts.test
+        cells, test = self.by_title[row.title], self.setup.prompts.test
         before = self.untouched["skills"]
 
         def mean(key: str) -> float | None:
@@ -275,10 +267,10 @@ class _Comparison:
             **self.extra[row.title],
             "runs": [
                 {k: v for k, v in cell.items() if k not in ("labels", "answers")}
-                | {"by_source": {s: f["mean"] for s, f in figures([cell], test)["by_source"].items()}}
+                | {"by_source": {s: f["mean"] for s, f in method_rates([cell], test)["by_source"].items()}}
                 for cell in cells
             ],
-            **figures(cells, test),
+            **method_rates(cells, test),
             "skills": {
                 skill: {"before": right, "after": sum(cell["skills"][skill] for cell in cells) / len(cells)}
                 for skill, right in before.items()
@@ -295,36 +287,31 @@ class _Comparison:
             return self._fit_ours(seed)
         prompts, labels, answering = self._fit_prompts(seed)
         started = time.monotonic()
-        self.bench.progress.stage(f"{row.title}, seed {seed}: fitting")
+        self.setup.progress.stage(f"{row.title}, seed {seed}: fitting")
         steering: Steering = make_baseline(row.method, **options).fit(
-            self.bench.decoder,
-            self.bench.tokenizer,
-            prompts,
-            labels,
-            batching=self.bench.batching,
-            generator=_generator(seed),
+            self.setup.chat, prompts, labels, _generator(seed)
         )
 
         def applied(strength: float) -> Applied:
             scaled = steering if strength == 1.0 else steering.scaled(strength)
-            return lambda: scaled.applied(self.bench.decoder)
+            return lambda: scaled.applied(self.setup.chat.decoder)
 
         seconds = round(time.monotonic() - started + answering, 2)
         return applied, {"fit_seconds": seconds, "fit_answers": len(prompts)}
 
     def _fit_ours(self, seed: int) -> tuple[Callable[[float], Applied], dict[str, Any]]:
-        bench = self.bench
+        setup = self.setup
         result = align(
-            bench.decoder.model,
-            bench.tokenizer,
-            bench.prompts,
-            judge=bench.judge,
+            setup.chat.model,
+            setup.chat.tokenizer,
+            setup.prompts,
+            judge=setup.judge,
             seed=seed,
             out=None if self.directory is None else self.directory / f"llmva-{seed}",
             restart=self.restart,
-            batch_tokens=bench.batching.tokens,
-            progress=bench.progress,
-            test=False,
+            batch_tokens=setup.chat.batching.tokens,
+            progress=setup.progress,
+            options=RunOptions(measure_test=False),
             **self.settings,
         )
         edit: Edit = result.edit
@@ -332,10 +319,10 @@ class _Comparison:
 
         def applied(strength: float) -> Applied:
             scaled = edit.scaled(strength) if strength != 1.0 and record["best_iteration"] else edit
-            return lambda: _applied(scaled, bench)
+            return lambda: _applied(scaled, setup)
 
-        drawn = len(bench.prompts.draw(self.settings["per_source"], _generator(seed)))
-        answers = len(record["iterations"]) * (drawn + len(bench.prompts.validation))
+        drawn = len(setup.prompts.draw(self.settings["per_source"], _generator(seed)))
+        answers = len(record["iterations"]) * (drawn + len(setup.prompts.validation))
         return applied, {
             "fit_seconds": record["cost"]["fit_seconds"],
             "fit_answers": answers,
@@ -347,11 +334,11 @@ class _Comparison:
     def _fit_prompts(self, seed: int) -> tuple[list[Prompt], list[Label], float]:
         """The training prompts that baselines are fitted on, the untouched model's labels of them, and the seconds."""
         if seed not in self._fitted:
-            prompts = self.bench.prompts.draw(self.settings["per_source"], _generator(seed))
+            prompts = self.setup.prompts.draw(self.settings["per_source"], _generator(seed))
 
             def answered() -> dict[str, Any]:
                 started = time.monotonic()
-                seen = self.bench.observe(prompts, f"fit prompts, seed {seed}")
+                seen = self.setup.observe(prompts, f"fit prompts, seed {seed}")
                 labels = [label.value for label in seen.labels]
                 return {"labels": labels, "seconds": round(time.monotonic() - started, 2)}
 
@@ -360,8 +347,8 @@ class _Comparison:
         return self._fitted[seed]
 
 
-def _applied(edit: Edit, bench: Bench) -> AbstractContextManager[Any]:
-    return edit.apply(bench.decoder.model, check=False)
+def _applied(edit: Edit, setup: ExperimentSetup) -> AbstractContextManager[Any]:
+    return edit.apply(setup.chat.model, check=False)
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -14,11 +14,9 @@ from llmva.evaluation.skills import Probe, measure_skills
 from llmva.judges.base import Judge
 from llmva.method.observe import Observation, observe
 from llmva.metrics.rates import point_rates
-from llmva.models.batching import Batching
-from llmva.models.chat import encode, input_device, pad_left, render
+from llmva.models.chat_model import ChatModel
 from llmva.models.generate import generate_greedily
 from llmva.models.harmless import agreement
-from llmva.models.sublayers import Decoder
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt, PromptSet
 
@@ -28,32 +26,28 @@ TIMED_PROMPTS, TIMED_TOKENS, TIMED_ROUNDS = 8, 24, 3
 
 
 @dataclass
-class Bench:
+class ExperimentSetup:
     """One model with the prompts, judge and probes that all methods meet."""
 
-    decoder: Decoder
-    tokenizer: Any
+    chat: ChatModel
     prompts: PromptSet
     judge: Judge
-    batching: Batching
     max_new_tokens: int
     skills: Sequence[Probe] = ()
     progress: Progress = field(default_factory=Progress)
 
-    def observe(self, prompts: Sequence[Prompt], what: str) -> Observation:
-        """Answers of the model as it is now."""
+    def observe(self, prompts: Sequence[Prompt], stage: str) -> Observation:
+        """Answers of the model as it is now; the text names the stage for the progress bar."""
         return observe(
-            self.decoder,
-            self.tokenizer,
+            self.chat,
             prompts,
             self.judge,
             max_new_tokens=self.max_new_tokens,
-            batching=self.batching,
-            on_progress=self.progress.stage(what, len(prompts)),
+            on_progress=self.progress.stage(stage, len(prompts)),
         )
 
     def measure(self, what: str, applied: Applied, harmless: Sequence[tuple[str, str]]) -> dict[str, Any]:
-        """Figures on the test prompts with a method applied.
+        """Rates on the test prompts with a method applied.
 
         Args:
             harmless: (prompt, the untouched model's answer) to compare next tokens on; none before these are known.
@@ -65,13 +59,10 @@ class Bench:
         with applied():
             seen = self.observe(self.prompts.test, f"{what}: test prompts")
             skills = self._skills(what)
-        found: dict[str, Any] = {**point_rates(seen.prompts, seen.labels), "kept": None, "kl": None, "perplexity": None}
-        if harmless:
-            on_progress = self.progress.stage(f"{what}: comparing harmless text", len(harmless))
-            compared = agreement(self.decoder, self.tokenizer, harmless, applied, self.batching, on_progress)
-            found |= {"kept": compared.mean_kept, "kl": compared.mean_kl, "perplexity": compared.perplexity_ratio}
+        on_progress = self.progress.stage(f"{what}: comparing harmless text", len(harmless))
         return {
-            **found,
+            **point_rates(seen.prompts, seen.labels),
+            **agreement(self.chat, harmless, applied, on_progress).as_record(),
             "latency": self._latency(applied),
             "skills": skills,
             "labels": [label.value for label in seen.labels],
@@ -89,18 +80,19 @@ class Bench:
 
     def _skills(self, what: str) -> dict[str, float]:
         on_progress = self.progress.stage(f"{what}: skills", len(self.skills))
-        found = measure_skills(self.decoder, self.tokenizer, self.skills, self.batching, on_progress)
-        return {name: row["right"] for name, row in found.items()}
+        shares = measure_skills(self.chat, self.skills, on_progress)
+        return {name: row["right"] for name, row in shares.items()}
 
     def _latency(self, applied: Applied) -> float:
         """Best of some rounds, with and without in turn, so that other work on the machine spoils neither alone."""
         longest = sorted(self.prompts.test, key=lambda prompt: len(prompt.text))[-TIMED_PROMPTS:]
-        rows = [encode(self.tokenizer, render(self.tokenizer, prompt.text)) for prompt in longest]
-        ids, mask = pad_left(rows, self.tokenizer.pad_token_id, input_device(self.decoder.model))
+        ids, mask = self.chat.pad(self.chat.rows([prompt.text for prompt in longest]))
 
         def seconds() -> float:
             started = time.perf_counter()
-            generate_greedily(self.decoder.model, self.tokenizer, ids, mask, TIMED_TOKENS, min_new_tokens=TIMED_TOKENS)
+            generate_greedily(
+                self.chat.model, self.chat.tokenizer, ids, mask, TIMED_TOKENS, min_new_tokens=TIMED_TOKENS
+            )
             if ids.is_cuda:
                 torch.cuda.synchronize()
             return time.perf_counter() - started

@@ -16,7 +16,7 @@ OURS = "llmva"
 NONE = "none"
 
 
-def figures(cells: Sequence[Cell], prompts: Sequence[Prompt]) -> dict[str, Any]:
+def method_rates(cells: Sequence[Cell], prompts: Sequence[Prompt]) -> dict[str, Any]:
     """f1, asr, orr, garbled and by_source of one method, each `{mean, spread, interval}`; `cells` are its seeds.
 
     The spread is the standard deviation over seeds. The interval is of sampling prompts: a bootstrap for F1, Wilson's
@@ -63,8 +63,8 @@ def good(cells: Sequence[Cell], prompts: Sequence[Prompt]) -> Bools:
 def judged(cells: Sequence[Cell]) -> Bools:
     """[prompts]: whether a judge could say something of every seed's answer."""
     each = [np.array([label != "unjudged" for label in cell["labels"]]) for cell in cells]
-    found: Bools = np.logical_and.reduce(each)
-    return found
+    everywhere: Bools = np.logical_and.reduce(each)
+    return everywhere
 
 
 def title(row: Mapping[str, Any]) -> str:
@@ -89,7 +89,7 @@ def versus(
     baseline = best_baseline(rows)
     if baseline is None:
         return {}
-    found: dict[str, Any] = {}
+    tests: dict[str, Any] = {}
     for row in rows:
         name = title(row)
         if name == baseline:
@@ -99,7 +99,7 @@ def versus(
         sides = np.array([prompt.benign for prompt in prompts])[known]
         strata = [(p.source, p.benign) for p, k in zip(prompts, known, strict=True) if k]
         difference, interval, p = paired_f1(ours, theirs, sides, strata)
-        found[name] = {
+        tests[name] = {
             "baseline": baseline,
             "prompts": int(known.sum()),
             "mcnemar_p": mcnemar(majority(ours), majority(theirs)),
@@ -108,6 +108,6 @@ def versus(
             "f1_p": p,
         }
     for kind in ("mcnemar_p", "f1_p"):
-        for name, corrected in zip(found, holm([entry[kind] for entry in found.values()]), strict=True):
-            found[name][f"{kind}_holm"] = corrected
-    return found
+        for name, corrected in zip(tests, holm([test[kind] for test in tests.values()]), strict=True):
+            tests[name][f"{kind}_holm"] = corrected
+    return tests

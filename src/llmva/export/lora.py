@@ -21,7 +21,7 @@ from llmva.export.plan import Plan
 from llmva.files import write_json, write_tensors
 from llmva.models.checkpoint import Checkpoint
 from llmva.progress import Progress
-from llmva.runs.run import peak_bytes
+from llmva.runs.environment import peak_bytes
 
 PREFIX = "base_model.model."
 ROWS = 256  # unit vectors that a packed projection is read with at once

@@ -29,7 +29,7 @@ from llmva.export.plan import Plan
 from llmva.models.checkpoint import WEIGHTS, Checkpoint, in_file_order
 from llmva.models.writers import left_map
 from llmva.progress import Progress
-from llmva.runs.run import peak_bytes
+from llmva.runs.environment import peak_bytes
 
 MARGIN = 64 * 2**20  # bytes of disk beyond what is written
 MOST_SHARDS = 4  # at once, each with a tensor in memory

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmva.edit import Edit, edit_file
+from llmva.edit import Edit
+from llmva.edit_file import edit_file
 from llmva.errors import UsageError
 from llmva.metrics.pareto import find_point
-from llmva.runs.run import read_run
+from llmva.runs.record import read_run
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmva.edit import Edit, edit_file
+from llmva.edit import Edit
+from llmva.edit_file import edit_file
 from llmva.errors import LlmvaError, UsageError
 from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
 from llmva.models.load import load_model

@@ -1,112 +1,127 @@
-"""What every iteration of a run works with: the model, the prompts, the settings, and what they are used for."""
+"""What every iteration of a run works with, and what an edit of the model is asked in each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmva.edit import Edit
+from llmva.judges.base import Judge
 from llmva.method.first_token import FirstTokenClassifier, predict_labels
 from llmva.method.identify import Vectors, identify
-from llmva.method.observe import Observation
+from llmva.method.observe import Observation, observe
 from llmva.metrics.objective import LEANS, Objective
-from llmva.models.batching import Batching
-from llmva.models.generate import capture
+from llmva.models.chat_model import ChatModel
+from llmva.models.generate import answer_prompts
 from llmva.models.harmless import Agreement, agreement, outputs_on_text, random_messages
-from llmva.models.sublayers import Decoder
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt, PromptSet
 from llmva.settings import Settings
 
-HARMLESS_POSITIONS = 512  # of harmless texts, for the quiet readers
+HARMLESS_POSITIONS = 512  # of harmless texts, for the metric that the SVMs are fitted in
 RANDOM_MESSAGES = 256  # likewise
 TRUST_MESSAGES = 48  # that the length of a step is measured on
 VectorHook = Callable[[Vectors, Observation, int], Vectors]  # of the vectors, the training prompts and the iteration
+Texts = Sequence[tuple[str, str]]  # harmless (prompt, answer) of the untouched model
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every iteration of a run works with."""
+    """The model, the prompts, the judge and the settings of a run."""
 
-    decoder: Decoder
-    tokenizer: Any
+    chat: ChatModel
     prompts: PromptSet
+    judge: Judge
     settings: Settings
     objective: Objective
-    count: int  # sublayers edited in a pass
+    sublayer_count: int  # edited at once, where the paper's alignment is made
     seed: int
-    batching: Batching
     progress: Progress
-    change: VectorHook | None = None
     thinking: Thinking | None = None
+    vector_hook: VectorHook | None = None
+
+    @property
+    def predicts_labels(self) -> bool:
+        """Whether an iteration may predict labels by first tokens. A prefill cannot predict reasoning."""
+        return self.settings.passes > 1 and self.thinking is None
 
     def generator(self, iteration: int, number: int = 0) -> torch.Generator:
         """Draws depend on seed, iteration and pass alone, so a resumed run makes the same ones."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + iteration + number * 7919)
 
-    def predict_labels(self, edit: Edit, prompts: Sequence[Prompt], classifier: FirstTokenClassifier) -> Observation:
-        """What the model with `edit` would do."""
-        with edit.apply(self.decoder.model, check=False):
-            return predict_labels(self.decoder, self.tokenizer, prompts, classifier, self.batching)
+    def observe(self, prompts: Sequence[Prompt], stage: str) -> Observation:
+        """Answers of the model as it is now, judged; the progress bar calls them `stage`."""
+        return observe(
+            self.chat,
+            prompts,
+            self.judge,
+            max_new_tokens=self.settings.max_new_tokens,
+            thinking=self.thinking,
+            on_progress=self.progress.stage(stage, len(prompts)),
+        )
 
-    def harm(
-        self, edit: Edit, texts: Sequence[tuple[str, str]], on_progress: Callable[[int], None] = lambda n: None
-    ) -> Agreement:
-        """What `edit` does to harmless (prompt, answer) texts."""
-        applied = partial(edit.apply, self.decoder.model, check=False)
-        return agreement(self.decoder, self.tokenizer, texts, applied, self.batching, on_progress)
+    def predict_labels(self, edit: Edit, prompts: Sequence[Prompt], classifier: FirstTokenClassifier) -> Observation:
+        """What the model with `edit` would answer, by the first token."""
+        with edit.apply(self.chat.model, check=False):
+            return predict_labels(self.chat, prompts, classifier)
+
+    def harm(self, edit: Edit, texts: Texts, on_progress: Callable[[int], None] = lambda n: None) -> Agreement:
+        """What `edit` does to harmless texts, beside the untouched model."""
+        return agreement(self.chat, texts, partial(edit.apply, self.chat.model, check=False), on_progress)
 
     def first_token_kl(self, before: Edit, after: Edit, iteration: int) -> float:
         """How far `after` moves the model from `before` where nothing is to be decided.
 
         The KL divergence of the first tokens of answers to random messages, in nats.
         """
-        messages = random_messages(self.tokenizer, TRUST_MESSAGES, self.generator(iteration, -1))
-        one, other = (partial(edit.apply, self.decoder.model, check=False) for edit in (before, after))
-        texts = [(message, "") for message in messages]
-        return agreement(self.decoder, self.tokenizer, texts, other, self.batching, against=one).mean_kl
+        messages = random_messages(self.chat.tokenizer, TRUST_MESSAGES, self.generator(iteration, -1))
+        one, other = (partial(edit.apply, self.chat.model, check=False) for edit in (before, after))
+        return agreement(self.chat, [(message, "") for message in messages], other, against=one).mean_kl
 
-
-def fit(
-    context: Context, train: Observation, validation: Observation, harmless: Tensor | None, iteration: int
-) -> Vectors:
-    """Both vectors of every sublayer, with readers that are quiet on harmless text."""
-    settings = context.settings
-    vectors = identify(
-        train,
-        validation,
-        harmless=harmless,
-        harmless_weight=settings.harmless_weight,
-        svm=settings.svm,
-        C=settings.C,
-        lean=LEANS[settings.prefer],
-        seed=context.seed,
-    )
-    return context.change(vectors, train, iteration - 1) if context.change else vectors
-
-
-def harmless_outputs(context: Context, edit: Edit, texts: Sequence[tuple[str, str]], iteration: int) -> Tensor | None:
-    """Sublayers' outputs where nothing is to be decided, [S, q, d]: ends of random messages, and harmless text.
-
-    None where the settings ask for no quiet readers.
-    """
-    if context.settings.harmless_weight == 0 or context.settings.svm != "exact":
-        return None
-    generator = context.generator(iteration - 1)
-    messages = random_messages(context.tokenizer, RANDOM_MESSAGES, generator)
-    with edit.apply(context.decoder.model, check=False):
-        found = capture(
-            context.decoder, context.tokenizer, messages, max_new_tokens=0, batching=context.batching
-        ).outputs
-        if not texts:
-            return found
-        said = outputs_on_text(
-            context.decoder, context.tokenizer, texts, HARMLESS_POSITIONS, generator, context.batching
+    def fit(self, train: Observation, validation: Observation, harmless: Tensor | None, iteration: int) -> Vectors:
+        """Both vectors of every sublayer, in the metric of the outputs `harmless` [S, q, d]; None is the identity."""
+        settings = self.settings
+        vectors = identify(
+            train,
+            validation,
+            harmless=harmless,
+            harmless_weight=settings.harmless_weight,
+            svm=settings.svm,
+            C=settings.C,
+            lean=LEANS[settings.prefer],
+            seed=self.seed,
         )
-    return torch.cat([found, said], 1)
+        return self.vector_hook(vectors, train, iteration - 1) if self.vector_hook else vectors
+
+    def harmless_outputs(self, edit: Edit, texts: Texts, iteration: int) -> Tensor | None:
+        """Sublayers' outputs where nothing is to be decided, [S, q, d]: ends of random messages, and harmless text.
+
+        None where the settings give harmless text no weight.
+        """
+        if self.settings.harmless_weight == 0 or self.settings.svm != "exact":
+            return None
+        generator = self.generator(iteration - 1)
+        messages = random_messages(self.chat.tokenizer, RANDOM_MESSAGES, generator)
+        with edit.apply(self.chat.model, check=False):
+            ends = answer_prompts(self.chat, messages, max_new_tokens=0).outputs
+            if not texts:
+                return ends
+            return torch.cat([ends, outputs_on_text(self.chat, texts, HARMLESS_POSITIONS, generator)], 1)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the next alignment starts: an edit, and what the model with it did."""
+
+    edit: Edit
+    iteration: int  # that was observed
+    train: Observation
+    validation: Observation
+    classifier: FirstTokenClassifier
+    agreement: float  # share of the validation labels that the classifier predicted before it learnt them
+    texts: Texts  # of the training split

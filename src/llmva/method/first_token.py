@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +17,8 @@ from torch import Tensor
 from llmva.judges.base import Judgement, Label
 from llmva.method.observe import Observation
 from llmva.metrics.rates import f_beta
-from llmva.models.batching import Batching
-from llmva.models.generate import capture
-from llmva.models.sublayers import Decoder
+from llmva.models.chat_model import ChatModel
+from llmva.models.generate import answer_prompts
 from llmva.prompts.types import Prompt
 
 KINDS = (Label.ANSWERED, Label.REFUSED, Label.GARBLED)
@@ -48,17 +46,17 @@ class FirstTokenClassifier:
         return replace(self, counts=faded)
 
     def table(self, vocabulary: int) -> Tensor:
-        """[vocabulary, 2]: chance that an answer beginning with a token is answered, or refused; neither if unknown."""
-        found = torch.zeros(vocabulary, 2)
+        """float32 [vocabulary, 2]: chance that what begins with a token is an answer, and a refusal; 0 if unknown."""
+        chances = torch.zeros(vocabulary, 2)
         for token, (answered, refused, garbled) in self.counts.items():
-            found[token] = torch.tensor([answered, refused]) / (answered + refused + garbled)
-        return found
+            chances[token] = torch.tensor([answered, refused]) / (answered + refused + garbled)
+        return chances
 
     def agreement(self, seen: Observation) -> float:
         """Share of judged answers whose label the first token alone foretells."""
         assert seen.capture.first is not None
-        told = [self.label(token) for token in seen.capture.first.tolist()]
-        judged = [(one, label) for one, label in zip(told, seen.labels, strict=True) if label in KINDS]
+        predicted = [self.label(token) for token in seen.capture.first.tolist()]
+        judged = [(one, label) for one, label in zip(predicted, seen.labels, strict=True) if label in KINDS]
         return sum(one is label for one, label in judged) / max(1, len(judged))
 
     def label(self, token: int) -> Label:
@@ -68,40 +66,32 @@ class FirstTokenClassifier:
 
     # -- JSON
 
-    def plain(self) -> dict[str, list[float]]:
+    def as_record(self) -> dict[str, list[float]]:
         return {str(token): list(counts) for token, counts in self.counts.items()}
 
     @classmethod
-    def of(cls, plain: Mapping[str, Sequence[float]]) -> FirstTokenClassifier:
+    def from_record(cls, plain: Mapping[str, Sequence[float]]) -> FirstTokenClassifier:
         return cls({int(token): (float(a), float(r), float(g)) for token, (a, r, g) in plain.items()})
 
 
-def predict_labels(
-    decoder: Decoder,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    classifier: FirstTokenClassifier,
-    batching: Batching | None = None,
-) -> Observation:
+def predict_labels(chat: ChatModel, prompts: Sequence[Prompt], classifier: FirstTokenClassifier) -> Observation:
     """Captures and foreseen labels of `prompts` with the model as it is now; nothing is generated.
 
     A label is that of the most likely first token, which is the one that greedy generation takes and that `agreement`
     is measured with; its confidence is the chance of the label over all tokens. What opens with a token never seen
     counts as garbled.
     """
-    found = capture(
-        decoder,
-        tokenizer,
+    captured = answer_prompts(
+        chat,
         [prompt.text for prompt in prompts],
         max_new_tokens=0,
-        weigh=classifier.table(decoder.vocabulary),
-        batching=batching,
+        weigh=classifier.table(chat.decoder.vocabulary),
     )
-    assert found.first is not None
-    assert found.shares is not None
-    told = [classifier.label(token) for token in found.first.tolist()]
-    rows = zip(told, found.shares.tolist(), strict=True)
-    return Observation(list(prompts), [_judgement(label, shares) for label, shares in rows], found)
+    assert captured.first is not None
+    assert captured.shares is not None
+    labels = [classifier.label(token) for token in captured.first.tolist()]
+    rows = zip(labels, captured.shares.tolist(), strict=True)
+    return Observation(list(prompts), [_judgement(label, shares) for label, shares in rows], captured)
 
 
 def _judgement(label: Label, shares: list[float]) -> Judgement:

@@ -43,7 +43,7 @@ TOKENS = 2  # drawn after each
 EVERY = 2  # of the training prompts, one in so many is differentiated
 RIDGE = 0.1  # of the mean of K's diagonal
 FLOOR = 1e-9  # of the chances of answer and refusal, so that z stays finite
-LEAST = 1e-4  # likewise for the spread of z, which a few very sure prompts must not make
+MIN_CHANCE = 1e-4  # likewise for the spread of z, which a few very sure prompts must not make
 
 
 def gradient_writers(
@@ -69,13 +69,13 @@ def gradient_writers(
     some = list(prompts)[::EVERY]
     v_a, v_b = vectors.directions.unbind(1)
     readers = vectors.ratio[:, None] * v_b - v_a
-    if any(p.device.type == "meta" for p in context.decoder.model.parameters()):
+    if any(p.device.type == "meta" for p in context.chat.model.parameters()):
         context.progress.note(f"{ALONG_V_A}: a graph would hold all the weights that are offloaded.")
         return None
     try:
-        with edit.apply(context.decoder.model, check=False):
+        with edit.apply(context.chat.model, check=False):
             decision = _decision(context, v_a, readers, some, classifier)
-            felt = jacobian(context, readers, decision.writers, iteration)
+            J = jacobian(context, readers, decision.writers, iteration)
     except (RuntimeError, LlmvaError):  # no gradients through such weights, or no memory for them
         context.progress.note(f"{ALONG_V_A}: this model lets no gradients through, or there is no memory for them.")
         return None
@@ -85,19 +85,19 @@ def gradient_writers(
     gain = (decision.moves * weight * y).mean(1)
     alpha = torch.zeros_like(gain)
     chosen = list(candidates)
-    alpha[chosen] = solve_lengths(gain[chosen], felt[:, chosen])
+    alpha[chosen] = solve_lengths(gain[chosen], J[:, chosen])
     reached = float(alpha @ decision.z_scale)
     return decision.writers * (alpha / reached)[:, None] if reached > 0 else None
 
 
-def solve_lengths(gain: Tensor, felt: Tensor) -> Tensor:
+def solve_lengths(gain: Tensor, J: Tensor) -> Tensor:
     """argmax over alpha >= 0 of alpha . gain - 1/2 alpha^T K alpha, float64 [S], from gain [S] and J [m, S].
 
     Zeros where no gain is positive.
     """
     from scipy.optimize import nnls
 
-    K = felt.T @ felt / len(felt)
+    K = J.T @ J / len(J)
     mean = float(K.diagonal().mean())
     if not mean > 0 or not bool((gain > 0).any()):
         return torch.zeros_like(gain)
@@ -121,7 +121,7 @@ def _decision(
     context: Context, answers: Tensor, readers: Tensor, prompts: Sequence[Prompt], classifier: FirstTokenClassifier
 ) -> _Decision:
     """`answers`: v_a [S, d]; `readers`: u [S, d]."""
-    table = classifier.table(context.decoder.vocabulary)
+    table = classifier.table(context.chat.decoder.vocabulary)
     chances = torch.zeros(len(prompts), 2)
 
     def score(logits: Tensor, batch: list[int]) -> Tensor:
@@ -132,14 +132,14 @@ def _decision(
     texts = [prompt.text for prompt in prompts]
     order: list[int] = []
     parts = []
-    for batch, _, outputs, slopes in gradients(context.decoder, context.tokenizer, texts, score, context.batching):
+    for batch, _, outputs, slopes in gradients(context.chat, texts, score):
         order += batch
         parts.append((outputs, slopes[:, :, 0]))
     back = torch.tensor(order).argsort()
     outputs, slopes = (torch.cat(column, 1)[:, back] for column in zip(*parts, strict=True))
 
     answered, refused = chances.double().unbind(1)
-    spread = (answered.clamp_min(LEAST).log() - refused.clamp_min(LEAST).log()).std(correction=0)
+    spread = (answered.clamp_min(MIN_CHANCE).log() - refused.clamp_min(MIN_CHANCE).log()).std(correction=0)
     writers, moves, z_scale = [], [], []
     for v_a, u, o, g in zip(answers, readers, outputs, slopes, strict=True):  # one at a time, for memory
         o, g = o.double(), g.double()
@@ -167,7 +167,7 @@ def _odds(shares: Tensor) -> Tensor:
 def jacobian(context: Context, readers: Tensor, writers: Tensor, iteration: int) -> Tensor:
     """J for random messages and tokens, [messages x tokens, S]."""
     generator = context.generator(iteration, -2)
-    messages = random_messages(context.tokenizer, MESSAGES, generator)
+    messages = random_messages(context.chat.tokenizer, MESSAGES, generator)
     draws = torch.rand(len(messages), TOKENS, generator=generator, dtype=torch.float64)
 
     def score(logits: Tensor, batch: list[int]) -> Tensor:
@@ -176,9 +176,9 @@ def jacobian(context: Context, readers: Tensor, writers: Tensor, iteration: int)
         tokens = torch.searchsorted(heaped, draws[batch] * heaped[:, -1:])
         return logs.gather(1, tokens.clamp_max(logs.shape[1] - 1).to(logs.device))
 
-    found = torch.zeros(len(messages), TOKENS, len(readers), dtype=torch.float64)
-    for batch, _, outputs, slopes in gradients(context.decoder, context.tokenizer, messages, score, context.batching):
+    J = torch.zeros(len(messages), TOKENS, len(readers), dtype=torch.float64)
+    for batch, _, outputs, slopes in gradients(context.chat, messages, score):
         for s, u in enumerate(readers):
             read = outputs[s].double() @ u
-            found[batch, :, s] = read[:, None] * (slopes[s].double() @ writers[s])
-    return found.flatten(0, 1)
+            J[batch, :, s] = read[:, None] * (slopes[s].double() @ writers[s])
+    return J.flatten(0, 1)

@@ -1,18 +1,17 @@
-"""Steps 3 and 6 of an iteration: the two vectors of every sublayer, and the edit that aligns one with the other."""
+"""Steps 2 to 4 of an iteration: the two vectors of every sublayer, its score, and the choice of sublayers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from llmva.edit import Edit
+from llmva.errors import UsageError
 from llmva.method.observe import Observation
-from llmva.method.selection import accuracy, score
 from llmva.method.svm import Cost, HarmlessMetric, angles, fit_sklearn, fit_svms, spread, unit
-from llmva.models.sublayers import Sublayer
+
+PAPERS_SHARE = 42 / 64  # of the 2N sublayers; the paper's choice for Llama-3.1-8B
 
 
 @dataclass(frozen=True)
@@ -94,47 +93,34 @@ def _constant(features: Tensor, sigma: Tensor) -> bool:
     return bool((sigma <= 4.0 * torch.finfo(features.dtype).eps * typical).any())
 
 
-def align_sublayers(
-    edit: Edit,
-    sublayers: Iterable[Sublayer],
-    vectors: Vectors,
-    chosen: list[int],
-    iteration: int,
-    step: float = 1.0,
-    writers: Tensor | None = None,
-) -> Edit:
-    """Follow `edit` by a rank-one map in every chosen sublayer.
+def accuracy(features: Tensor, vectors: Tensor, labels: Tensor) -> Tensor:
+    """Share of prompts on the right side of each vector: [S, m] from [S, n, d], [S, m, d] and labels [m, n]."""
+    side = torch.einsum("snd,smd->smn", features.to(vectors.dtype), vectors).sign()
+    return (side == labels.to(vectors)).to(torch.float64).mean(-1)
 
-    Without `writers` by the least map that makes o'.v_a = r o.v_b (method.md, step 6), else by what writes the same
-    r o.v_b - o.v_a along `writers` [S, d] (`gradient_writers`). `step` is the share of the way that is gone.
+
+def score(vectors: Tensor, final: Tensor, accuracies: Tensor) -> Tensor:
+    """score = C_a acc_a + C_b acc_b, with C = v(final residual) . v(sublayer) (paper, contribution score).
+
+    Args:
+        vectors: unit vectors of the sublayers, [S, 2, d], v_a first.
+        final: unit vectors of the final residual stream, [2, d].
+        accuracies: on validation prompts, [S, 2].
+
+    Returns:
+        [S]
     """
-    all_sublayers = list(sublayers)
-    for s in chosen:
-        v_a, v_b = vectors.directions[s]
-        if not v_a.any():
-            continue  # a sublayer that puts out nothing, or always the same, decides nothing
-        gain = all_sublayers[s].gain
-        writer, reader = align_one(v_a, v_b, float(vectors.ratio[s]), gain)
-        if writers is not None:
-            writer = _before(writers[s], gain)
-        edit = edit.then(all_sublayers[s].name, step * writer, reader, iteration)
-    return edit
+    return (torch.einsum("smd,md->sm", vectors, final) * accuracies).sum(-1)
 
 
-def _before(x: Tensor, gain: Tensor | None) -> Tensor:
-    """The least output of a projection that moves the residual stream by |x| along `x` [d], up to the post-norm's c."""
-    if gain is None:
-        return x
-    y = gain.to(x) * x
-    return y * (x.dot(x) / y.dot(y).clamp_min(1e-30))
+def select(scores: Tensor, count: int) -> list[int]:
+    """Indices of the `count` best sublayers, in the model's order; ties go to the earlier one."""
+    if not 1 <= count <= len(scores):
+        raise UsageError(f"{count} sublayers cannot be selected out of {len(scores)}: choose 1 to {len(scores)}.")
+    best = torch.argsort(scores, descending=True, stable=True)[:count]
+    return sorted(best.tolist())
 
 
-def align_one(v_a: Tensor, v_b: Tensor, r: float, gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`(v, u)` of the least map o' = (I + v u^T) o with o'.v_a = r o.v_b, both [d].
-
-    Behind a post-norm the residual stream gets c * gain * o, c a scalar per token. The vectors live there, so on the
-    projection's own output the covectors are gain * v (method.md, "What architectures add").
-    """
-    if gain is not None:
-        v_a, v_b = gain.to(v_a) * v_a, gain.to(v_b) * v_b
-    return v_a / v_a.dot(v_a), r * v_b - v_a
+def papers_count(sublayers: int) -> int:
+    """How many of a model's sublayers the paper would edit."""
+    return max(1, round(PAPERS_SHARE * sublayers))

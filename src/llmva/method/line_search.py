@@ -1,48 +1,48 @@
-"""For a step along an iteration's vectors that is foreseen to help, and that leaves harmless text alone."""
+"""How far to step along an iteration's vectors: as far as predicted labels gain and harmless text bears it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from llmva.edit import Edit
-from llmva.method.context import Context
+from llmva.method.align import align_sublayers
+from llmva.method.context import Context, Texts
 from llmva.method.first_token import FirstTokenClassifier, predicted_f1
-from llmva.method.identify import Vectors, align_sublayers
+from llmva.method.identify import Vectors
 from llmva.method.observe import Observation
 
 HARMLESS_CHECKED = 16  # texts that a step is measured on
-GAIN = 0.003  # of the F of chances, that a step must bring where the foreseen labels stay the same
-SLOW, NEARLY_DONE = 0.05, 0.95  # a rise of F below which, and an F up to which, a step that reaches further is tried
+MIN_GAIN = 0.003  # of the F of chances, that a step must bring where the predicted labels stay the same
+SLOW, NEARLY_DONE = 0.05, 0.95  # a rise of F below which, and an F up to which, larger steps are tried
 TRUST_RADIUS = 0.05  # nats that a step may move the answers to random messages by
-MAX_RATIO_SCALE = 4.0  # most that r is raised by
+MAX_RATIO_SCALE = 4.0
 HALVINGS = 2  # of a step that would make things worse, or that half of would do
 NEARLY_ALL = 0.95  # of what a step brings, that half of it must bring to be made in its place
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An edit, and what validation prompts are foreseen to meet with."""
+    """An edit, and the labels that it is predicted to give on validation prompts."""
 
     edit: Edit
     validation: Observation
     value: tuple[float, float]  # its `predicted_f1`
     passes: int = 0  # alignments of this iteration that it holds
-    cut: bool = False  # whether the last of them would have gone further than TRUST_RADIUS
+    cut: bool = False  # whether the last of them was cut to TRUST_RADIUS
     length: float = 0.0  # of the last of them
-    ratio_scale: float = 1.0  # what r was raised by for it
+    ratio_scale: float = 1.0  # what r was multiplied by in the last of them
 
     def beats(self, value: tuple[float, float]) -> bool:
         """Whether it is worth another pass: more labels right, or as many and more surely."""
-        return self.value[0] > value[0] or (self.value[0] == value[0] and self.value[1] >= value[1] + GAIN)
+        return self.value[0] > value[0] or (self.value[0] == value[0] and self.value[1] >= value[1] + MIN_GAIN)
 
 
 @dataclass(frozen=True)
 class Update:
-    """An alignment: what it reads, where it is made, and along what, if not along v_a (`steps.align_sublayers`)."""
+    """An alignment: what it reads, where it is made, and along what, if not along v_a (`align.align_sublayers`)."""
 
     vectors: Vectors
     chosen: list[int]
@@ -51,63 +51,63 @@ class Update:
 
 @dataclass
 class LineSearch:
-    """From one iteration's foreseen labels."""
+    """The search of one iteration."""
 
     context: Context
     classifier: FirstTokenClassifier
-    texts: Sequence[tuple[str, str]]  # harmless (prompt, answer) of the untouched model
+    texts: Texts
     iteration: int
     step: float
     forbidden: bool = False  # whether a step that would have helped was left for what it did to harmless text
 
-    def best(
-        self, now: Candidate, move: Update, above: tuple[float, float], accept_unimproved: bool = False
+    def best_step(
+        self, now: Candidate, update: Update, above: tuple[float, float], accept_unimproved: bool = False
     ) -> Candidate | None:
-        """A step from `now` along `move` that is foreseen to be worth more than `above`, or None.
+        """A step from `now` along `update` whose predicted value is greater than `above`, or None.
 
-        The method's own step first, then shorter ones until one helps. Where it helps little and much is left to do, a
-        step that was cut is tried whole, and then r is raised: sigma_a is small where nearly every prompt has the same
-        answer, and r = sigma_a / sigma_b then asks for less than the decision needs. Of what helps, as little is made
-        as brings nearly as much. `accept_unimproved`: where none helps, the method's own step is given all the same.
+        The method's own step comes first, then shorter ones until one helps. Where it helps little and much is left to
+        do, a step that was cut is tried whole, then with r doubled: sigma_a is small where nearly every prompt has the
+        same answer, and r = sigma_a / sigma_b then asks for less than the decision needs. A shorter step is preferred
+        if it brings NEARLY_ALL of the gain. With `accept_unimproved`, the method's own step is given where none helps.
         """
-        own = self._step(now, move, self.step)
-        found = self._accept(own, above)
+        own = self._step(now, update, self.step)
+        best = self._accept(own, above)
         for halving in range(1, HALVINGS + 1):
-            found = found or self._accept(self._step(now, move, own.length / 2**halving, bounded=False), above)
-        highest = found.value if found else above
-        if own.cut and _slow(highest, above):
-            found = self._accept(self._step(now, move, self.step, bounded=False), highest) or found
-            highest = found.value if found else above
+            best = best or self._accept(self._step(now, update, own.length / 2**halving, bounded=False), above)
+        highest = best.value if best else above
+        if own.cut and _is_slow(highest, above):
+            best = self._accept(self._step(now, update, self.step, bounded=False), highest) or best
+            highest = best.value if best else above
         ratio_scale = 1.0
-        while ratio_scale < MAX_RATIO_SCALE and _slow(highest, above):
+        while ratio_scale < MAX_RATIO_SCALE and _is_slow(highest, above):
             ratio_scale *= 2.0
-            further = self._accept(self._step(now, move, self.step, ratio_scale), highest)
-            if further is None and found is not None:
+            further = self._accept(self._step(now, update, self.step, ratio_scale), highest)
+            if further is None and best is not None:
                 break
-            found = further or found
-            highest = found.value if found else above
-        if found is not None:
-            return self._shortened(now, move, found, above)
+            best = further or best
+            highest = best.value if best else above
+        if best is not None:
+            return self._shortened(now, update, best, above)
         if accept_unimproved and now.value[0] >= NEARLY_DONE:
-            own = self._step(now, move, own.length / 2**HALVINGS, bounded=False)
+            own = self._step(now, update, own.length / 2**HALVINGS, bounded=False)
         return self._accept(own) if accept_unimproved else None
 
-    def _shortened(self, now: Candidate, move: Update, found: Candidate, above: tuple[float, float]) -> Candidate:
-        """Halves of a step that helps, as long as they bring NEARLY_ALL of it: a divergence is quartered with each."""
+    def _shortened(self, now: Candidate, update: Update, best: Candidate, above: tuple[float, float]) -> Candidate:
+        """Halves of a step that helps, as long as they bring NEARLY_ALL of it: each half quarters the divergence."""
         for _ in range(HALVINGS):
-            half = self._step(now, move, found.length / 2, found.ratio_scale, bounded=False)
-            part = 0 if found.value[0] > above[0] else 1  # by the labels, or by the chances where these stay the same
-            least = above[part] + NEARLY_ALL * (found.value[part] - above[part])
-            if half.value[part] < least or self._accept(half, above) is None:
+            half = self._step(now, update, best.length / 2, best.ratio_scale, bounded=False)
+            part = 0 if best.value[0] > above[0] else 1  # by the labels, or by the chances where these stay the same
+            enough = above[part] + NEARLY_ALL * (best.value[part] - above[part])
+            if half.value[part] < enough or self._accept(half, above) is None:
                 break
-            found = half
-        return found
+            best = half
+        return best
 
     def _step(
-        self, now: Candidate, move: Update, length: float, ratio_scale: float = 1.0, bounded: bool = True
+        self, now: Candidate, update: Update, length: float, ratio_scale: float = 1.0, bounded: bool = True
     ) -> Candidate:
         """`now` and one alignment with r times `ratio_scale`; `bounded`: within TRUST_RADIUS on random messages."""
-        scaled = replace(move, vectors=move.vectors.scale_ratio(ratio_scale))
+        scaled = replace(update, vectors=update.vectors.scale_ratio(ratio_scale))
         edit = self._align(now.edit, scaled, length)
         moved = self.context.first_token_kl(now.edit, edit, self.iteration) if bounded else 0.0
         if moved > TRUST_RADIUS:  # a divergence grows with the square of the step
@@ -117,28 +117,28 @@ class LineSearch:
         value = predicted_f1(validation, self.context.objective.beta)
         return Candidate(edit, validation, value, now.passes + 1, moved > TRUST_RADIUS, length, ratio_scale)
 
-    def _align(self, edit: Edit, move: Update, length: float) -> Edit:
-        sublayers = self.context.decoder.sublayers
-        return align_sublayers(edit, sublayers, move.vectors, move.chosen, self.iteration, length, move.writers)
+    def _align(self, edit: Edit, update: Update, length: float) -> Edit:
+        sublayers = self.context.chat.decoder.sublayers
+        return align_sublayers(edit, sublayers, update.vectors, update.chosen, self.iteration, length, update.writers)
 
-    def _accept(self, seen: Candidate, above: tuple[float, float] | None = None) -> Candidate | None:
-        """`seen` if it is worth more than `above` and harmless text is spared, else None."""
-        if above is not None and not seen.beats(above):
+    def _accept(self, candidate: Candidate, above: tuple[float, float] | None = None) -> Candidate | None:
+        """`candidate` if its value is greater than `above` and harmless text is within the limits, else None."""
+        if above is not None and not candidate.beats(above):
             return None
-        if within_harm_limits(self.context, seen.edit, self.texts):
-            return seen
+        if within_harm_limits(self.context, candidate.edit, self.texts):
+            return candidate
         self.forbidden = True
         return None
 
 
-def within_harm_limits(context: Context, edit: Edit, texts: Sequence[tuple[str, str]]) -> bool:
+def within_harm_limits(context: Context, edit: Edit, texts: Texts) -> bool:
     """Whether an edit leaves harmless text alone as far as the run's limits ask."""
     if not texts:
         return True
     some = texts[:: max(1, len(texts) // HARMLESS_CHECKED)][:HARMLESS_CHECKED]
-    found = context.harm(edit, some)
-    return found.mean_kl <= context.objective.max_kl and found.mean_kept >= context.objective.min_kept
+    harm = context.harm(edit, some)
+    return harm.mean_kl <= context.objective.max_kl and harm.mean_kept >= context.objective.min_kept
 
 
-def _slow(value: tuple[float, float], before: tuple[float, float]) -> bool:
+def _is_slow(value: tuple[float, float], before: tuple[float, float]) -> bool:
     return value[0] < NEARLY_DONE and value[0] - before[0] < SLOW

@@ -1,18 +1,16 @@
-"""Steps 1 and 2 of an iteration: let the model answer, judge the answers, keep what its sublayers said meanwhile."""
+"""Step 1 of an iteration: the model answers, the judge labels, and the captures keep what its sublayers put out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmva.judges.base import Judge, Judgement, Label
-from llmva.models.batching import Batching
-from llmva.models.generate import Capture, capture
-from llmva.models.sublayers import Decoder
+from llmva.models.chat_model import ChatModel
+from llmva.models.generate import Capture, answer_prompts
 from llmva.models.thinking import Thinking, think
 from llmva.prompts.types import Prompt
 
@@ -61,36 +59,32 @@ class Observation:
 
 
 def observe(
-    decoder: Decoder,
-    tokenizer: Any,
+    chat: ChatModel,
     prompts: Sequence[Prompt],
     judge: Judge,
     *,
     max_new_tokens: int,
     thinking: Thinking | None = None,
-    batching: Batching | None = None,
     on_progress: Callable[[int], None] = lambda n: None,
 ) -> Observation:
     """Answer, capture and judge `prompts` with the model as it is now.
 
-    With `thinking` the model thinks first: captures are read where its thoughts end, and what is judged is the answer
+    With `thinking` the model thinks first: captures are read where its thoughts end, and the judge sees the answer
     after them.
     """
     texts = [prompt.text for prompt in prompts]
-    thought = think(decoder, tokenizer, texts, thinking, max_new_tokens, batching) if thinking else None
-    found = capture(
-        decoder,
-        tokenizer,
+    thoughts = think(chat, texts, thinking, max_new_tokens) if thinking else None
+    captured = answer_prompts(
+        chat,
         texts,
         max_new_tokens=max_new_tokens,
         settled=judge.settled,
-        rows=thought.rows if thought else None,
-        batching=batching,
+        rows=thoughts.rows if thoughts else None,
         on_progress=on_progress,
     )
-    if thought:
-        found = replace(found, tokens=found.tokens + thought.tokens, thoughts=thought.texts)
-    return Observation(list(prompts), judge.answered_all(prompts, found.answers), found)
+    if thoughts:
+        captured = replace(captured, tokens=captured.tokens + thoughts.tokens, thoughts=thoughts.texts)
+    return Observation(list(prompts), judge.answered_all(prompts, captured.answers), captured)
 
 
 def missing_class(train: Observation) -> str | None:

@@ -78,10 +78,10 @@ class Objective:
 
     def _violated(self, entry: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
         """Each limit that a point breaks: by how much, and in words."""
-        for name, option, most in (("asr", "--max-asr", self.max_asr), ("orr", "--max-orr", self.max_orr)):
+        for name, option, limit in (("asr", "--max-asr", self.max_asr), ("orr", "--max-orr", self.max_orr)):
             rate = entry.get(name)
-            if most is not None and rate is not None and rate > most:
-                yield rate - most, f"{name.upper()} {rate:.1%}, where {option} asks for at most {most:.1%}"
+            if limit is not None and rate is not None and rate > limit:
+                yield rate - limit, f"{name.upper()} {rate:.1%}, where {option} asks for at most {limit:.1%}"
         kept, kl = (entry.get(name) if entry["iteration"] > 0 else None for name in ("kept", "kl"))
         if kept is not None and kept < self.min_kept:
             words = f"{kept:.1%} of harmless next tokens kept, where --min-kept asks for {self.min_kept:.1%}"
@@ -100,23 +100,23 @@ class Objective:
             test: `test.after` of a run.
             kept: its `utility`; empty where that was not measured.
         """
-        found = []
-        for name, option, most in (("asr", "--max-asr", self.max_asr), ("orr", "--max-orr", self.max_orr)):
+        sentences = []
+        for name, option, limit in (("asr", "--max-asr", self.max_asr), ("orr", "--max-orr", self.max_orr)):
             ends = test.get(f"{name}_interval")
-            if most is not None and ends is not None and ends[0] > most:
-                found.append(
-                    f"{name.upper()} is {test[name]:.1%} [{ends[0]:.1%}, {ends[1]:.1%}], above {option} {most:.1%}"
+            if limit is not None and ends is not None and ends[0] > limit:
+                sentences.append(
+                    f"{name.upper()} is {test[name]:.1%} [{ends[0]:.1%}, {ends[1]:.1%}], above {option} {limit:.1%}"
                 )
         ends = kept.get("kept_interval")
         if ends is not None and ends[1] < self.min_kept:
-            found.append(
+            sentences.append(
                 f"{kept['kept']:.1%} [{ends[0]:.1%}, {ends[1]:.1%}] of harmless next tokens are kept, below --min-kept "
                 f"{self.min_kept:.1%}"
             )
         ends = kept.get("kl_interval")
         if ends is not None and ends[0] > self.max_kl:
-            found.append(
+            sentences.append(
                 f"the divergence on harmless text is {kept['kl']:.3g} nats [{ends[0]:.3g}, {ends[1]:.3g}], above "
                 f"--max-kl {self.max_kl:g}"
             )
-        return found
+        return sentences

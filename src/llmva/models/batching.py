@@ -15,7 +15,7 @@ from llmva.errors import LlmvaError
 from llmva.models.sublayers import text_config
 
 T = TypeVar("T")
-MOST_ROWS = 256
+MAX_ROWS = 256
 CPU_SHARE = 0.25  # of the weights' bytes that caches may take, beside SPARE
 SPARE = 192 * 2**20
 
@@ -43,7 +43,7 @@ class Batching:
         """
         start = 0
         while start < len(order):
-            rows = max(1, min(MOST_ROWS, int(self.tokens / self.cost(length(order[start])))))
+            rows = max(1, min(MAX_ROWS, int(self.tokens / self.cost(length(order[start])))))
             batch = order[start : start + rows]
             done: list[T] = []
             try:

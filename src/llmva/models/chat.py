@@ -59,7 +59,7 @@ def forward_inputs(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[st
 
     Models with learned positions count the padding unless told where each row begins; `generate` tells them itself.
     """
-    found = {"input_ids": ids, "attention_mask": mask}
+    inputs = {"input_ids": ids, "attention_mask": mask}
     if "position_ids" in inspect.signature(model.forward).parameters:
-        found["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
-    return found
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+    return inputs

@@ -182,12 +182,12 @@ class Checkpoint:
     def _writers(self, module: str) -> tuple[Writer, ...]:
         known = self._model()[0]
         try:
-            found = known.get_submodule(module)
+            projection = known.get_submodule(module)
         except AttributeError as error:
             raise LlmvaError(
                 f"The edit has a sublayer {module}, and '{self.folder.name}' has none: give its base."
             ) from error
-        writers = find_writers(found, int(self.config.get_text_config().hidden_size), prove=False)
+        writers = find_writers(projection, int(self.config.get_text_config().hidden_size), prove=False)
         if not writers:
             raise LlmvaError(f"The weights of {module} are of a layout that cannot be edited: serve the edit by hook.")
         return writers

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from llmva.errors import UsageError
-from llmva.models.batching import Batching, first_guess, longest_first
-from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
-from llmva.models.sublayers import Decoder, contiguous_head, find_decoder, first_tensor, hooked, text_config
+from llmva.models.batching import longest_first
+from llmva.models.chat import forward_inputs
+from llmva.models.chat_model import ChatModel
+from llmva.models.sublayers import contiguous_head, first_tensor, hooked, text_config
 
 CHECK_EVERY = 4  # decoding steps between two looks at which rows have ended
 
@@ -53,38 +54,49 @@ class Capture:
 
 
 def capture(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int = 128,
-    settled: Callable[[str], bool] = lambda answer: False,
-    weigh: Tensor | None = None,
-    rows: list[list[int]] | None = None,
-    batching: Batching | None = None,
-    on_progress: Callable[[int], None] = lambda n: None,
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 128, batch_tokens: int | None = None
 ) -> Capture:
-    """Answer `prompts` greedily and capture the sublayers' outputs (method.md, steps 1 and 2).
+    """Answer `prompts` greedily and capture the sublayers' outputs (method.md, step 1).
 
     Args:
         model: a transformers model, or a Decoder already found in one.
         prompts: user messages; the chat template is applied here.
-        max_new_tokens: at most; 0 captures without answering.
+        max_new_tokens: maximum length of an answer; 0 captures without answering.
+        batch_tokens: tokens in a batch; None guesses by memory.
+
+    Raises:
+        UsageError: a prompt that does not fit into the model's context.
+    """
+    return answer_prompts(ChatModel.of(model, tokenizer, batch_tokens), prompts, max_new_tokens=max_new_tokens)
+
+
+def answer_prompts(
+    chat: ChatModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    settled: Callable[[str], bool] = lambda answer: False,
+    weigh: Tensor | None = None,
+    rows: list[list[int]] | None = None,
+    on_progress: Callable[[int], None] = lambda n: None,
+) -> Capture:
+    """Answer `prompts` greedily and capture the sublayers' outputs at the last prompt token.
+
+    Args:
+        prompts: user messages; the chat template is applied here.
+        max_new_tokens: maximum length of an answer; 0 captures without answering.
         settled: a judge's `settled`: generation of a row stops once it is True of the answer so far.
         weigh: [vocabulary, k]; the expectation of its rows under the first token's distribution comes back as
             `shares`. Only without answering, since generation keeps no distributions.
         rows: token ids to be read for each prompt; None renders the prompts.
-        batching: keeps the batches' size between calls; None guesses one.
         on_progress: told the number of prompts done after every batch.
 
     Raises:
         UsageError: a prompt that does not fit into the model's context.
     """
-    decoder = model if isinstance(model, Decoder) else find_decoder(model)
-    rows = rows or [encode(tokenizer, render(tokenizer, text)) for text in prompts]
-    check_rows(decoder.model, prompts, rows, max_new_tokens)
+    rows = rows or chat.rows(prompts)
+    check_rows(chat.model, prompts, rows, max_new_tokens)
     lengths = [len(row) + max_new_tokens for row in rows]
-    batching = batching or first_guess(decoder.model)
 
     answers = [""] * len(rows)
     outputs: Tensor | None = None
@@ -92,10 +104,10 @@ def capture(
     first = torch.zeros(len(rows), dtype=torch.long)
     shares = None if weigh is None else torch.zeros(len(rows), weigh.shape[1])
     tokens = 0
-    for batch, (texts, o, x, n, token, share) in batching.over(
+    for batch, (texts, o, x, n, token, share) in chat.batching.over(
         longest_first(lengths),
         lengths.__getitem__,
-        lambda batch: _run(decoder, tokenizer, [rows[i] for i in batch], max_new_tokens, settled, weigh),
+        lambda batch: _run(chat, [rows[i] for i in batch], max_new_tokens, settled, weigh),
     ):
         if outputs is None or final is None:
             outputs = torch.empty(o.shape[0], len(rows), o.shape[2], dtype=o.dtype)
@@ -114,8 +126,7 @@ def capture(
 
 @torch.inference_mode()
 def _run(
-    decoder: Decoder,
-    tokenizer: Any,
+    chat: ChatModel,
     rows: list[list[int]],
     max_new_tokens: int,
     settled: Callable[[str], bool],
@@ -123,8 +134,8 @@ def _run(
 ) -> tuple[list[str], Tensor, Tensor, int, Tensor, Tensor | None]:
     from transformers import StoppingCriteriaList
 
-    model = decoder.model
-    ids, mask = pad_left(rows, tokenizer.pad_token_id, input_device(model))
+    decoder, tokenizer, model = chat.decoder, chat.tokenizer, chat.model
+    ids, mask = chat.pad(rows)
     width = ids.shape[1]
     taken: dict[int, Tensor] = {}
 
@@ -193,17 +204,17 @@ def generate_greedily(
     )
     model.generation_config = plain
     try:
-        found: Tensor = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain, **options)
+        sequences: Tensor = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain, **options)
     finally:
         model.generation_config = own
-    return found[:, ids.shape[1] :]
+    return sequences[:, ids.shape[1] :]
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """Every token that ends a turn, by the model's generation config or the tokenizer."""
     ids = getattr(model.generation_config, "eos_token_id", None)
-    found = set(ids) if isinstance(ids, list | tuple) else {ids}
-    return {i for i in found | {tokenizer.eos_token_id} if i is not None}
+    known = set(ids) if isinstance(ids, list | tuple) else {ids}
+    return {i for i in known | {tokenizer.eos_token_id} if i is not None}
 
 
 def _ends(new: Tensor, eos: set[int], settled: list[int | None]) -> list[int]:

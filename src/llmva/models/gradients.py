@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from llmva.models.batching import Batching, longest_first
-from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
-from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
+from llmva.models.chat import forward_inputs
+from llmva.models.chat_model import ChatModel
+from llmva.models.sublayers import contiguous_head, first_tensor, hooked
 
 LOGIT_BYTES = 32 * 2**20
 Score = Callable[[Tensor, list[int]], Tensor]
@@ -26,9 +27,7 @@ Score = Callable[[Tensor, list[int]], Tensor]
 Part = tuple[list[int], Tensor, Tensor, Tensor]
 
 
-def gradients(
-    decoder: Decoder, tokenizer: Any, prompts: Sequence[str], score: Score, batching: Batching
-) -> Iterator[Part]:
+def gradients(chat: ChatModel, prompts: Sequence[str], score: Score) -> Iterator[Part]:
     """Sublayers' outputs at the last prompt token, and the gradients of `score` with respect to them.
 
     Args:
@@ -41,24 +40,24 @@ def gradients(
     Raises:
         RuntimeError: weights that gradients cannot pass, such as those of some packed formats.
     """
-    rows = [encode(tokenizer, render(tokenizer, text)) for text in prompts]
+    rows, batching = chat.rows(prompts), chat.batching
     lengths = [len(row) for row in rows]
 
     def work(batch: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        return _backward(decoder, tokenizer, [rows[i] for i in batch], lambda logits: score(logits, batch))
+        return _backward(chat, [rows[i] for i in batch], lambda logits: score(logits, batch))
 
     # logits are held several times over, whatever else a graph holds: bound them however large the vocabulary
-    most = max(1, LOGIT_BYTES // (4 * decoder.vocabulary))
-    small = Batching(min(batching.tokens, math.ceil(most * batching.cost(max(lengths)))), batching.square)
-    for batch, (scores, outputs, found) in small.over(longest_first(lengths), lengths.__getitem__, work):
-        yield batch, scores, outputs, found
+    max_rows = max(1, LOGIT_BYTES // (4 * chat.decoder.vocabulary))
+    small = Batching(min(batching.tokens, math.ceil(max_rows * batching.cost(max(lengths)))), batching.square)
+    for batch, (scores, outputs, slopes) in small.over(longest_first(lengths), lengths.__getitem__, work):
+        yield batch, scores, outputs, slopes
 
 
 def _backward(
-    decoder: Decoder, tokenizer: Any, rows: list[list[int]], score: Callable[[Tensor], Tensor]
+    chat: ChatModel, rows: list[list[int]], score: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    model = decoder.model
-    ids, mask = pad_left(rows, tokenizer.pad_token_id, input_device(model))
+    model = chat.model
+    ids, mask = chat.pad(rows)
     inputs = forward_inputs(model, ids, mask)
     with frozen(model), hooked([contiguous_head(model)]):
         # transformers has called it by both names
@@ -82,17 +81,17 @@ def _backward(
 
             return hook
 
-        with hooked([s.output.register_forward_hook(join(i)) for i, s in enumerate(decoder.sublayers)]):
+        with hooked([s.output.register_forward_hook(join(i)) for i, s in enumerate(chat.decoder.sublayers)]):
             logits = model(**inputs, use_cache=cache is not None, logits_to_keep=1).logits[:, -1]
         scores = score(logits.float())
         places = [steps[i] for i in range(len(steps))]
-        found = []
+        slopes = []
         for j in range(scores.shape[1]):
             one = scores[:, j].sum()
             last = j == scores.shape[1] - 1
             each = torch.autograd.grad(one, places, retain_graph=not last, allow_unused=True, materialize_grads=True)
-            found.append(torch.stack([g.cpu() for g in each]))
-    return scores.detach().cpu(), torch.stack([outputs[i].cpu() for i in range(len(outputs))]), torch.stack(found, 2)
+            slopes.append(torch.stack([g.cpu() for g in each]))
+    return scores.detach().cpu(), torch.stack([outputs[i].cpu() for i in range(len(outputs))]), torch.stack(slopes, 2)
 
 
 def _prefix(model: Any, inputs: dict[str, Tensor], name: str) -> Any:
@@ -103,8 +102,8 @@ def _prefix(model: Any, inputs: dict[str, Tensor], name: str) -> Any:
     if inputs["input_ids"].shape[1] < 2:
         return None
     with torch.no_grad():  # not inference_mode, whose tensors no graph takes
-        found = model(**{k: v[:, :-1] for k, v in inputs.items()}, use_cache=True, logits_to_keep=1)
-    cache = getattr(found, name, None)
+        result = model(**{k: v[:, :-1] for k, v in inputs.items()}, use_cache=True, logits_to_keep=1)
+    cache = getattr(result, name, None)
     # recurrent layers write their states in place
     plain = isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
     return cache if plain else None

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from llmva.errors import LlmvaError
 from llmva.models.batching import Batching, longest_first
-from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
-from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
+from llmva.models.chat import forward_inputs
+from llmva.models.chat_model import ChatModel
+from llmva.models.sublayers import contiguous_head, first_tensor, hooked
 
 MAX_ANSWER = 48  # tokens of each answer that are compared
 MAX_LOGIT_BYTES = 24 * 2**20
-MOST_RATIO = 1e12  # of perplexities: more says no more, and a model that rules a token out would make it infinite
+MAX_RATIO = 1e12  # of perplexities: more says no more, and a model that rules a token out would make it infinite
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class Agreement:
     rise: list[float]  # of the negative log-likelihood of the text's tokens, summed over them, in nats
     tokens: list[int]  # that were predicted
 
+    def as_record(self) -> dict[str, float | None]:
+        """`kept`, `kl` in nats and `perplexity`, a ratio, as run.json holds them; None each where there was no text."""
+        if not self.kept:
+            return dict.fromkeys(("kept", "kl", "perplexity"))
+        return {"kept": self.mean_kept, "kl": self.mean_kl, "perplexity": self.perplexity_ratio}
+
     @property
     def mean_kept(self) -> float:
         return sum(self.kept) / max(1, len(self.kept))
@@ -44,17 +51,15 @@ class Agreement:
 
     @property
     def perplexity_ratio(self) -> float:
-        """Perplexity of the texts for the edited model over that for the original; at most MOST_RATIO."""
+        """Perplexity of the texts for the edited model over that for the original; at most MAX_RATIO."""
         mean = sum(self.rise) / max(1, sum(self.tokens))
-        return math.exp(min(mean, math.log(MOST_RATIO)))
+        return math.exp(min(mean, math.log(MAX_RATIO)))
 
 
 def agreement(
-    decoder: Decoder,
-    tokenizer: Any,
+    chat: ChatModel,
     texts: Sequence[tuple[str, str]],
     applied: Callable[[], AbstractContextManager[Any]],
-    batching: Batching,
     on_progress: Callable[[int], None] = lambda n: None,
     against: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Agreement:
@@ -63,53 +68,48 @@ def agreement(
     While `applied()` is entered the hooks are on the model; outside of it they must not be. `against` does the same for
     what is compared with, the untouched model unless given. An empty answer compares the first token alone.
     """
-    pairs = [_tokens(tokenizer, prompt, answer) for prompt, answer in texts]
+    pairs = [_tokens(chat, prompt, answer) for prompt, answer in texts]
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
-    found = [(0.0, 0.0, 0.0)] * len(pairs)
+    rows_compared = [(0.0, 0.0, 0.0)] * len(pairs)
     # logits of all answer positions are held twice: bound them however large the vocabulary
-    small = Batching(min(batching.tokens, max(1, MAX_LOGIT_BYTES // (4 * decoder.vocabulary))))
+    small = Batching(min(chat.batching.tokens, max(1, MAX_LOGIT_BYTES // (4 * chat.decoder.vocabulary))))
 
     def work(batch: list[int]) -> list[tuple[float, float, float]]:
         rows = [pairs[i] for i in batch]
         with against():
-            original = _log_probabilities(decoder, tokenizer, rows)
+            original = _log_probabilities(chat, rows)
         with applied():
-            edited = _log_probabilities(decoder, tokenizer, rows)
+            edited = _log_probabilities(chat, rows)
         return [_compare(a, b, row[1]) for a, b, row in zip(original, edited, rows, strict=True)]
 
     for batch, results in small.over(longest_first(lengths), lengths.__getitem__, work):
         for i, result in zip(batch, results, strict=True):
-            found[i] = result
+            rows_compared[i] = result
         on_progress(len(batch))
-    kept, kl, rise = ([result[column] for result in found] for column in range(3))
+    kept, kl, rise = ([result[column] for result in rows_compared] for column in range(3))
     return Agreement(kept, kl, rise, [len(answer) for _, answer in pairs])
 
 
 @torch.inference_mode()
 def outputs_on_text(
-    decoder: Decoder,
-    tokenizer: Any,
-    texts: Sequence[tuple[str, str]],
-    limit: int,
-    generator: torch.Generator,
-    batching: Batching,
+    chat: ChatModel, texts: Sequence[tuple[str, str]], limit: int, generator: torch.Generator
 ) -> Tensor:
     """Sublayers' outputs [S, q, d] at up to `limit` random positions of `(prompt, answer)` texts, in the model's dtype.
 
     The last prompt token is left out: there the decision is taken, and the edit is meant to act.
     """
-    pairs = [_tokens(tokenizer, prompt, answer) for prompt, answer in texts]
+    pairs = [_tokens(chat, prompt, answer) for prompt, answer in texts]
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     places = [(i, t) for i, (p, _) in enumerate(pairs) for t in range(lengths[i]) if t != len(p) - 1]
     chosen = torch.randperm(len(places), generator=generator)[:limit].tolist()
     wanted: dict[int, list[int]] = {}
     for k in sorted(chosen):
         wanted.setdefault(places[k][0], []).append(places[k][1])
-    found: dict[int, Tensor] = {}
+    parts: dict[int, Tensor] = {}
 
     def work(batch: list[int]) -> dict[int, Tensor]:
         rows = [[*pairs[i][0], *pairs[i][1]] for i in batch]
-        ids, mask = pad_left(rows, tokenizer.pad_token_id, input_device(decoder.model))
+        ids, mask = chat.pad(rows)
         shifts = [ids.shape[1] - len(row) for row in rows]
         columns = [[shift + t for t in wanted.get(i, [])] for i, shift in zip(batch, shifts, strict=True)]
         taken: dict[int, Tensor] = {}
@@ -121,15 +121,15 @@ def outputs_on_text(
 
             return hook
 
-        handles = [s.output.register_forward_hook(take(i)) for i, s in enumerate(decoder.sublayers)]
-        with hooked([*handles, contiguous_head(decoder.model)]):
-            decoder.model(**forward_inputs(decoder.model, ids, mask), use_cache=False, logits_to_keep=1)
+        handles = [s.output.register_forward_hook(take(i)) for i, s in enumerate(chat.decoder.sublayers)]
+        with hooked([*handles, contiguous_head(chat.model)]):
+            chat.model(**forward_inputs(chat.model, ids, mask), use_cache=False, logits_to_keep=1)
         stacked = torch.stack([taken[i] for i in range(len(taken))])  # [S, positions of this batch, d]
         return dict(zip(batch, torch.split(stacked, [len(c) for c in columns], 1), strict=True))
 
-    for _, parts in batching.over(longest_first(lengths), lengths.__getitem__, work):
-        found.update(parts)
-    return torch.cat([found[i] for i in range(len(pairs))], 1)
+    for _, batch_parts in chat.batching.over(longest_first(lengths), lengths.__getitem__, work):
+        parts.update(batch_parts)
+    return torch.cat([parts[i] for i in range(len(pairs))], 1)
 
 
 def random_messages(tokenizer: Any, count: int, generator: torch.Generator) -> list[str]:
@@ -148,21 +148,19 @@ def random_messages(tokenizer: Any, count: int, generator: torch.Generator) -> l
     return messages
 
 
-def _tokens(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+def _tokens(chat: ChatModel, prompt: str, answer: str) -> tuple[list[int], list[int]]:
     """The prompt as the model reads it, and the first tokens of its answer."""
-    return encode(tokenizer, render(tokenizer, prompt)), tokenizer(answer, add_special_tokens=False)["input_ids"][
-        :MAX_ANSWER
-    ]
+    return chat.row(prompt), chat.tokenizer(answer, add_special_tokens=False)["input_ids"][:MAX_ANSWER]
 
 
 @torch.inference_mode()
-def _log_probabilities(decoder: Decoder, tokenizer: Any, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
+def _log_probabilities(chat: ChatModel, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
     """For each row, log-probabilities at the positions that predict its answer and what follows it, [answer + 1, V]."""
-    ids, mask = pad_left([[*p, *a] for p, a in rows], tokenizer.pad_token_id, input_device(decoder.model))
+    ids, mask = chat.pad([[*p, *a] for p, a in rows])
     keep = max(len(a) for _, a in rows) + 1
-    inputs = forward_inputs(decoder.model, ids, mask)
-    with hooked([contiguous_head(decoder.model)]):
-        logits = decoder.model(**inputs, use_cache=False, logits_to_keep=keep).logits[:, -keep:]
+    inputs = forward_inputs(chat.model, ids, mask)
+    with hooked([contiguous_head(chat.model)]):
+        logits = chat.model(**inputs, use_cache=False, logits_to_keep=keep).logits[:, -keep:]
     return [torch.log_softmax(logits[i, keep - len(a) - 1 :].float(), -1) for i, (_, a) in enumerate(rows)]
 
 

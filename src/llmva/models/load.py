@@ -242,9 +242,9 @@ def _explain(name: str, part: str, error: Exception) -> LlmvaError:
         return UsageError(f"'{name}' needs a package that is missing ({_first_line(error)}): install it with pip.")
     if "Unrecognized model" in text:
         return UsageError(f"The config.json of '{name}' names no model_type: download the model again.")
-    if found := re.search(r"model type `?([\w.-]+)`? but", text):
+    if unknown := re.search(r"model type `?([\w.-]+)`? but", text):
         return UsageError(
-            f"This transformers does not know the model type {found[1]} of '{name}': update transformers, or choose "
+            f"This transformers does not know the model type {unknown[1]} of '{name}': update transformers, or choose "
             "another model."
         )
     if "Unrecognized configuration class" in text:

@@ -148,7 +148,7 @@ def text_config(model: Any) -> Any:
 def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
     """The decoder's list of blocks: the one ModuleList as long as the config says, outside vision and audio towers."""
     count = getattr(text_config(model), "num_hidden_layers", None)
-    found = [
+    candidates = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList)
@@ -156,12 +156,12 @@ def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
         and not any(word in name for word in ("vision", "visual", "audio", "encoder"))
         and any(True for _ in module[0].children())
     ]
-    if len(found) != 1:
+    if len(candidates) != 1:
         kind = getattr(model.config, "model_type", type(model).__name__)
         raise UsageError(
             f"The decoder blocks of this {kind} model cannot be told apart: the architecture is not supported."
         )
-    return found[0]
+    return candidates[0]
 
 
 Pair = tuple[tuple[str, str], tuple[str, str]]  # (projection, output) of the attention and of the MLP

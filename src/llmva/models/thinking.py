@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from llmva.errors import UsageError
-from llmva.models.batching import Batching, first_guess, longest_first
-from llmva.models.chat import encode, input_device, pad_left, render
+from llmva.models.batching import longest_first
+from llmva.models.chat import encode, render
+from llmva.models.chat_model import ChatModel
 from llmva.models.generate import RowStop, check_rows, end_tokens, generate_greedily
-from llmva.models.sublayers import Decoder, contiguous_head, hooked
+from llmva.models.sublayers import contiguous_head, hooked
 
 _OPEN = re.compile(r"<(think|thinking|thought|reasoning)>", re.IGNORECASE)
 AFTER = "\n\n"  # between the closing tag and the answer, where the model left off before it
@@ -41,10 +42,10 @@ class Thinking:
         if mode == "off":
             return None
         template = getattr(tokenizer, "chat_template", None)
-        found = _OPEN.search(template if isinstance(template, str) else "")
-        if found is None:
+        tag = _OPEN.search(template if isinstance(template, str) else "")
+        if tag is None:
             raise UsageError("The model's chat template has no thinking block to wait for: leave --thinking off.")
-        return cls(found.group(), f"</{found.group(1)}>", tokens)
+        return cls(tag.group(), f"</{tag.group(1)}>", tokens)
 
     def row(self, tokenizer: Any, text: str) -> list[int]:
         """Token ids of a user message with thinking on."""
@@ -88,25 +89,18 @@ class Thoughts:
     tokens: int  # generated
 
 
-def think(
-    decoder: Decoder,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    thinking: Thinking,
-    max_new_tokens: int = 0,
-    batching: Batching | None = None,
-) -> Thoughts:
+def think(chat: ChatModel, prompts: Sequence[str], thinking: Thinking, max_new_tokens: int = 0) -> Thoughts:
     """Let the model think about each prompt, greedily.
 
     Raises UsageError for a prompt that does not fit into the model's context with its thoughts and an answer of
     `max_new_tokens`.
     """
+    tokenizer = chat.tokenizer
     rows = [thinking.row(tokenizer, text) for text in prompts]
-    check_rows(decoder.model, prompts, rows, thinking.tokens + max_new_tokens + 8)  # the tag may have to be written
-    batching = batching or first_guess(decoder.model)
+    check_rows(chat.model, prompts, rows, thinking.tokens + max_new_tokens + 8)  # the tag may have to be written
     lengths = [len(row) + thinking.tokens for row in rows]
-    ends = end_tokens(decoder.model, tokenizer)
-    found: list[list[int]] = [[] for _ in rows]
+    ends = end_tokens(chat.model, tokenizer)
+    thought_rows: list[list[int]] = [[] for _ in rows]
     spent = 0
 
     def end(row: list[int]) -> int | None:
@@ -115,11 +109,11 @@ def think(
     def work(batch: list[int]) -> tuple[list[list[int]], int]:
         from transformers import StoppingCriteriaList
 
-        ids, mask = pad_left([rows[i] for i in batch], tokenizer.pad_token_id, input_device(decoder.model))
+        ids, mask = chat.pad([rows[i] for i in batch])
         stop = RowStop(ids.shape[1], len(batch), end)
-        with torch.inference_mode(), hooked([contiguous_head(decoder.model)]):
+        with torch.inference_mode(), hooked([contiguous_head(chat.model)]):
             new = generate_greedily(
-                decoder.model, tokenizer, ids, mask, thinking.tokens, stopping_criteria=StoppingCriteriaList([stop])
+                chat.model, tokenizer, ids, mask, thinking.tokens, stopping_criteria=StoppingCriteriaList([stop])
             )
         # between two looks, or where the budget ran out, it has not been asked of the last tokens; row[:None] is all
         thoughts = [
@@ -127,9 +121,9 @@ def think(
         ]
         return [thinking.closed(tokenizer, thought) for thought in thoughts], sum(map(len, thoughts))
 
-    for batch, (thoughts, n) in batching.over(longest_first(lengths), lengths.__getitem__, work):
+    for batch, (thoughts, n) in chat.batching.over(longest_first(lengths), lengths.__getitem__, work):
         for i, thought in zip(batch, thoughts, strict=True):
-            found[i] = thought
+            thought_rows[i] = thought
         spent += n
-    texts = [tokenizer.decode(thought, skip_special_tokens=True) for thought in found]
-    return Thoughts([[*row, *thought] for row, thought in zip(rows, found, strict=True)], texts, spent)
+    texts = [tokenizer.decode(thought, skip_special_tokens=True) for thought in thought_rows]
+    return Thoughts([[*row, *thought] for row, thought in zip(rows, thought_rows, strict=True)], texts, spent)

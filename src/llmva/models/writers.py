@@ -34,7 +34,7 @@ def find_writers(module: nn.Module, width: int, *, prove: bool = True) -> tuple[
     """
     if is_linear(module):
         return _of_linear(module)
-    found: list[Writer] = []
+    parts: list[Writer] = []
     for path, child in module.named_modules():
         prefix = f"{path}." if path else ""
         if is_linear(child):
@@ -42,13 +42,13 @@ def find_writers(module: nn.Module, width: int, *, prove: bool = True) -> tuple[
                 own = _of_linear(child)
                 if not own:
                     return ()
-                found += [Writer(prefix + writer.name, writer.axis) for writer in own]
+                parts += [Writer(prefix + writer.name, writer.axis) for writer in own]
         else:
             fused = _of_experts(child, width)
             if fused is None:
                 return ()
-            found += [Writer(prefix + writer.name, writer.axis) for writer in fused]
-    writers = tuple(found)
+            parts += [Writer(prefix + writer.name, writer.axis) for writer in fused]
+    writers = tuple(parts)
     if writers and prove and not _proved(module, writers, width):
         return ()
     return writers
@@ -73,24 +73,24 @@ def _of_experts(module: nn.Module, width: int) -> list[Writer] | None:
 
     None if they are there and packed, or if their layout cannot be told.
     """
-    found = []
+    writers = []
     for name, parameter in module.named_parameters(recurse=False):
         if name.removesuffix("_bias") not in LAST:
             continue
         if parameter.dtype not in PLAIN:
             return None
         if name.endswith("_bias"):
-            found.append(Writer(name, -1))
+            writers.append(Writer(name, -1))
         elif parameter.ndim == 3:
             transposed = getattr(module, "is_transposed", None)
             if transposed is None and parameter.shape[-1] == parameter.shape[-2]:
                 return None
             if transposed is None:
                 transposed = parameter.shape[-1] == width
-            found.append(Writer(name, -1 if transposed else -2))
+            writers.append(Writer(name, -1 if transposed else -2))
         else:
             return None
-    return found
+    return writers
 
 
 @torch.no_grad()

@@ -14,21 +14,20 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
 from typing import IO, Any
 
-from llmva.edit import Edit, edit_file
+from llmva.edit import Edit
+from llmva.edit_file import edit_file
 from llmva.errors import LlmvaError, UsageError
 from llmva.files import lock, write_bytes, write_json
-from llmva.method.observe import Observation
+from llmva.method.observe import Observation, harmless_answers
 from llmva.prompts.types import PromptSet
+from llmva.runs.environment import peak_bytes
+from llmva.runs.record import FORMAT, VERSION, read_answers, read_run
 
-FORMAT = "llmva-run"
-VERSION = 1
 BEFORE = ".before.safetensors"
 UNTOUCHED = -1  # in answers.jsonl of a run that extends another: the untouched model's, which the first run had asked
 IDENTITY = ("seed", "judge")  # with settings, base.sha256 and prompts.hashes: what must not change on resume
@@ -101,9 +100,34 @@ class Run:
         return run
 
     @property
+    def iterations(self) -> list[dict[str, Any]]:
+        """The entries of the iterations measured so far."""
+        entries: list[dict[str, Any]] = self.record["iterations"]
+        return entries
+
+    @property
     def done(self) -> int:
-        """Iterations measured so far."""
-        return len(self.record["iterations"])
+        """How many iterations were measured so far."""
+        return len(self.iterations)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the run makes no further iterations; None while it does."""
+        reason: str | None = self.record["stopped"]
+        return reason
+
+    def harmless_texts(self, prompts: PromptSet, split: str, limit: int) -> list[tuple[str, str]]:
+        """Benign prompts of a split that the untouched model answered, with its answers, at most `limit`.
+
+        It is text that an edit should leave alone.
+        """
+        by_id = {prompt.id: prompt for prompt in getattr(prompts, split)}
+        first = min((row["iteration"] for row in self.answers), default=0)
+        rows = [
+            row for row in self.answers if row["iteration"] == first and row["split"] == split and row["id"] in by_id
+        ]
+        asked, labels = [by_id[row["id"]] for row in rows], [row["label"] for row in rows]
+        return harmless_answers(asked, labels, [row["answer"] for row in rows])[:limit]
 
     def log(self, iteration: int, split: str, seen: Observation) -> None:
         """Keep judged answers; they reach the disk with the next commit."""
@@ -149,93 +173,6 @@ class Run:
             _remove(self.directory / BEFORE)
 
 
-def read_run(directory: Path) -> dict[str, Any]:
-    """The run.json of `directory`, checked. Raises UsageError where there is none or it is not ours."""
-    path = directory / "run.json"
-    if not path.exists():
-        raise UsageError(f"'{directory}' holds no run: give the folder that llmva align wrote.")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT or type(record["version"]) is not int:
-            raise ValueError("another format")
-        if record["version"] > VERSION:
-            raise UsageError(
-                f"'{path}' is of format version {record['version']} and this llmva reads {VERSION}: update llmva."
-            )
-        _check_fields(record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"'{path}' is no run of llmva: choose another folder or pass --restart.") from error
-    return dict(record)
-
-
-FIELDS: dict[str, type | tuple[type, ...]] = {
-    "base": dict,
-    "settings": dict,
-    "seed": int,
-    "judge": str,
-    "prompts": dict,
-    "iterations": list,
-    "best_iteration": int,
-    "stopped": (str, NoneType),
-    "answers_bytes": int,
-    "cost": dict,
-    "limits": list,
-}
-
-
-def _check_fields(record: Mapping[str, Any]) -> None:
-    """Raises KeyError or TypeError if a field that reading relies on is not there or of another type."""
-    wrong = [name for name, kind in FIELDS.items() if not isinstance(record[name], kind)]
-    base, cost = record["base"], record["cost"]
-    texts = [base["sha256"], base["model"], base["dtype"], *record["prompts"]["hashes"].values()]
-    numbers = [cost["seconds"], cost["peak_bytes"], cost["generated_tokens"]]
-    numbers += [entry["iteration"] for entry in record["iterations"]]
-    shares = [entry[name] for entry in record["iterations"] for name in ("f1", "asr", "orr")]
-    if (
-        wrong
-        or not all(isinstance(text, str) for text in texts)
-        or not all(isinstance(number, int | float) for number in numbers)
-        or not all(isinstance(share, int | float | None) for share in shares)
-    ):
-        raise TypeError(f"fields of other types: {wrong}")
-
-
-def versions() -> dict[str, str]:
-    """What computed the run; other versions may round differently."""
-    import torch
-    import transformers
-
-    import llmva
-
-    return {
-        "llmva": llmva.__version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-    }
-
-
-def peak_bytes() -> int:
-    """Most memory this process has held: resident on the CPU, plus allocated on every CUDA device."""
-    import torch
-
-    return _peak_resident() + sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
-
-
-def _peak_resident() -> int:
-    """In bytes. Linux's getrusage also counts the process that started this one, so its own figure is read instead."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        if found:
-            return int(found[0]) * 1024
-    import resource
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def _empty(directory: Path) -> None:
     """Refuse a folder whose files a new run would overwrite."""
     for name in ("edit.safetensors", "answers.jsonl", "prompts.jsonl", "report.html"):
@@ -268,27 +205,6 @@ def _edit_of(directory: Path, record: Mapping[str, Any]) -> Edit:
     if edit.base.get("sha256") != record["base"]["sha256"] or edit.iterations < needed:
         raise LlmvaError(f"'{path}' is of another run than run.json beside it: run again with --restart.")
     return edit
-
-
-def read_answers(directory: Path, record: Mapping[str, Any], *, mend: bool = False) -> list[dict[str, Any]]:
-    """The answers that run.json knows of; more are what an unfinished commit left, and are cut off to `mend` it."""
-    path, length = directory / "answers.jsonl", record["answers_bytes"]
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise LlmvaError(f"'{path}' cannot be read ({error.strerror}): run again with --restart.") from error
-    if len(data) < length:
-        raise LlmvaError(f"'{path}' is shorter than run.json says: run again with --restart.")
-    try:
-        # not splitlines(), which would cut at U+2028 and its like inside an answer
-        rows = [json.loads(line) for line in data[:length].decode("utf-8").split("\n") if line]
-        if not all({"iteration", "split", "id", "answer", "label"} <= row.keys() for row in rows):
-            raise ValueError("a field is missing")
-    except (ValueError, AttributeError) as error:
-        raise LlmvaError(f"'{path}' is broken: run again with --restart.") from error
-    if mend and len(data) > length:
-        os.truncate(path, length)
-    return rows
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
@@ -338,18 +254,3 @@ def _append(path: Path, rows: list[dict[str, Any]], known: int) -> int:
             f"'{path}' cannot be written ({error.strerror}): free space and run the same command again."
         ) from error
     return known + len(lines)
-
-
-def harmless_texts(
-    answers: Iterable[Mapping[str, Any]], prompts: PromptSet, split: str, most: int
-) -> list[tuple[str, str]]:
-    """Benign prompts that the untouched model answered, with its answers: text that an edit should leave alone."""
-    by_id = {prompt.id: prompt for prompt in getattr(prompts, split) if prompt.benign}
-    answers = list(answers)
-    first = min((row["iteration"] for row in answers), default=0)
-    found = [
-        (by_id[row["id"]].text, row["answer"])
-        for row in answers
-        if row["iteration"] == first and row["split"] == split and row["label"] == "answered" and row["id"] in by_id
-    ]
-    return found[:most]

@@ -1,0 +1,52 @@
+"""What an edit costs on harmless text, as run.json holds it: next tokens kept, divergence, perplexity, long answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from llmva.edit import Edit
+from llmva.evaluation.endings import PROMPTS, compare_endings
+from llmva.models.chat_model import ChatModel
+from llmva.models.harmless import agreement
+from llmva.progress import Progress
+
+Texts = Sequence[tuple[str, str]]  # harmless (prompt, answer) of the untouched model
+
+
+def measure_utility(
+    chat: ChatModel, edit: Edit, texts: Texts, *, endings_tokens: int, seed: int, progress: Progress
+) -> tuple[dict[str, Any], int]:
+    """The field `utility`, without skills, and the tokens that long answers took.
+
+    Args:
+        texts: at least one.
+        endings_tokens: length of the answers that are checked for loops and broken endings; 0 checks none.
+        seed: of the bootstrap intervals.
+    """
+    applied = partial(edit.apply, chat.model, check=False)
+    compared = agreement(chat, texts, applied, progress.stage("comparing harmless text", len(texts)))
+    record: dict[str, Any] = {
+        "kept": compared.mean_kept,
+        "kept_interval": _mean_interval(compared.kept, seed),
+        "kl": compared.mean_kl,
+        "kl_interval": _mean_interval(compared.kl, seed),
+        "perplexity": compared.perplexity_ratio,
+    }
+    if not endings_tokens:
+        return record, 0
+    prompts = [prompt for prompt, _ in texts[:PROMPTS]]
+    on_progress = progress.stage("long answers, before and after", 2 * len(prompts))
+    record["endings"], tokens = compare_endings(chat, prompts, applied, endings_tokens, on_progress)
+    return record, tokens
+
+
+def _mean_interval(values: list[float], seed: int, resamples: int = 2000) -> list[float]:
+    """95% bootstrap interval of the mean over texts."""
+    x = torch.tensor(values, dtype=torch.float64)
+    picks = torch.randint(len(x), (resamples, len(x)), generator=torch.Generator().manual_seed(seed))
+    means = x[picks].mean(1)
+    return [float(means.quantile(0.025)), float(means.quantile(0.975))]

@@ -1,0 +1,1 @@
+"""A run on disk: what resumes it and what it reports."""

@@ -1,0 +1,41 @@
+"""What a run was computed by, and the memory that it took."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+
+def versions() -> dict[str, str]:
+    """What computed the run; other versions may round differently."""
+    import torch
+    import transformers
+
+    return {
+        "llmva": version("llmva"),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }
+
+
+def peak_bytes() -> int:
+    """Most memory this process has held: resident on the CPU, plus allocated on every CUDA device."""
+    import torch
+
+    return _peak_resident() + sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+
+
+def _peak_resident() -> int:
+    """In bytes. Linux's getrusage also counts the process that started this one, so its own figure is read instead."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        peaks = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        if peaks:
+            return int(peaks[0]) * 1024
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,87 @@
+"""Read run.json and answers.jsonl, checked; needs neither torch nor the model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from llmva.errors import LlmvaError, UsageError
+
+FORMAT = "llmva-run"
+VERSION = 1
+
+
+def read_run(directory: Path) -> dict[str, Any]:
+    """The run.json of `directory`, checked. Raises UsageError where there is none or it is not ours."""
+    path = directory / "run.json"
+    if not path.exists():
+        raise UsageError(f"'{directory}' holds no run: give the folder that llmva align wrote.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT or type(record["version"]) is not int:
+            raise ValueError("another format")
+        if record["version"] > VERSION:
+            raise UsageError(
+                f"'{path}' is of format version {record['version']} and this llmva reads {VERSION}: update llmva."
+            )
+        _check_fields(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"'{path}' is no run of llmva: choose another folder or pass --restart.") from error
+    return dict(record)
+
+
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "base": dict,
+    "settings": dict,
+    "seed": int,
+    "judge": str,
+    "prompts": dict,
+    "iterations": list,
+    "best_iteration": int,
+    "stopped": (str, NoneType),
+    "answers_bytes": int,
+    "cost": dict,
+    "limits": list,
+}
+
+
+def _check_fields(record: Mapping[str, Any]) -> None:
+    """Raises KeyError or TypeError if a field that reading relies on is not there or of another type."""
+    wrong = [name for name, kind in FIELDS.items() if not isinstance(record[name], kind)]
+    base, cost = record["base"], record["cost"]
+    texts = [base["sha256"], base["model"], base["dtype"], *record["prompts"]["hashes"].values()]
+    numbers = [cost["seconds"], cost["peak_bytes"], cost["generated_tokens"]]
+    numbers += [entry["iteration"] for entry in record["iterations"]]
+    shares = [entry[name] for entry in record["iterations"] for name in ("f1", "asr", "orr")]
+    if (
+        wrong
+        or not all(isinstance(text, str) for text in texts)
+        or not all(isinstance(number, int | float) for number in numbers)
+        or not all(isinstance(share, int | float | None) for share in shares)
+    ):
+        raise TypeError(f"fields of other types: {wrong}")
+
+
+def read_answers(directory: Path, record: Mapping[str, Any], *, mend: bool = False) -> list[dict[str, Any]]:
+    """The answers that run.json knows of; more are what an unfinished commit left, and are cut off to `mend` it."""
+    path, length = directory / "answers.jsonl", record["answers_bytes"]
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LlmvaError(f"'{path}' cannot be read ({error.strerror}): run again with --restart.") from error
+    if len(data) < length:
+        raise LlmvaError(f"'{path}' is shorter than run.json says: run again with --restart.")
+    try:
+        # not splitlines(), which would cut at U+2028 and its like inside an answer
+        rows = [json.loads(line) for line in data[:length].decode("utf-8").split("\n") if line]
+        if not all({"iteration", "split", "id", "answer", "label"} <= row.keys() for row in rows):
+            raise ValueError("a field is missing")
+    except (ValueError, AttributeError) as error:
+        raise LlmvaError(f"'{path}' is broken: run again with --restart.") from error
+    if mend and len(data) > length:
+        os.truncate(path, length)
+    return rows
