@@ -12,7 +12,8 @@ import torch
 
 from llmva.edit import Edit
 from llmva.errors import LlmvaError, UsageError
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.types import Prompt
 from llmva.runs.run import Run, harmless_texts, peak_bytes, read_run, versions
 
 PROMPTS = PromptSet.from_lists([f"break number {i}" for i in range(10)], [f"paint number {i}" for i in range(10)])

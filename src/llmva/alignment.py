@@ -31,7 +31,7 @@ from llmva.models.generate import capture, check_rows
 from llmva.models.sublayers import Decoder, find_decoder
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
-from llmva.prompts.types import PromptSet
+from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.run import Run, harmless_texts, versions
 from llmva.runs.warm_start import WarmStart, check_regression
 from llmva.settings import Settings, check_seed, make_settings

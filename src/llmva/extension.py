@@ -19,8 +19,9 @@ from llmva.errors import UsageError
 from llmva.evaluation.skills import Probe
 from llmva.judges.base import Judge
 from llmva.progress import Progress
-from llmva.prompts.load import add_prompts
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.add import add_prompts
+from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.types import Prompt
 from llmva.runs.run import UNTOUCHED, read_answers, read_run
 from llmva.runs.warm_start import WarmStart
 from llmva.settings import Settings

@@ -24,7 +24,7 @@ from llmva.models.harmless import Agreement, agreement
 from llmva.models.sublayers import Decoder
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
-from llmva.prompts.types import PromptSet
+from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.run import Run, harmless_texts
 from llmva.runs.warm_start import apart, check_regression, fell_behind
 from llmva.settings import Settings

@@ -30,7 +30,7 @@ from llmva.models.batching import first_guess
 from llmva.models.fingerprint import fingerprint
 from llmva.models.sublayers import Decoder, find_decoder
 from llmva.progress import Progress
-from llmva.prompts.types import PromptSet
+from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.run import versions
 from llmva.settings import make_settings
 

@@ -31,7 +31,8 @@ from llmva.models.batching import first_guess
 from llmva.models.fingerprint import fingerprint
 from llmva.models.sublayers import find_decoder
 from llmva.progress import Progress
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.types import Prompt
 from llmva.runs.run import peak_bytes, versions
 from llmva.settings import check_seed, make_settings
 

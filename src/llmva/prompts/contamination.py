@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmva.prompts.split import normalise
-from llmva.prompts.types import Prompt
+from llmva.prompts.types import Prompt, Splits
 
 NEAR = (3, 5)  # more than 60% of the trigrams; as a fraction, so that no rounding decides
 # Scripts written without spaces (kana, ideographs, Thai, Lao, Khmer, Burmese): a letter counts as a word.
@@ -96,3 +96,15 @@ def trigrams(text: str) -> frozenset[int]:
     if len(words) < 3:
         return frozenset({hash(tuple(words))} if words else ())
     return frozenset(map(hash, zip(words, words[1:], words[2:], strict=False)))
+
+
+def near_repeats(splits: Splits) -> list[str]:
+    """Sentences for readers of test figures, one a source with test prompts that are nearly training prompts."""
+    overlap = FitIndex([*splits.train, *splits.validation]).overlap(splits.test)
+    near = [splits.test[i].source for i in overlap.near]
+    sizes = {source: sum(prompt.source == source for prompt in splits.test) for source in set(near)}
+    return [
+        f"{source}: {near.count(source)} of {sizes[source]} test prompts share most of their words with a train or "
+        "validation prompt, which flatters the figures."
+        for source in dict.fromkeys(near)
+    ]

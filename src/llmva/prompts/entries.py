@@ -12,6 +12,7 @@ from llmva.prompts.hub import read_folder, read_github, read_pinned
 from llmva.prompts.registry import Entry, Part, Side, SideRule, cache_folder
 from llmva.prompts.sources import Source
 from llmva.prompts.spec import READABLE
+from llmva.prompts.store import read_bundled
 from llmva.prompts.tables import Table, read_file
 from llmva.prompts.texts import check_text
 
@@ -51,8 +52,6 @@ def read_entry(
 
 
 def _read_bundled(entry: Entry, local: str | None) -> list[tuple[bool, Source]]:
-    from llmva.prompts.store import read_bundled
-
     if local is not None:
         raise UsageError(f"{entry.name} comes with the package: name it without a path.")
     found: dict[tuple[bool, str], Source] = {}

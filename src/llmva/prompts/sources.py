@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmva.errors import UsageError
 from llmva.prompts.hub import read_folder, read_hub
+from llmva.prompts.registry import entries
 from llmva.prompts.spec import Spec
 from llmva.prompts.tables import Table, read_file
 from llmva.prompts.texts import choose_column, read_texts
@@ -56,6 +57,11 @@ def read_source(spec: Spec, max_chars: int) -> Source:
     return source
 
 
+def unique_name(name: str, taken: Collection[str]) -> str:
+    """`name`, or NAME-2, NAME-3 and so on: the first that is not taken."""
+    return next(new for new in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 2))) if new not in taken)
+
+
 def _read_tables(spec: Spec) -> dict[str, Table]:
     if not spec.local:
         _not_of_the_registry(spec.base)
@@ -66,8 +72,6 @@ def _read_tables(spec: Spec) -> dict[str, Table]:
 
 def _not_of_the_registry(name: str) -> None:
     """A name without an owner is hardly ever a data set of the hub; one of ours is meant for another option."""
-    from llmva.prompts.registry import entries  # here, so that the registry can be run as a program
-
     if "/" not in name and name.casefold() in entries():
         raise UsageError(f"{name} is a set of the registry, which brings its side along: name it by --data {name}.")
 

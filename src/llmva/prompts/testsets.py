@@ -9,7 +9,7 @@ from typing import Any
 from llmva.errors import UsageError
 from llmva.prompts.contamination import FitIndex
 from llmva.prompts.entries import read_entry
-from llmva.prompts.sources import Source, read_source
+from llmva.prompts.sources import Source, read_source, unique_name
 from llmva.prompts.spec import parse_spec
 from llmva.prompts.split import draw, drop_repeats
 from llmva.prompts.types import MAX_CHARS, Prompt
@@ -60,17 +60,13 @@ def read_test_sets(
         read.append((wanted.entry.name, wanted, read_entry(wanted.entry, wanted.local, max_chars)))
     for side, spec in specs:
         source = read_source(spec, max_chars)
-        source.name = _new_name(source.name, {name for name, _, _ in read})
+        source.name = unique_name(source.name, {name for name, _, _ in read})
         read.append((source.name, None, [(side, source)]))
     seen = None if fit is None else FitIndex(fit)
     fitted = None if fit is None else {prompt.source for prompt in fit}
     return [
         _test_set(name, wanted, sources, seen, fitted, per_set, seed, keep_duplicates) for name, wanted, sources in read
     ]
-
-
-def _new_name(name: str, taken: set[str]) -> str:
-    return next(new for new in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 2))) if new not in taken)
 
 
 def _test_set(

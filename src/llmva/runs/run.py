@@ -25,7 +25,7 @@ from llmva.edit import Edit, edit_file
 from llmva.errors import LlmvaError, UsageError
 from llmva.files import lock, write_bytes, write_json
 from llmva.method.observe import Observation
-from llmva.prompts.types import PromptSet
+from llmva.prompts.prompt_set import PromptSet
 
 FORMAT = "llmva-run"
 VERSION = 1
