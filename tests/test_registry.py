@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.prompts import PromptSet, hub
+from llmva.prompts import PromptSet
 from llmva.prompts.entries import read_entry
-from llmva.prompts.registry import Entry, Part, entries, find, first_use_notice, list_data
-from llmva.prompts.wanted import parse_data
+from llmva.prompts.public.registry import Entry, Part, entries, find, first_use_notice, list_data
+from llmva.prompts.public.wanted import parse_data
+from llmva.prompts.sources import hub
 
 ENTRIES = entries()
 PUBLIC = [entry for entry in ENTRIES.values() if entry.home.kind != "bundled"]

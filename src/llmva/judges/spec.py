@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmva.errors import UsageError
 from llmva.judges.base import Judge
+from llmva.judges.model_based.cache import Cache, cache_folder
+from llmva.judges.model_based.client import Limits
+from llmva.judges.model_based.encoder import HUB, EncoderJudge
+from llmva.judges.model_based.endpoint import GENERAL, EndpointJudge
+from llmva.judges.model_based.guards import guards
+from llmva.judges.model_based.local import LocalGuard
 from llmva.judges.phrases import PhraseJudge
-
-if TYPE_CHECKING:
-    from llmva.judges.client import Limits
 
 _FORMS = "NAME, NAME=FOLDER, NAME@URL#MODEL, llm@URL#MODEL, or several of these with commas between"
 
@@ -39,9 +42,9 @@ def make_judge(
     options: dict[str, Any] = {"cache": cache, "limits": limits, "loading": {"device": device, "dtype": dtype}}
     if len(specs) == 1:
         return _one(specs[0], stand_in=True, **options)
-    from llmva.judges.panel import Panel
+    from llmva.judges.panel import Panel  # here, since it imports numpy
 
-    # a guard that tells no refusals abstains in a panel: were phrases to stand in for it, they would vote twice
+    # A guard that tells no refusals abstains in a panel: if phrases stood in for it, they would vote twice.
     return Panel([_one(part, stand_in=False, **options) for part in specs])
 
 
@@ -51,10 +54,6 @@ def _one(
     name, sign, place = _split(spec)
     if name == "phrases" and not sign:
         return PhraseJudge()
-
-    from llmva.judges.cache import Cache, cache_folder
-    from llmva.judges.guards import guards
-
     folder = cache_folder(cache)
     options: dict[str, Any] = {"cache": lambda judge: Cache(folder, judge)}
     known = guards()
@@ -72,13 +71,9 @@ def _one(
             raise UsageError(f"There is no config.json in '{place}': give the folder of the judge's model.")
         place = str(Path(place).expanduser())
     if name == "minos":
-        from llmva.judges.encoder import HUB, EncoderJudge
-
         return EncoderJudge(name, place or HUB, **loading, **options)
     if name == "llm":
         raise UsageError("A general model judges on a server: write llm@URL#MODEL.")
-    from llmva.judges.local import LocalGuard
-
     if not place and known[name].hub is None:
         sizes = ", ".join(other for other in known if other.startswith(f"{name}-"))
         raise UsageError(f"'{name}' has several sizes: choose one of {sizes}, or write {name}=FOLDER.")
@@ -86,9 +81,6 @@ def _one(
 
 
 def _served(name: str, place: str, limits: Limits | None, options: dict[str, Any]) -> Judge:
-    from llmva.judges.endpoint import GENERAL, EndpointJudge
-    from llmva.judges.guards import guards
-
     url, _, model = place.partition("#")
     if name == "minos":
         raise UsageError("minos is no chat model, so no such server has it: write minos, or minos=FOLDER.")

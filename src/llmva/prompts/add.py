@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llmva.errors import UsageError
 from llmva.prompts.contamination import FitIndex, near_repeats
 from llmva.prompts.prompt_set import PromptSet
-from llmva.prompts.sources import unique_name
+from llmva.prompts.sources.source import unique_name
 from llmva.prompts.split import MIN_PER_SIDE, check_sides, cut, drop_repeats, require_prompts
 from llmva.prompts.types import Prompt, Splits
 

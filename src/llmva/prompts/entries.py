@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from llmva.errors import UsageError
-from llmva.prompts.hub import read_folder, read_github, read_pinned
-from llmva.prompts.registry import Entry, Part, Side, SideRule, cache_folder
-from llmva.prompts.sources import Source
-from llmva.prompts.spec import READABLE
+from llmva.prompts.public.registry import Entry, Part, Side, SideRule, cache_folder
+from llmva.prompts.sources.hub import read_folder, read_github, read_pinned
+from llmva.prompts.sources.source import Source
+from llmva.prompts.sources.spec import READABLE
+from llmva.prompts.sources.tables import Table, read_file
+from llmva.prompts.sources.texts import check_text
 from llmva.prompts.store import read_bundled
-from llmva.prompts.tables import Table, read_file
-from llmva.prompts.texts import check_text
 
 
 def read_entry(

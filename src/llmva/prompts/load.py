@@ -8,8 +8,10 @@ from dataclasses import replace
 from llmva.errors import UsageError
 from llmva.prompts.contamination import near_repeats
 from llmva.prompts.entries import read_entry
-from llmva.prompts.sources import Source, read_source, unique_name
-from llmva.prompts.spec import parse_spec
+from llmva.prompts.public.wanted import parse_data
+from llmva.prompts.sources.source import Source, read_source, unique_name
+from llmva.prompts.sources.spec import parse_spec
+from llmva.prompts.sources.texts import check_text
 from llmva.prompts.split import (
     MIN_PER_SIDE,
     BySplit,
@@ -21,9 +23,7 @@ from llmva.prompts.split import (
     normalise,
     require_prompts,
 )
-from llmva.prompts.texts import check_text
 from llmva.prompts.types import MAX_CHARS, Prompt, Splits
-from llmva.prompts.wanted import parse_data
 
 Lists = Sequence[str] | Mapping[str, Sequence[str]]  # texts of one source, or source -> texts
 SidedSource = tuple[bool, Source]  # benign?, source

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llmva.errors import UsageError
+from llmva.prompts.sources.tables import json_lines
 from llmva.prompts.split import check_sides, normalise
-from llmva.prompts.tables import json_lines
 from llmva.prompts.types import Prompt, Splits, as_splits
 
 SPLITS = ("train", "validation", "test")

@@ -9,11 +9,11 @@ from typing import Any
 from llmva.errors import UsageError
 from llmva.prompts.contamination import FitIndex
 from llmva.prompts.entries import read_entry
-from llmva.prompts.sources import Source, read_source, unique_name
-from llmva.prompts.spec import parse_spec
+from llmva.prompts.public.wanted import Wanted
+from llmva.prompts.sources.source import Source, read_source, unique_name
+from llmva.prompts.sources.spec import parse_spec
 from llmva.prompts.split import draw, drop_repeats
 from llmva.prompts.types import MAX_CHARS, Prompt
-from llmva.prompts.wanted import Wanted
 
 PER_SET = 200  # of a side: a 95% interval of at most 14 points, and minutes rather than days for the large sets
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmva.errors import UsageError
-from llmva.prompts.registry import Entry, find
+from llmva.prompts.public.registry import Entry, find
 
 FORM = "NAME or NAME=PATH, several with commas between them"
 

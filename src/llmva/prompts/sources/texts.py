@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmva.errors import UsageError
-from llmva.prompts.tables import Table
+from llmva.prompts.sources.tables import Table
 
 COLUMNS = ("input", "prompt", "question", "instruction", "text", "query", "goal", "message")
 

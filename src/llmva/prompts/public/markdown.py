@@ -1,8 +1,8 @@
-"""The tables of docs/datasets.md: `python -m llmva.prompts.markdown` prints them."""
+"""The tables of docs/datasets.md: `python -m llmva.prompts.public.markdown` prints them."""
 
 from __future__ import annotations
 
-from llmva.prompts.registry import Part, entries
+from llmva.prompts.public.registry import Part, entries
 
 
 def markdown_table() -> str:

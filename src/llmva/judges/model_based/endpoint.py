@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llmva.errors import UsageError
-from llmva.judges.asking import AskingJudge, Interrupted, Keep, Question
 from llmva.judges.base import Judgement, Label
-from llmva.judges.client import Client, Limits, Request
-from llmva.judges.guards import Guard, fill, parse_word, plain_question, read_template, turns
+from llmva.judges.model_based.asking import AskingJudge, Interrupted, Keep, Question
+from llmva.judges.model_based.client import Client, Limits, Request
+from llmva.judges.model_based.guards import Guard, fill, parse_word, plain_question, read_template, turns
 
 KEY = "LLMVA_JUDGE_KEY"  # environment variable; a key for another service is never sent by mistake
 GENERAL = Guard(None, "llm.txt", 1024, parse_word)  # room for models that think before they speak

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmva.errors import LlmvaError
-from llmva.judges.asking import AskingJudge, Keep, Question
 from llmva.judges.base import Judge, Judgement, Label
-from llmva.judges.guards import Guard, fill, read_template, turns
+from llmva.judges.model_based.asking import AskingJudge, Keep, Question
+from llmva.judges.model_based.guards import Guard, fill, read_template, turns
 
 if TYPE_CHECKING:
     from llmva.models.batching import Batching

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from llmva.errors import UsageError
-from llmva.judges.asking import Interrupted
+from llmva.judges.model_based.asking import Interrupted
 
 if TYPE_CHECKING:
     import httpx

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.judges.asking import AskingJudge, Keep, Question
 from llmva.judges.base import Judgement, Label
-from llmva.judges.guards import fill
-from llmva.judges.local import longest_input, place_digest, too_long
+from llmva.judges.model_based.asking import AskingJudge, Keep, Question
+from llmva.judges.model_based.guards import fill
+from llmva.judges.model_based.local import longest_input, place_digest, too_long
 
 if TYPE_CHECKING:
     from llmva.models.batching import Batching

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmva.errors import LlmvaError
 from llmva.judges.base import Judge, Judgement, Label
-from llmva.judges.cache import Cache, content_key
+from llmva.judges.model_based.cache import Cache, content_key
 from llmva.judges.phrases import PhraseJudge
 from llmva.judges.text import visible
 from llmva.prompts.types import Prompt

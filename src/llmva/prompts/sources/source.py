@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmva.errors import UsageError
-from llmva.prompts.hub import read_folder, read_hub
-from llmva.prompts.registry import entries
-from llmva.prompts.spec import Spec
-from llmva.prompts.tables import Table, read_file
-from llmva.prompts.texts import choose_column, read_texts
+from llmva.prompts.public.registry import entries
+from llmva.prompts.sources.hub import read_folder, read_hub
+from llmva.prompts.sources.spec import Spec
+from llmva.prompts.sources.tables import Table, read_file
+from llmva.prompts.sources.texts import choose_column, read_texts
 
 # What data sets call the splits that we call train, validation and test.
 SPLIT_NAMES = {

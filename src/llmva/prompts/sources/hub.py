@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.prompts.tables import Table
+from llmva.prompts.sources.tables import Table
 
 _HASH = re.compile(r"[0-9a-f]{40}")
 
