@@ -131,7 +131,7 @@ def test_one_answer_alone_can_fail_too() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("401", "lets nobody in .*LLMVA_JUDGE_KEY"),
+        ("401", "refuses access .*LLMVA_JUDGE_KEY"),
         ("404", "does not serve this .*/v1"),
         ("400", "judges nothing .*trouble with"),
         ("500", "is gone"),

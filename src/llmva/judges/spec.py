@@ -1,4 +1,4 @@
-"""From what a user writes after --judge to a judge. Nothing is loaded or asked here."""
+"""From the value of --judge to a judge. No model is loaded or asked here."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make_judge(
         return _one(specs[0], stand_in=True, **options)
     from llmva.judges.panel import Panel  # here, since it imports numpy
 
-    # A guard that tells no refusals abstains in a panel: if phrases stood in for it, they would vote twice.
+    # A guard that does not recognise refusals abstains in a panel: phrases in its place would vote twice.
     return Panel([_one(part, stand_in=False, **options) for part in specs])
 
 
@@ -83,18 +83,18 @@ def _one(
 def _served(name: str, place: str, limits: Limits | None, options: dict[str, Any]) -> Judge:
     url, _, model = place.partition("#")
     if name == "minos":
-        raise UsageError("minos is no chat model, so no such server has it: write minos, or minos=FOLDER.")
+        raise UsageError("minos is no chat model, so it cannot be on such a server: write minos, or minos=FOLDER.")
     guard = GENERAL if name == "llm" else guards()[name]
     model = model or guard.hub or ""
     if not model:
-        raise UsageError(f"Which model is it that '{url}' serves: write {name}@URL#MODEL.")
+        raise UsageError(f"'{url}' needs the name of a model that it serves: write {name}@URL#MODEL.")
     title = f"llm-{model}" if name == "llm" else name
     return EndpointJudge(title, guard, url, model, limits=limits, **options)
 
 
 def _split(spec: str) -> tuple[str, str, str]:
     """`(name, "@" or "=" or "", what follows)`."""
-    found = re.fullmatch(r"([\w.-]+)(?:([@=])(.+))?", spec)
-    if not found:
+    match = re.fullmatch(r"([\w.-]+)(?:([@=])(.+))?", spec)
+    if not match:
         raise UsageError(f"There is no judge called '{spec}'; choose one of: phrases, or write {_FORMS}.")
-    return found.group(1), found.group(2) or "", found.group(3) or ""
+    return match.group(1), match.group(2) or "", match.group(3) or ""

@@ -13,10 +13,10 @@ from llmva.prompts.types import Prompt, Splits
 
 
 def add_prompts(old: PromptSet, new: Sequence[Prompt], seed: int) -> tuple[PromptSet, tuple[str, ...]]:
-    """`old` with its splits as they are, and each source of `new` cut 60/20/20; and the names of the new sources.
+    """`old` with each source of `new` cut 60/20/20 and added to its splits; and the names of the new sources.
 
-    A new prompt that `old` has already is left out, and told. A source whose name is taken gets another. Raises
-    UsageError for prompts that stand on both sides, and where nothing is new or too little to be cut.
+    A new prompt that `old` has already is left out with a warning. A source whose name is taken gets another name.
+    Raises UsageError for prompts that are on both sides, if nothing is new, and if there is too little to cut.
     """
     earlier = [prompt for _, prompts in old.splits() for prompt in prompts]
     check_sides([*earlier, *new])

@@ -78,7 +78,7 @@ def splits_from_lists(toxic: Lists, benign: Lists, seed: int = 0, max_chars: int
 
 
 def _read_all(toxic: Sequence[str], benign: Sequence[str], max_chars: int) -> list[SidedSource]:
-    # All specs are parsed before any is read, so that a misspelt path is told before minutes of downloading.
+    # All specs are parsed before any is read, so that a misspelt path is reported before minutes of downloading.
     specs = [(False, parse_spec(given)) for given in toxic] + [(True, parse_spec(given)) for given in benign]
     return _with_unique_names([(side, read_source(spec, max_chars)) for side, spec in specs])
 

@@ -41,10 +41,10 @@ def check_sides(prompts: Sequence[Prompt]) -> None:
 
 
 def cut(prompts: BySplit, seed: int) -> BySplit:
-    """Cut one source. Its own splits stay; a missing validation or test split is a quarter of its train split.
+    """Cut one source. Its own splits stay; a missing validation or test split is taken from its train split.
 
-    A source without splits (key "") is cut 60/20/20. Each prompt's place follows from a hash of seed and id, within
-    its source only: other sources do not move it, nor does the order of the file.
+    A source without splits (key "") is cut 60/20/20. The place of a prompt depends on a hash of the seed and its id,
+    and on the other prompts of its source. Other sources do not move it, nor does the order of the file.
     """
     own = {split: list(given) for split, given in prompts.items() if given}
     if "train" not in own:  # without splits, or with a test split alone, for example: all prompts are cut
@@ -61,12 +61,12 @@ def cut(prompts: BySplit, seed: int) -> BySplit:
 
 
 def draw(prompts: Sequence[Prompt], n: int, seed: int) -> list[Prompt]:
-    """At most n of different prompts, in order. A draw of fewer is part of a draw of more."""
+    """At most n of the prompts, whose texts differ, in order. A smaller draw is part of a larger one."""
     return _take(prompts, n, seed)[0] if len(prompts) > n else list(prompts)
 
 
 def draw_splits(prompts: BySplit, n: int, seed: int) -> BySplit:
-    """At most n prompts of a source with or without splits of its own, which then get their shares of n."""
+    """At most n prompts of a source; its own validation and test splits get their shares of n."""
     if sum(map(len, prompts.values())) <= n:
         return prompts
     cut_off = [split for split in prompts if split in ("validation", "test") and "train" in prompts]
@@ -83,7 +83,7 @@ def _take(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[list[Prompt], l
 
 
 def join(sources: Sequence[tuple[str, BySplit]], warnings: Sequence[str]) -> Splits:
-    """Put cut sources together, so that a text stays in one split only: test before validation before train.
+    """Join cut sources. A text that is in several splits stays in one: in test, else in validation.
 
     Raises UsageError if a split is left without one of the two sides.
     """

@@ -102,8 +102,8 @@ class Entry(_Frozen):
     @property
     def sides(self) -> tuple[Side, ...]:
         """The sides that it has, toxic first."""
-        found = {side for part in self.parts for side in part.sides}
-        return tuple(side for side in ("toxic", "benign") if side in found)
+        sides = {side for part in self.parts for side in part.sides}
+        return tuple(side for side in ("toxic", "benign") if side in sides)
 
     @property
     def rows(self) -> int | None:
@@ -115,8 +115,8 @@ class Entry(_Frozen):
 def entries() -> Mapping[str, Entry]:
     """Name -> entry, in the registry's order."""
     text = (resources.files("llmva.prompts") / "data" / "registry.json").read_text(encoding="utf-8")
-    found = [Entry.model_validate(value) for value in json.loads(text)]
-    return {entry.name: entry for entry in found}
+    validated = [Entry.model_validate(row) for row in json.loads(text)]
+    return {entry.name: entry for entry in validated}
 
 
 def find(name: str) -> Entry:
@@ -128,7 +128,7 @@ def find(name: str) -> Entry:
     by_name = {alias: entry for entry in entries().values() for alias in (entry.name, *entry.aliases)}
     if wanted in by_name:
         return by_name[wanted]
-    # Beginnings first: of "or-bench" difflib finds but one of the three sets.
+    # Names with the same beginning come first: for "or-bench" difflib finds only one of its three sets.
     near = [known for known in by_name if wanted and (known.startswith(wanted) or wanted.startswith(known))]
     near += difflib.get_close_matches(wanted, by_name, n=3, cutoff=0.5)
     if near:
@@ -174,10 +174,10 @@ def cache_folder() -> Path:
 
 
 def first_use_notice(name: str, folder: Path | None = None) -> str | None:
-    """One sentence with the licence of a set the first time it is used, None afterwards; `NAME=PATH` will do too.
+    """One sentence with the licence of a set at its first use, None afterwards; `name` may be `NAME=PATH`.
 
-    The mark is a file in `folder` (default: `cache_folder()`). It holds the licence and the revision, so a change of
-    either is told again. Where no file can be written the licence is told every time. Raises UsageError as `find`.
+    A mark in `folder` (default: `cache_folder()`) holds the licence and the revision, so a change of either gives the
+    sentence again. Where no file can be written, every use gives it. Raises UsageError as `find`.
     """
     from llmva.files import write_text  # here, since it imports torch
 
@@ -189,7 +189,7 @@ def first_use_notice(name: str, folder: Path | None = None) -> str | None:
     with suppress(OSError, UnicodeDecodeError):
         if mark.read_text(encoding="utf-8") == terms:
             return None
-    with suppress(OSError, LlmvaError):  # telling it twice does no harm
+    with suppress(OSError, LlmvaError):  # the sentence may come twice
         mark.parent.mkdir(parents=True, exist_ok=True)
         write_text(mark, terms)
     licence = "states no licence" if entry.licence == "none stated" else f"has the licence {entry.licence}"

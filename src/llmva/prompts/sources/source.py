@@ -1,4 +1,4 @@
-"""One prompt source: its spec read, its rows selected, its own splits recognised."""
+"""Read one prompt source: its spec, the rows that it selects, and its own splits."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def unique_name(name: str, taken: Collection[str]) -> str:
 
 def _read_tables(spec: Spec) -> dict[str, Table]:
     if not spec.local:
-        _not_of_the_registry(spec.base)
+        _refuse_registered(spec.base)
         return read_hub(spec.base)
     path = Path(spec.base)
     return read_folder(path) if path.is_dir() else _split_by_column(read_file(path))
 
 
-def _not_of_the_registry(name: str) -> None:
-    """A name without an owner is hardly ever a data set of the hub; one of ours is meant for another option."""
+def _refuse_registered(name: str) -> None:
+    """Raises UsageError for a name of the registry: ids of the hub nearly always have an owner."""
     if "/" not in name and name.casefold() in entries():
         raise UsageError(f"{name} is a set of the registry, which brings its side along: name it by --data {name}.")
 
