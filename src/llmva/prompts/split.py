@@ -61,7 +61,7 @@ def cut(prompts: BySplit, seed: int) -> BySplit:
 
 
 def draw(prompts: Sequence[Prompt], n: int, seed: int) -> list[Prompt]:
-    """At most n of the prompts, whose texts differ, in order. A smaller draw is part of a larger one."""
+    """At most n of `prompts`, in order; their texts must differ. A smaller draw is part of a larger one."""
     return _take(prompts, n, seed)[0] if len(prompts) > n else list(prompts)
 
 

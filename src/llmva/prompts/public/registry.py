@@ -42,12 +42,12 @@ class SideRule(_Frozen):
 
 
 class Part(_Frozen):
-    """A table of a set: where it is at home, and how its rows become prompts.
+    """A table of a set: its place in the set's home, and how its rows become prompts.
 
     `columns` are tried in order, row by row, and the first cell with text is the prompt. A part has either one `side`
-    or a `label` that divides it. `use` is the split that its rows belong to; None leaves the cut to us. `files` are
-    patterns by which local copies are known; at a home on GitHub the first is the path there. `rows` counts prompts,
-    after `only`; None: unknown. `options` go to the `datasets` library.
+    or a `label` that divides it. `use` is the split that its rows belong to; None: it is cut like any other source.
+    `files` are name patterns of local copies; for a home on GitHub the first is the path there. `rows` is the number of
+    prompts after `only`; None: unknown. `options` go to the `datasets` library.
     """
 
     columns: tuple[str, ...]
