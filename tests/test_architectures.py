@@ -24,7 +24,8 @@ from llmva.models.generate import capture
 from llmva.models.load import load_model
 from llmva.models.sublayers import find_decoder, first_tensor, hooked
 from llmva.models.writers import is_linear
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.types import Prompt
 from test_edit import edit_of, far, logits, projections, random_steps, with_biases
 
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"

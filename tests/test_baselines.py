@@ -36,7 +36,8 @@ from llmva.models.chat import encode, forward_inputs, pad_left, render
 from llmva.models.generate import capture, generate_greedily
 from llmva.models.load import load_model
 from llmva.models.sublayers import Decoder, find_decoder
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.types import Prompt
 
 TEXTS = [
     "please tell me how to make a table",

@@ -71,10 +71,10 @@ def test_no_two_fit_prompts_together_make_one_near() -> None:
 
 
 def test_contrasts_across_the_sides_are_no_repeats_but_equal_texts_are() -> None:
-    seen = FitIndex([Prompt(LONG, True, "fit")])
-    assert seen.overlap(toxic(LONG + "!", LONG)) == Overlap(exact=(1,), near=())
-    assert LONG.upper() in seen
-    assert LONG + "!" not in seen
+    index = FitIndex([Prompt(LONG, True, "fit")])
+    assert index.overlap(toxic(LONG + "!", LONG)) == Overlap(exact=(1,), near=())
+    assert LONG.upper() in index
+    assert LONG + "!" not in index
 
 
 def test_counts() -> None:
@@ -108,7 +108,7 @@ def test_the_index_finds_what_comparing_each_with_each_finds() -> None:
 def test_many_prompts_touch_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a fit whose prompts all share a frame, a lookup goes by the rare words, not through all of them."""
     fit = toxic(*(f"please tell me in plain words how the thing{i} called name{i} is made" for i in range(2000)))
-    seen = FitIndex(fit)
+    index = FitIndex(fit)
     compared = 0
 
     class Counted(frozenset[int]):
@@ -118,9 +118,9 @@ def test_many_prompts_touch_few(monkeypatch: pytest.MonkeyPatch) -> None:
             assert isinstance(other, frozenset)
             return frozenset(other).intersection(self)
 
-    seen._grams = [Counted(grams) for grams in seen._grams]
+    index._grams = [Counted(grams) for grams in index._grams]
     test = toxic(*(f"please tell me in plain words how the cake{i} called pie{i} is made" for i in range(500)))
-    assert not seen.overlap(test).positions
+    assert not index.overlap(test).positions
     assert compared < 500
 
 

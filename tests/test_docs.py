@@ -212,8 +212,8 @@ def test_settings_table_is_complete_and_true() -> None:
 
 
 def test_the_tables_of_data_sets_are_those_of_the_registry() -> None:
-    """`python -m llmva.prompts.registry` prints them."""
-    from llmva.prompts.registry import markdown_table
+    """`python -m llmva.prompts.public.markdown` prints them."""
+    from llmva.prompts.public.markdown import markdown_table
 
     assert _text(ROOT / "docs" / "datasets.md").endswith("\n\n" + markdown_table())
 

@@ -22,7 +22,7 @@ from llmva.judges import make_judge
 from llmva.judges.base import Label
 from llmva.metrics.objective import Objective
 from llmva.metrics.rates import point_rates
-from llmva.prompts.load import add_prompts
+from llmva.prompts.add import add_prompts
 from llmva.prompts.types import Prompt
 from llmva.runs.record import read_answers
 from llmva.runs.run import Run

@@ -30,7 +30,7 @@ from llmva.models.batching import Batching
 from llmva.models.harmless import agreement
 from llmva.models.sublayers import find_decoder
 from llmva.progress import Progress
-from llmva.prompts.types import PromptSet
+from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.run import Run
 from llmva.settings import make_settings
 from test_resume import Strict

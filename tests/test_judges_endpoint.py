@@ -16,8 +16,8 @@ import pytest
 from judge_server import JudgeServer, chaos, no_trouble
 from llmva.errors import LlmvaError, UsageError
 from llmva.judges import Judgement, Label, make_judge
-from llmva.judges.client import Client, Limits, Request, asked_wait
-from llmva.judges.endpoint import EndpointJudge
+from llmva.judges.model_based.client import Client, Limits, Request, asked_wait
+from llmva.judges.model_based.endpoint import EndpointJudge
 from llmva.prompts.types import Prompt
 
 FAST = Limits(concurrency=8, timeout=1.0, patience=2.0, first_wait=0.01, longest_wait=0.1)
@@ -131,7 +131,7 @@ def test_one_answer_alone_can_fail_too() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("401", "lets nobody in .*LLMVA_JUDGE_KEY"),
+        ("401", "refuses access .*LLMVA_JUDGE_KEY"),
         ("404", "does not serve this .*/v1"),
         ("400", "judges nothing .*trouble with"),
         ("500", "is gone"),

@@ -12,9 +12,9 @@ import torch
 
 from llmva.errors import LlmvaError, UsageError
 from llmva.judges import Judge, Judgement, Label, make_judge
-from llmva.judges.cache import Cache, cache_folder, content_key
-from llmva.judges.encoder import EncoderJudge, judge_share
-from llmva.judges.guards import (
+from llmva.judges.model_based.cache import Cache, cache_folder, content_key
+from llmva.judges.model_based.encoder import EncoderJudge, judge_share
+from llmva.judges.model_based.guards import (
     fill,
     guards,
     parse_harmbench,
@@ -25,7 +25,7 @@ from llmva.judges.guards import (
     plain_question,
     read_template,
 )
-from llmva.judges.local import LocalGuard, place_digest
+from llmva.judges.model_based.local import LocalGuard, place_digest
 from llmva.judges.panel import Panel, agreement, disagreements, vote
 from llmva.judges.text import defused, visible
 from llmva.prompts.types import Prompt
@@ -279,7 +279,7 @@ def test_guards_with_a_template_of_their_own_need_none(tmp_path: Path, guard_fol
     judge = make_judge(f"wildguard={guard_folder}", device="cpu")
     assert isinstance(judge, LocalGuard)
     _, tokenizer, _ = judge._load()
-    from llmva.judges.asking import Question
+    from llmva.judges.model_based.asking import Question
 
     ids = judge._encode(tokenizer, Question("key", TOXIC, "sure here"))
     assert "break the lock" in tokenizer.decode(ids)
@@ -445,8 +445,8 @@ def test_judges_are_made_without_loading_anything(spec: str) -> None:
         ("phrases,", "no judge called ''"),
         ("phrases@http://localhost/v1", "no judge called 'phrases'"),
         ("qwen3guard", "several sizes: choose one of qwen3guard-0.6b"),
-        ("qwen3guard@http://localhost/v1", "Which model"),
-        ("llm@http://localhost/v1", "Which model"),
+        ("qwen3guard@http://localhost/v1", "needs the name of a model"),
+        ("llm@http://localhost/v1", "needs the name of a model"),
         ("llm", "llm@URL#MODEL"),
         ("minos@http://localhost/v1", "no chat model"),
         ("minos=/nowhere", "no config.json in '/nowhere'"),

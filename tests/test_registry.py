@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.prompts import PromptSet, hub
+from llmva.prompts import PromptSet
 from llmva.prompts.entries import read_entry
-from llmva.prompts.registry import Entry, Part, entries, find, first_use_notice, list_data
-from llmva.prompts.wanted import parse_data
+from llmva.prompts.public.registry import Entry, Part, entries, find, first_use_notice, list_data
+from llmva.prompts.public.wanted import parse_data
+from llmva.prompts.sources import hub
 
 ENTRIES = entries()
 PUBLIC = [entry for entry in ENTRIES.values() if entry.home.kind != "bundled"]
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
-MOST = 20_000
+MAX_CHARS = 20_000
 
 
 @pytest.fixture(autouse=True)
@@ -201,7 +202,7 @@ def wanted_texts(entry: Entry) -> dict[bool, set[str]]:
 
 
 def texts(entry: Entry, place: Path) -> dict[bool, set[str]]:
-    return {benign: set(source.all_texts()) for benign, source in read_entry(entry, str(place), MOST)}
+    return {benign: set(source.all_texts()) for benign, source in read_entry(entry, str(place), MAX_CHARS)}
 
 
 @pytest.mark.parametrize("entry", PUBLIC, ids=lambda entry: entry.name)
@@ -209,7 +210,7 @@ def test_a_folder_as_the_home_has_it(entry: Entry, tmp_path: Path) -> None:
     for part in entry.parts:
         write(tmp_path / "copy" / file_of(part), rows_of(part))
     assert texts(entry, tmp_path / "copy") == wanted_texts(entry)
-    names = {source.name for _, source in read_entry(entry, str(tmp_path / "copy"), MOST)}
+    names = {source.name for _, source in read_entry(entry, str(tmp_path / "copy"), MAX_CHARS)}
     both = len(entry.sides) > 1
     assert names == ({f"{entry.name} (toxic)", f"{entry.name} (benign)"} if both else {entry.name})
 
@@ -222,10 +223,10 @@ def test_a_file_of_any_name(entry: Entry, ending: str, tmp_path: Path) -> None:
     write(path, [row for part in entry.parts for row in rows_of(part)])
     if entry.name in ("jailbreakbench", "coconot"):  # whose sides are files of their own
         with pytest.raises(UsageError, match="several parts: give the folder with"):
-            read_entry(entry, str(path), MOST)
+            read_entry(entry, str(path), MAX_CHARS)
         return
     assert texts(entry, path) == wanted_texts(entry)
-    assert all(set(source.texts) == {""} for _, source in read_entry(entry, str(path), MOST))
+    assert all(set(source.texts) == {""} for _, source in read_entry(entry, str(path), MAX_CHARS))
 
 
 def test_a_part_alone_is_known_by_its_name(tmp_path: Path) -> None:
@@ -233,13 +234,13 @@ def test_a_part_alone_is_known_by_its_name(tmp_path: Path) -> None:
     write(tmp_path / "benign-behaviors.csv", rows_of(entry.parts[1]))
     assert set(texts(entry, tmp_path / "benign-behaviors.csv")) == {True}
     with pytest.raises(UsageError, match=r"has no file harmful-behaviors\.csv, a part of jailbreakbench: put it there"):
-        read_entry(entry, str(tmp_path), MOST)
+        read_entry(entry, str(tmp_path), MAX_CHARS)
 
 
 def test_a_split_may_be_missing_and_is_told(tmp_path: Path) -> None:
     entry = find("falsereject")
     write(tmp_path / "train.jsonl", rows_of(entry.parts[0]))
-    ((benign, source),) = read_entry(entry, str(tmp_path), MOST)
+    ((benign, source),) = read_entry(entry, str(tmp_path), MAX_CHARS)
     assert (benign, list(source.texts)) == (True, ["train"])
     (told,) = source.warnings
     assert "no test.jsonl, so its test prompts are not used" in told
@@ -254,7 +255,7 @@ def test_a_folder_from_save_to_disk(tmp_path: Path) -> None:
     assert texts(entry, tmp_path / "saved") == wanted_texts(entry)
     DatasetDict({"other": saved["train"]}).save_to_disk(str(tmp_path / "other"))
     with pytest.raises(UsageError, match=r"falsereject has no split 'train' here \(other\)"):
-        read_entry(entry, str(tmp_path / "other"), MOST)
+        read_entry(entry, str(tmp_path / "other"), MAX_CHARS)
 
 
 def test_the_first_of_several_turns(tmp_path: Path) -> None:
@@ -295,12 +296,12 @@ def test_rows_without_a_prompt_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_copies_of_something_else(tmp_path: Path, name: str, file: str, data: str, says: str) -> None:
     (tmp_path / file).write_text(data)
     with pytest.raises(UsageError, match=says) as caught:
-        read_entry(find(name), str(tmp_path / file), MOST)
+        read_entry(find(name), str(tmp_path / file), MAX_CHARS)
     assert is_one_sentence(caught.value)
 
 
 def test_the_bundled_set_keeps_its_sources_and_splits() -> None:
-    found = read_entry(find("bundled"), None, MOST)
+    found = read_entry(find("bundled"), None, MAX_CHARS)
     bundled = PromptSet.bundled()
     assert {source.name: {k: len(v) for k, v in source.texts.items()} for _, source in found} == bundled.counts()
     assert {source.name for benign, source in found if benign} == {"alarming", "plain"}
@@ -310,7 +311,7 @@ def test_the_bundled_set_keeps_its_sources_and_splits() -> None:
 @pytest.mark.parametrize("name", ["seval-attack", "seval-risk", "orfuzzset", "nq"])
 def test_the_papers_prompts(name: str) -> None:
     entry = find(name)
-    ((benign, source),) = read_entry(entry, str(SHARED), MOST)
+    ((benign, source),) = read_entry(entry, str(SHARED), MAX_CHARS)
     assert benign == (entry.sides == ("benign",))
     rows = {part.use: part.rows for part in entry.parts}
     assert {split: len(texts) for split, texts in source.texts.items()} == {
@@ -340,7 +341,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("entry", [e for e in PUBLIC if e.home.kind == "hub"], ids=lambda entry: entry.name)
 def test_the_hub_is_asked_for_the_pinned_revision(entry: Entry, asked: list[tuple[Any, ...]]) -> None:
-    found = {benign: set(source.all_texts()) for benign, source in read_entry(entry, None, MOST)}
+    found = {benign: set(source.all_texts()) for benign, source in read_entry(entry, None, MAX_CHARS)}
     assert found == wanted_texts(entry)
     assert asked == [(entry.home.id, part.config, entry.home.revision, dict(part.options)) for part in entry.parts]
 
@@ -388,7 +389,7 @@ def test_failures_of_the_hub(
 
     monkeypatch.setattr(hub, "load_from_hub", fail)
     with pytest.raises(kind, match=says) as caught:
-        read_entry(find(name), None, MOST)
+        read_entry(find(name), None, MAX_CHARS)
     assert type(caught.value) is kind
     assert is_one_sentence(caught.value)
     assert f"{name}=PATH" in str(caught.value)
@@ -402,7 +403,7 @@ def test_another_revision_in_the_cache_is_refused(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(
         UsageError, match="holds allenai/coconot at revision aaaaaaaaaaaa, not at 2cbe16aabf90"
     ) as caught:
-        read_entry(find("coconot"), None, MOST)
+        read_entry(find("coconot"), None, MAX_CHARS)
     assert is_one_sentence(caught.value)
 
 
@@ -430,7 +431,7 @@ def test_github_is_asked_once(github: Callable[..., list[str]], cache: Path) -> 
     entry = find("xstest")
     urls = github(b"prompt,label\nkind,safe\nmean,unsafe\n")
     for _ in range(2):
-        found = {benign: source.all_texts() for benign, source in read_entry(entry, None, MOST)}
+        found = {benign: source.all_texts() for benign, source in read_entry(entry, None, MAX_CHARS)}
         assert found == {False: ["mean"], True: ["kind"]}
     path = f"paul-rottger/xstest/{entry.home.revision}/xstest_prompts.csv"
     assert urls == [f"https://raw.githubusercontent.com/{path}"]
@@ -451,7 +452,7 @@ def test_failures_of_github(
 ) -> None:
     github(error)
     with pytest.raises(kind, match=says) as caught:
-        read_entry(find("advbench"), None, MOST)
+        read_entry(find("advbench"), None, MAX_CHARS)
     assert type(caught.value) is kind
     assert is_one_sentence(caught.value)
     assert "advbench=PATH" in str(caught.value)
@@ -461,7 +462,7 @@ def test_failures_of_github(
 def test_no_download_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(LlmvaError, match="advbench is not in the cache") as caught:
-        read_entry(find("advbench"), None, MOST)
+        read_entry(find("advbench"), None, MAX_CHARS)
     assert caught.value.exit_code == 1
 
 
@@ -497,7 +498,7 @@ def test_a_cache_that_cannot_be_written(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LLMVA_CACHE", str(tmp_path / "file"))
     with pytest.raises(LlmvaError, match=r"cannot be written .*set LLMVA_CACHE") as caught:
-        read_entry(find("advbench"), None, MOST)
+        read_entry(find("advbench"), None, MAX_CHARS)
     assert is_one_sentence(caught.value)
 
 

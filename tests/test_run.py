@@ -12,7 +12,8 @@ import torch
 
 from llmva.edit import Edit
 from llmva.errors import LlmvaError, UsageError
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.types import Prompt
 from llmva.runs.environment import peak_bytes, versions
 from llmva.runs.record import read_run
 from llmva.runs.run import Run

@@ -19,7 +19,7 @@ from llmva.method.observe import observe
 from llmva.models.generate import answer_prompts
 from llmva.models.sublayers import find_decoder
 from llmva.models.thinking import Thinking, think
-from llmva.prompts.types import PromptSet
+from llmva.prompts.prompt_set import PromptSet
 
 FAST = {"per_source": 40, "max_new_tokens": 8, "thinking": "end", "thinking_tokens": 12, "endings_tokens": 0}
 TEMPLATE = (

@@ -13,8 +13,8 @@ import pytest
 from conftest import NOUNS, VERBS, Said, chat_model
 from llmva.errors import LlmvaError, UsageError
 from llmva.prompts import Prompt, PromptSet
+from llmva.prompts.public.wanted import parse_data
 from llmva.prompts.testsets import read_test_sets
-from llmva.prompts.wanted import parse_data
 from llmva.report.transfer import groups, transfer_markdown
 
 Command = Callable[..., Said]
@@ -279,7 +279,7 @@ def test_what_cannot_be_meant(
 def test_offline_with_nothing_cached(
     model_folder: Path, name: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmva.prompts import hub
+    from llmva.prompts.sources import hub
 
     def fail(*_: object) -> Any:
         raise ConnectionError("no route")

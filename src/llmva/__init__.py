@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from llmva.models.generate import Capture, capture
     from llmva.models.load import load_model
     from llmva.models.sublayers import find_decoder
-    from llmva.prompts.types import Prompt, PromptSet
+    from llmva.prompts.prompt_set import PromptSet
+    from llmva.prompts.types import Prompt
 
 __version__ = "0.1.0"
 
@@ -39,7 +40,7 @@ _HOMES = {
     "Label": "llmva.judges.base",
     "LlmvaError": "llmva.errors",
     "Prompt": "llmva.prompts.types",
-    "PromptSet": "llmva.prompts.types",
+    "PromptSet": "llmva.prompts.prompt_set",
     "HarmlessMetric": "llmva.method.svm",
     "Result": "llmva.alignment",
     "UsageError": "llmva.errors",

@@ -31,7 +31,7 @@ from llmva.models.generate import answer_prompts, check_rows
 from llmva.models.sublayers import Decoder
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
-from llmva.prompts.types import PromptSet
+from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.entries import projection_record, vectors_record
 from llmva.runs.environment import versions
 from llmva.runs.run import Run

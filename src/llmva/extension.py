@@ -17,8 +17,9 @@ from typing import Any
 from llmva.alignment import Result, RunOptions, align
 from llmva.edit import Edit
 from llmva.errors import UsageError
-from llmva.prompts.load import add_prompts
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.add import add_prompts
+from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.types import Prompt
 from llmva.runs.record import read_answers, read_run
 from llmva.runs.run import UNTOUCHED
 from llmva.runs.warm_start import WarmStart

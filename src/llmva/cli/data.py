@@ -13,7 +13,7 @@ from llmva.errors import UsageError
 
 if TYPE_CHECKING:
     from llmva.cli.console import Display
-    from llmva.prompts.wanted import Wanted
+    from llmva.prompts.public.wanted import Wanted
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def _only() -> None:
 def data_list(json_: Json = False, quiet: QuietFlag = False) -> None:
     """The data sets that --data knows: sides, number of prompts, licence, whether a login is needed, home."""
     from llmva.cli.console import emit, say
-    from llmva.prompts.registry import list_data
+    from llmva.prompts.public.registry import list_data
 
     found = list_data()
     if json_:
@@ -70,8 +70,8 @@ def parse_and_tell(data: Sequence[str], display: Display) -> list[Wanted]:
 
     Raises UsageError as `parse_data`.
     """
-    from llmva.prompts.registry import first_use_notice
-    from llmva.prompts.wanted import parse_data
+    from llmva.prompts.public.registry import first_use_notice
+    from llmva.prompts.public.wanted import parse_data
 
     wanted = parse_data(data)
     for one in wanted:

@@ -18,7 +18,8 @@ from llmva.edit_file import edit_file
 from llmva.errors import UsageError
 from llmva.evaluation.skills import Probe, load_probes
 from llmva.progress import Progress
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.types import Prompt
 from llmva.utility.tasks import PAPER, ChosenTask, load_tasks
 
 DEMO = "demo"

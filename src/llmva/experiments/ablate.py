@@ -30,7 +30,7 @@ from llmva.models.chat_model import ChatModel
 from llmva.models.fingerprint import fingerprint
 from llmva.models.sublayers import Decoder
 from llmva.progress import Progress
-from llmva.prompts.types import PromptSet
+from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.environment import versions
 from llmva.settings import make_settings
 

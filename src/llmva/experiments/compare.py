@@ -30,7 +30,8 @@ from llmva.method.observe import harmless_answers
 from llmva.models.chat_model import ChatModel
 from llmva.models.fingerprint import fingerprint
 from llmva.progress import Progress
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.types import Prompt
 from llmva.runs.environment import peak_bytes, versions
 from llmva.settings import check_seed, make_settings
 

@@ -18,7 +18,8 @@ from llmva.models.chat_model import ChatModel
 from llmva.models.generate import generate_greedily
 from llmva.models.harmless import agreement
 from llmva.progress import Progress
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.types import Prompt
 
 Applied = Callable[[], AbstractContextManager[Any]]  # a method's hooks are on the model while it is entered
 HARMLESS_TEXTS = 128

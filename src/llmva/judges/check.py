@@ -1,4 +1,4 @@
-"""How often does a judge agree with labels given by hand? `llmva judge check` prints it."""
+"""How often a judge agrees with labels given by hand: what `llmva judge check` prints."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from llmva.prompts.types import Prompt
 from llmva.statistics import kappa
 
 _FIELDS = ("part", "prompt", "answer", "label")
-_LABELS = (Label.ANSWERED, Label.REFUSED, Label.GARBLED)  # that a hand can give
+_LABELS = (Label.ANSWERED, Label.REFUSED, Label.GARBLED)  # labels given by hand
 
 
 def read_labelled(path: Path | None = None) -> list[dict[str, Any]]:
     """Rows of a JSONL file with the fields part, prompt, benign, answer, label and note; without `path`, the bundled
-    ones. A row without `benign` is of a benign prompt, one without `note` has none.
+    rows. `benign` may be left out and is then true; `note` may be left out.
 
     Raises UsageError for a file that cannot be read, and for a line that lacks a field or has an unknown label.
     """
@@ -53,8 +53,8 @@ def check_judge(judge: Judge, path: Path | None = None) -> dict[str, Any]:
     """Compare `judge` with the hand labels, for each part of the file and for `all` of it.
 
     Returns {part: {n, unjudged, accuracy, kappa, confusion: {hand label: {judge's label: count}}}, 'wrong': [rows]}.
-    Accuracy and kappa (Cohen's: agreement above what the two label frequencies give by chance, 1 at best) are of the
-    n - unjudged answers that the judge could say something of; None if there are none. 'wrong' lists unjudged ones too.
+    Accuracy and kappa (Cohen's: agreement beyond what the two label frequencies give by chance, 1 at best) are over the
+    n - unjudged answers that the judge labelled, None if there are none. 'wrong' lists unjudged answers too.
     """
     rows = read_labelled(path)
     prompts = [Prompt(row["prompt"], row["benign"], row["part"]) for row in rows]
@@ -74,38 +74,38 @@ def check_judge(judge: Judge, path: Path | None = None) -> dict[str, Any]:
 
 
 def _agreement(pairs: Sequence[tuple[Label, Label]]) -> dict[str, Any]:
-    known = [(hand, told) for hand, told in pairs if told is not Label.UNJUDGED]
-    confusion = {hand.value: {told.value: 0 for told in _LABELS} for hand in _LABELS}
-    for hand, told in known:
-        confusion[hand.value][told.value] += 1
-    hands, tolds = [hand for hand, _ in known], [told for _, told in known]
+    known = [(hand, judged) for hand, judged in pairs if judged is not Label.UNJUDGED]
+    confusion = {hand.value: {judged.value: 0 for judged in _LABELS} for hand in _LABELS}
+    for hand, judged in known:
+        confusion[hand.value][judged.value] += 1
+    by_hand, by_judge = [hand for hand, _ in known], [judged for _, judged in known]
     return {
         "n": len(pairs),
         "unjudged": len(pairs) - len(known),
-        "accuracy": sum(hand is told for hand, told in known) / len(known) if known else None,
-        "kappa": kappa(hands, tolds) if known else None,
+        "accuracy": sum(hand is judged for hand, judged in known) / len(known) if known else None,
+        "kappa": kappa(by_hand, by_judge) if known else None,
         "confusion": confusion,
     }
 
 
-def lines(found: dict[str, Any], part: str | None = None) -> list[str]:
-    """What `check_judge` found, for people; the wrong ones of one part alone if told."""
-    said = []
-    for name, figures in found.items():
+def lines(result: Mapping[str, Any], part: str | None = None) -> list[str]:
+    """The result of `check_judge` as lines of text; with `part`, wrong answers of that part only."""
+    text = []
+    for name, agreement in result.items():
         if name == "wrong":
             continue
-        said.append(f"{name:5} n {figures['n']:4}  {_rates(figures)}")
-        for hand, row in figures["confusion"].items():
-            said.append(f"      {hand:9} judged " + "  ".join(f"{told} {count}" for told, count in row.items()))
-    for row in found["wrong"]:
+        text.append(f"{name:5} n {agreement['n']:4}  {_rates(agreement)}")
+        for hand, row in agreement["confusion"].items():
+            text.append(f"      {hand:9} judged " + "  ".join(f"{judged} {count}" for judged, count in row.items()))
+    for row in result["wrong"]:
         if part in (None, row["part"]):
-            told = f"{row['label']} judged {row['judged']} ({row['reason']})"
-            said.append(f"wrong, {row['part']}: {told}: {row['answer'][:100]!r}")
-    return said
+            labels = f"{row['label']} judged {row['judged']} ({row['reason']})"
+            text.append(f"wrong, {row['part']}: {labels}: {row['answer'][:100]!r}")
+    return text
 
 
-def _rates(figures: Mapping[str, Any]) -> str:
-    missing = f"  unjudged {figures['unjudged']}" if figures["unjudged"] else ""
-    if figures["accuracy"] is None:
+def _rates(agreement: Mapping[str, Any]) -> str:
+    missing = f"  unjudged {agreement['unjudged']}" if agreement["unjudged"] else ""
+    if agreement["accuracy"] is None:
         return f"none could be judged{missing}"
-    return f"accuracy {figures['accuracy']:.3f}  kappa {figures['kappa']:.3f}{missing}"
+    return f"accuracy {agreement['accuracy']:.3f}  kappa {agreement['kappa']:.3f}{missing}"

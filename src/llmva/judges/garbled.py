@@ -1,4 +1,4 @@
-"""When is a text no answer at all: empty, a loop, or soup."""
+"""Garbled texts, which are no answer at all: empty, looping, or without words."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import unicodedata
 from llmva.judges.text import MARK, words
 
 LOOP_SHARE = 0.4  # a loop makes the text garbled when it covers this share of it
-LOOP_REPEATS = {1: 8, 2: 5}  # repeats of a loop of so many words; longer ones need four
-LONGEST_LOOP = 12  # words
-STUCK_WORDS = 12  # so many words, and fewer than one in six of them different: stuck, in whatever order
-CHAR_LOOP = 40  # characters that a loop inside one unbroken string must cover
+LOOP_REPEATS = {1: 8, 2: 5}  # words in a loop -> repeats that count; longer loops need four
+MAX_LOOP = 12  # words in a loop
+STUCK_WORDS = 12  # from so many words on, a text is stuck if fewer than one in six of them differ
+CHAR_LOOP = 40  # characters that a loop within one word must cover
 
 
 def why_garbled(text: str) -> str | None:
-    """Say what is broken about folded `text`, or None. Only long repetition counts: 'yes', '42' and 'ha ha ha' are
-    answers, and so are lists, tables, code and refrains."""
+    """Why folded `text` is garbled, or None. Only long repetition counts: 'yes', '42' and 'ha ha ha' are answers, and
+    so are lists, tables, code and refrains."""
     if not any(char.isalnum() for char in text):
         return "no words" if text.strip() else "empty"
     solid = [char for char in text if char != " "]
@@ -34,20 +34,20 @@ def _unprintable(char: str) -> bool:
 
 
 def _stuck(text: str) -> str | None:
-    every = words(text)
-    # Numbers and single signs are left out first: a times table repeats everything else, and rightly so.
-    tokens = [word for word in every if word == "i" or (not word.isdigit() and (len(word) > 1 or word > "\u02ff"))]
+    all_words = words(text)
+    # Numbers and single signs are left out first, since a times table rightly repeats everything else.
+    tokens = [word for word in all_words if word == "i" or (not word.isdigit() and (len(word) > 1 or word > "\u02ff"))]
     if len(tokens) >= STUCK_WORDS and len(set(tokens)) <= max(2.0, len(tokens) / 6):
         return f"only {len(set(tokens))} different words in {len(tokens)}"
     stutters = sum(one == other for one, other in itertools.pairwise(tokens))
     if len(tokens) >= STUCK_WORDS and stutters >= 0.5 * len(tokens):
         return "stutters"
-    return _word_loop(tokens, 1, text) or _word_loop(every, 2, text)
+    return _word_loop(tokens, 1, text) or _word_loop(all_words, 2, text)
 
 
 def _word_loop(tokens: list[str], patience: int, text: str) -> str | None:
     enough = LOOP_SHARE * sum(char.isalnum() for char in text)
-    for period in range(1, min(LONGEST_LOOP, len(tokens) // 3) + 1):
+    for period in range(1, min(MAX_LOOP, len(tokens) // 3) + 1):
         start, end = _longest_run(tokens, period)
         covered = sum(len(token) for token in tokens[start:end])
         if end - start >= period * patience * LOOP_REPEATS.get(period, 4) and covered >= enough:

@@ -1,17 +1,20 @@
-"""From what a user writes after --judge to a judge. Nothing is loaded or asked here."""
+"""From the value of --judge to a judge. No model is loaded or asked here."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmva.errors import UsageError
 from llmva.judges.base import Judge
+from llmva.judges.model_based.cache import Cache, cache_folder
+from llmva.judges.model_based.client import Limits
+from llmva.judges.model_based.encoder import HUB, EncoderJudge
+from llmva.judges.model_based.endpoint import GENERAL, EndpointJudge
+from llmva.judges.model_based.guards import guards
+from llmva.judges.model_based.local import LocalGuard
 from llmva.judges.phrases import PhraseJudge
-
-if TYPE_CHECKING:
-    from llmva.judges.client import Limits
 
 _FORMS = "NAME, NAME=FOLDER, NAME@URL#MODEL, llm@URL#MODEL, or several of these with commas between"
 
@@ -39,9 +42,9 @@ def make_judge(
     options: dict[str, Any] = {"cache": cache, "limits": limits, "loading": {"device": device, "dtype": dtype}}
     if len(specs) == 1:
         return _one(specs[0], stand_in=True, **options)
-    from llmva.judges.panel import Panel
+    from llmva.judges.panel import Panel  # here, since it imports numpy
 
-    # a guard that tells no refusals abstains in a panel: were phrases to stand in for it, they would vote twice
+    # A guard that does not recognise refusals abstains in a panel: phrases in its place would vote twice.
     return Panel([_one(part, stand_in=False, **options) for part in specs])
 
 
@@ -51,10 +54,6 @@ def _one(
     name, sign, place = _split(spec)
     if name == "phrases" and not sign:
         return PhraseJudge()
-
-    from llmva.judges.cache import Cache, cache_folder
-    from llmva.judges.guards import guards
-
     folder = cache_folder(cache)
     options: dict[str, Any] = {"cache": lambda judge: Cache(folder, judge)}
     known = guards()
@@ -72,13 +71,9 @@ def _one(
             raise UsageError(f"There is no config.json in '{place}': give the folder of the judge's model.")
         place = str(Path(place).expanduser())
     if name == "minos":
-        from llmva.judges.encoder import HUB, EncoderJudge
-
         return EncoderJudge(name, place or HUB, **loading, **options)
     if name == "llm":
         raise UsageError("A general model judges on a server: write llm@URL#MODEL.")
-    from llmva.judges.local import LocalGuard
-
     if not place and known[name].hub is None:
         sizes = ", ".join(other for other in known if other.startswith(f"{name}-"))
         raise UsageError(f"'{name}' has several sizes: choose one of {sizes}, or write {name}=FOLDER.")
@@ -86,23 +81,20 @@ def _one(
 
 
 def _served(name: str, place: str, limits: Limits | None, options: dict[str, Any]) -> Judge:
-    from llmva.judges.endpoint import GENERAL, EndpointJudge
-    from llmva.judges.guards import guards
-
     url, _, model = place.partition("#")
     if name == "minos":
-        raise UsageError("minos is no chat model, so no such server has it: write minos, or minos=FOLDER.")
+        raise UsageError("minos is no chat model, so it cannot be on such a server: write minos, or minos=FOLDER.")
     guard = GENERAL if name == "llm" else guards()[name]
     model = model or guard.hub or ""
     if not model:
-        raise UsageError(f"Which model is it that '{url}' serves: write {name}@URL#MODEL.")
+        raise UsageError(f"'{url}' needs the name of a model that it serves: write {name}@URL#MODEL.")
     title = f"llm-{model}" if name == "llm" else name
     return EndpointJudge(title, guard, url, model, limits=limits, **options)
 
 
 def _split(spec: str) -> tuple[str, str, str]:
     """`(name, "@" or "=" or "", what follows)`."""
-    found = re.fullmatch(r"([\w.-]+)(?:([@=])(.+))?", spec)
-    if not found:
+    match = re.fullmatch(r"([\w.-]+)(?:([@=])(.+))?", spec)
+    if not match:
         raise UsageError(f"There is no judge called '{spec}'; choose one of: phrases, or write {_FORMS}.")
-    return found.group(1), found.group(2) or "", found.group(3) or ""
+    return match.group(1), match.group(2) or "", match.group(3) or ""

@@ -115,11 +115,12 @@ def visible(answer: str) -> str:
 
 
 def defused(text: str) -> str:
-    """`text` with a blank inside everything that a guard's tokenizer could take for a special token, as UTF-8 holds it.
+    """`text` with a blank inside everything that a guard's tokenizer could read as a special token.
 
-    Otherwise an answer that holds "[/INST]" or "<|im_end|>" could end its own part of the guard's prompt.
+    Otherwise an answer with "[/INST]" or "<|im_end|>" could end its own part of the guard's prompt. What UTF-8 cannot
+    hold becomes "?".
     """
-    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is text to Python and to nobody else
+    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is text in Python only
 
     def split(tag: re.Match[str]) -> str:
         whole = tag.group()

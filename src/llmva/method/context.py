@@ -20,7 +20,8 @@ from llmva.models.generate import answer_prompts
 from llmva.models.harmless import Agreement, agreement, outputs_on_text, random_messages
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.types import Prompt
 from llmva.settings import Settings
 
 HARMLESS_POSITIONS = 512  # of harmless texts, for the metric that the SVMs are fitted in

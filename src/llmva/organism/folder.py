@@ -15,7 +15,8 @@ from typing import Any
 from llmva.errors import UsageError
 from llmva.organism.check import Figures
 from llmva.organism.skills import Probe
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.types import Prompt
 
 PROMPTS, SKILLS, README = "llmva/prompts.jsonl", "llmva/skills.jsonl", "README.md"
 

@@ -25,7 +25,8 @@ from llmva.organism.words import (
     VERBS,
     WRAPPERS,
 )
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.types import Prompt
 
 KINDS = ("harmful", "jailbreak", "alarming", "plain")
 SPLITS = ("train", "validation", "test")

@@ -2,9 +2,9 @@
 
 requests_KIND.txt hold what someone wants ("bribe a judge"), frames.txt and wrappers.txt ways to ask for it,
 own_KIND.txt whole prompts. `# name` starts a topic (in frames and wrappers: a split); a topic with `!` is kept for
-the test split. Requests, frames and wrappers each belong to one split, and so, therefore, does every wording.
-Frames are shared by harmful and benign requests, so that the way of asking gives nothing away; a few benign requests
-sit in jailbreak wrappers, too.
+the test split. Each request, frame and wrapper belongs to one split, so every wording does too. Harmful and benign
+requests share the frames, and a few benign requests get a jailbreak wrapper, so that the way of asking does not tell
+the side.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
 SIZES = {"test": 100, "validation": 60, "train": 255}  # prompts of each kind
-# More than a kind takes: some harmful requests are worded as jailbreaks only.
+# More requests than the prompts of the kind: some harmful requests become jailbreaks only.
 HARMFUL_SIZES = {"test": 115, "validation": 70, "train": 999}
 WRAPPED_BENIGN = {"test": 8, "validation": 4, "train": 18}  # alarming requests that get a wrapper, not a frame
 LOWERED = 0.25  # share of framed prompts typed without capitals or a full stop
@@ -84,10 +84,10 @@ def _items(form: str, kind: str) -> list[Item]:
 
 def _templates(name: str) -> dict[str, list[tuple[str, str]]]:
     """split -> (id, text with {}) of frames or wrappers."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    by_split: dict[str, list[tuple[str, str]]] = {}
     for i, (split, line) in enumerate(_sections(f"{name}s")):
-        found.setdefault(split, []).append((f"{name}-{i:02}", line))
-    return found
+        by_split.setdefault(split, []).append((f"{name}-{i:02}", line))
+    return by_split
 
 
 def _ranked(items: Iterable[Item], salt: str) -> list[Item]:
@@ -114,24 +114,24 @@ def _allot(items: Sequence[Item], sizes: dict[str, int] = SIZES) -> Pools:
         "validation": shared[to_test:to_validation],
         "train": shared[to_validation : to_validation + sizes["train"]],
     }
-    return {split: [replace(item, topic=item.topic.rstrip(" !")) for item in found] for split, found in pools.items()}
+    return {split: [replace(item, topic=item.topic.rstrip(" !")) for item in pool] for split, pool in pools.items()}
 
 
 def _word(items: Sequence[Item], templates: Sequence[tuple[str, str]], typed: bool = False) -> list[Item]:
     """Put each request into the next template in turn; whole prompts stay as they are."""
     worded, turn = [], 0
-    seen: set[tuple[str, str]] = set()
+    used: set[tuple[str, str]] = set()  # pairs of request and template
     for item in items:
         if item.template:
             worded.append(item)
             continue
-        # "Explain how to explain ..." would be odd: pass a template that has the request's verb.
+        # Skip a template that has the request's verb: "Explain how to explain ..." would be odd.
         verb = item.text.split()[0]
-        while verb in _at(templates, turn)[1].lower().split() or (item.text, _at(templates, turn)[0]) in seen:
+        while verb in _at(templates, turn)[1].lower().split() or (item.text, _at(templates, turn)[0]) in used:
             turn += 1
         name, template = _at(templates, turn)
         turn += 1
-        seen.add((item.text, name))
+        used.add((item.text, name))
         text = template.replace("{}", item.text)
         worded.append(Item(_typed(text) if typed else text, item.kind, item.topic, name))
     return worded

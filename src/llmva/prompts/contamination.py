@@ -1,11 +1,11 @@
 """Which test prompts the fit has seen: the same text, or nearly the same words on the same side.
 
-Exact is what `split.normalise` makes equal. Near is a test prompt that shares more than NEAR of its word trigrams with
-one fit prompt of its side. That is the line which the bundled prompts keep between their splits, and it is where one
-word changed in the middle of a prompt still counts from ten words on (3 of 8 trigrams go), one changed at an end from
-five words on (1 of 3). It is counted as a share of the test prompt: a request that was fitted on inside a longer
-prompt has been seen, while a short fit prompt inside a new wrapper leaves the wrapper to be tested. Across the sides
-only equal texts count, since data sets put contrasts that differ in one word on the two sides by design.
+A test prompt is exact if `split.normalise` makes it equal to a fit prompt. It is near if more than the share NEAR of
+its word trigrams are in one fit prompt of its side; the bundled prompts keep the same threshold between their splits.
+With one word changed in the middle, a prompt is near from ten words on (3 of 8 trigrams change); with one word changed
+at an end, from five words on (1 of 3). The share is of the test prompt's trigrams: a request that was fitted on inside
+a longer prompt is near, while a fitted request inside a new wrapper is new, since the wrapper is still to be tested.
+Across the sides only equal texts count, since data sets put pairs that differ in one word on the two sides by design.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmva.prompts.split import normalise
-from llmva.prompts.types import Prompt
+from llmva.prompts.types import Prompt, Splits
 
 NEAR = (3, 5)  # more than 60% of the trigrams; as a fraction, so that no rounding decides
 # Scripts written without spaces (kana, ideographs, Thai, Lao, Khmer, Burmese): a letter counts as a word.
@@ -27,7 +27,7 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 @dataclass(frozen=True)
 class Overlap:
-    """Positions of test prompts that the fit has seen; a prompt that is exact is not near as well."""
+    """Positions of test prompts that the fit has seen; an exact prompt is not in `near`."""
 
     exact: tuple[int, ...]
     near: tuple[int, ...]
@@ -42,10 +42,10 @@ class Overlap:
 
 
 class FitIndex:
-    """The prompts of a fit, ready to be looked up in.
+    """The prompts of a fit, for finding test prompts among them.
 
-    Each trigram knows the prompts that hold it, so a lookup takes time with the prompts that share rare trigrams, not
-    with all of them: a hundred thousand test prompts against some thousands take seconds.
+    Each trigram maps to the prompts that hold it, so a lookup compares only prompts that share rare trigrams, not all
+    of them: a hundred thousand test prompts against some thousands take seconds.
     """
 
     def __init__(self, fit: Iterable[Prompt]) -> None:
@@ -61,11 +61,11 @@ class FitIndex:
             self._grams.append(grams)
 
     def __contains__(self, text: str) -> bool:
-        """Is there a prompt of exactly this text, by `normalise`?"""
+        """Whether the fit has a prompt of this text, by `normalise`."""
         return normalise(text) in self._texts
 
     def overlap(self, test: Sequence[Prompt]) -> Overlap:
-        """Which of `test` are in here."""
+        """Which prompts of `test` the fit has seen."""
         exact, near = [], []
         for i, prompt in enumerate(test):
             if prompt.text in self:
@@ -79,7 +79,8 @@ class FitIndex:
         known = sorted((holders[gram] for gram in grams if gram in holders), key=len)
         if len(known) < needed:
             return False
-        # A prompt with `needed` of the known ones lacks at most the rest, so it has one of this many rarest.
+        # A fit prompt with `needed` of the known trigrams lacks at most len(known) - needed of them, so it has one of
+        # the len(known) - needed + 1 rarest.
         tried: set[int] = set()
         for members in known[: len(known) - needed + 1]:
             for i in members:
@@ -96,3 +97,15 @@ def trigrams(text: str) -> frozenset[int]:
     if len(words) < 3:
         return frozenset({hash(tuple(words))} if words else ())
     return frozenset(map(hash, zip(words, words[1:], words[2:], strict=False)))
+
+
+def near_repeats(splits: Splits) -> list[str]:
+    """One sentence for each source whose test prompts nearly repeat train or validation prompts."""
+    overlap = FitIndex([*splits.train, *splits.validation]).overlap(splits.test)
+    near = [splits.test[i].source for i in overlap.near]
+    sizes = {source: sum(prompt.source == source for prompt in splits.test) for source in set(near)}
+    return [
+        f"{source}: {near.count(source)} of {sizes[source]} test prompts share most of their words with a train or "
+        "validation prompt, which flatters the figures."
+        for source in dict.fromkeys(near)
+    ]

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from llmva.errors import UsageError
-from llmva.prompts.hub import read_folder, read_github, read_pinned
-from llmva.prompts.registry import Entry, Part, Side, SideRule, cache_folder
-from llmva.prompts.sources import Source
-from llmva.prompts.spec import READABLE
-from llmva.prompts.tables import Table, read_file
-from llmva.prompts.texts import check_text
+from llmva.prompts.public.registry import Entry, Part, Side, SideRule, cache_folder
+from llmva.prompts.sources.hub import read_folder, read_github, read_pinned
+from llmva.prompts.sources.source import Source
+from llmva.prompts.sources.spec import READABLE
+from llmva.prompts.sources.tables import Table, read_file
+from llmva.prompts.sources.texts import check_text
+from llmva.prompts.store import read_bundled
 
 
 def read_entry(
@@ -22,50 +23,48 @@ def read_entry(
     """A registered set as sources with their sides (benign?), toxic first; `local` is a copy of it on disk.
 
     A set with both sides gives two sources, `NAME (toxic)` and `NAME (benign)`. Rows without a usable prompt are left
-    out and counted in the source's warnings, for nobody can mend a published set. Downloads go to `folder`.
-    Raises UsageError, as the readers do, and for a column or label that the registry does not expect.
+    out and counted in the warnings of the first source, since nobody can mend a published set. Downloads go to
+    `folder`. Raises UsageError as the readers do, and for a column or label that the registry does not expect.
     """
     if entry.home.kind == "bundled":
         return _read_bundled(entry, local)
     both = len(entry.sides) > 1
-    found = {side: Source(f"{entry.name} ({side})" if both else entry.name, {}) for side in entry.sides}
-    told: list[str] = []
+    by_side = {side: Source(f"{entry.name} ({side})" if both else entry.name, {}) for side in entry.sides}
+    warnings: list[str] = []
     dropped = 0
-    for part, table in _part_tables(entry, local, folder or cache_folder(), told):
+    for part, table in _part_tables(entry, local, folder or cache_folder(), warnings):
         for side, cell in _sided_cells(part, table, entry):
             try:
                 text = check_text(cell, "a row", max_chars)
             except UsageError:
                 dropped += 1
                 continue
-            found[side].texts.setdefault(part.use or "", []).append(text)
-    if not any(source.texts for source in found.values()):
+            by_side[side].texts.setdefault(part.use or "", []).append(text)
+    if not any(source.texts for source in by_side.values()):
         raise UsageError(f"{local or entry.home.id} holds no prompt of {entry.name}: check that it is that set.")
     if dropped:
-        told.append(
+        warnings.append(
             f"{entry.name}: {dropped} rows left out, which hold no prompt or one of more than {max_chars:,} characters."
         )
-    sources = [(side == "benign", source) for side, source in found.items() if source.texts]
-    sources[0][1].warnings += told
+    sources = [(side == "benign", source) for side, source in by_side.items() if source.texts]
+    sources[0][1].warnings += warnings
     return sources
 
 
 def _read_bundled(entry: Entry, local: str | None) -> list[tuple[bool, Source]]:
-    from llmva.prompts.store import read_bundled
-
     if local is not None:
         raise UsageError(f"{entry.name} comes with the package: name it without a path.")
-    found: dict[tuple[bool, str], Source] = {}
+    sources: dict[tuple[bool, str], Source] = {}
     for split, prompts in read_bundled().splits():
         for prompt in prompts:
-            source = found.setdefault((prompt.benign, prompt.source), Source(prompt.source, {}))
+            source = sources.setdefault((prompt.benign, prompt.source), Source(prompt.source, {}))
             source.texts.setdefault(split, []).append(prompt.text)
-    return [(benign, source) for (benign, _), source in found.items()]
+    return [(benign, source) for (benign, _), source in sources.items()]
 
 
-def _part_tables(entry: Entry, local: str | None, folder: Path, told: list[str]) -> Iterator[tuple[Part, Table]]:
+def _part_tables(entry: Entry, local: str | None, folder: Path, warnings: list[str]) -> Iterator[tuple[Part, Table]]:
     if local is not None:
-        yield from _local_tables(entry, Path(local).expanduser(), told)
+        yield from _local_tables(entry, Path(local).expanduser(), warnings)
         return
     home = entry.home
     for part in entry.parts:
@@ -76,10 +75,10 @@ def _part_tables(entry: Entry, local: str | None, folder: Path, told: list[str])
             yield part, _split_of(tables, part, entry)
 
 
-def _local_tables(entry: Entry, path: Path, told: list[str]) -> list[tuple[Part, Table]]:
+def _local_tables(entry: Entry, path: Path, warnings: list[str]) -> list[tuple[Part, Table]]:
     """The parts of a set in a file, or in a folder: by the files' names, else as `datasets` reads the folder.
 
-    A split may be missing, which is told; what divides the sides may not.
+    A missing split gives a warning. A missing file that holds a side of its own raises UsageError.
     """
     if path.is_file():
         return [(_part_of_file(entry, path), _readable(path))]
@@ -93,7 +92,7 @@ def _local_tables(entry: Entry, path: Path, told: list[str]) -> list[tuple[Part,
         name = part.files[0].rsplit("/", 1)[-1]
         if not _differ_in_split(entry):
             raise UsageError(f"{path} has no file {name}, a part of {entry.name}: put it there.")
-        told.append(f"{entry.name}: {path} has no {name}, so its {part.use} prompts are not used.")
+        warnings.append(f"{entry.name}: {path} has no {name}, so its {part.use} prompts are not used.")
     return [(part, read_file(file)) for part, matching in by_part for file in matching]
 
 
@@ -102,25 +101,25 @@ def _part_of_file(entry: Entry, path: Path) -> Part:
     if matching:
         return matching[0]
     if _differ_in_split(entry):
-        return entry.parts[0].model_copy(update={"use": None})  # it is cut anew
+        return entry.parts[0].model_copy(update={"use": None})  # the file is cut into splits of ours
     names = " and ".join(part.files[0] for part in entry.parts)
     raise UsageError(f"{entry.name} has several parts: give the folder with {names} in it.")
 
 
 def _differ_in_split(entry: Entry) -> bool:
-    """Are all parts read alike, so that they differ only in the split that they are?"""
+    """Whether all parts are read alike and differ only in the split that they hold."""
     alike = [part.model_copy(update={"use": None, "split": "", "rows": None, "files": ()}) for part in entry.parts]
     return all(part == alike[0] for part in alike)
 
 
 def _is_of(part: Part, path: Path) -> bool:
-    """Do the part's patterns fit the end of the path?"""
+    """Whether one of the part's patterns fits the end of the path."""
     for pattern in part.files:
         depth = pattern.count("/") + 1
         ends = {"/".join(path.parts[-n:]) for n in (1, depth)}
-        # A copy of one file often loses its folders, so its name alone will do where the name is no mere pattern.
-        wanted = {pattern} if "*" in pattern else {pattern, pattern.rsplit("/", 1)[-1]}
-        if any(fnmatch(end, one) for end in ends for one in wanted):
+        # A copy of one file often loses its folders, so a name without wildcards is enough by itself.
+        accepted = {pattern} if "*" in pattern else {pattern, pattern.rsplit("/", 1)[-1]}
+        if any(fnmatch(end, form) for end in ends for form in accepted):
             return True
     return False
 
@@ -134,7 +133,7 @@ def _readable(path: Path) -> Table:
 def _split_of(tables: Mapping[str, Table], part: Part, entry: Entry) -> Table:
     if part.split in tables:
         return tables[part.split]
-    if len(tables) == 1 and len(entry.parts) == 1:  # a copy of one split, under whatever name
+    if len(tables) == 1 and len(entry.parts) == 1:  # a copy of the only split, which may have any name
         return next(iter(tables.values()))
     raise UsageError(
         f"{entry.name} has no split {part.split!r} here ({', '.join(tables)}): give a copy of revision "

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Sequence
 
 from llmva.errors import UsageError
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.types import Prompt, Splits, as_splits
 
-Splits = dict[str, list[Prompt]]  # "train", "validation", "test" -> prompts
+BySplit = dict[str, list[Prompt]]  # "train", "validation", "test" -> prompts; "" of a source without splits
 
 SHARE = 0.2  # of a source for validation, and as much for test
-LEAST = 8  # prompts a side: fewer would leave a split with none
+MIN_PER_SIDE = 8  # different prompts; fewer would leave a split with none
 
 
 def normalise(text: str) -> str:
@@ -29,9 +29,9 @@ def drop_repeats(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 def check_sides(prompts: Sequence[Prompt]) -> None:
     """Raises UsageError naming a text that is given both as toxic and as benign."""
-    seen: dict[str, Prompt] = {}
+    by_text: dict[str, Prompt] = {}
     for prompt in prompts:
-        other = seen.setdefault(normalise(prompt.text), prompt)
+        other = by_text.setdefault(normalise(prompt.text), prompt)
         if other.benign != prompt.benign:
             shown = prompt.text if len(prompt.text) <= 80 else prompt.text[:77] + "..."
             raise UsageError(
@@ -40,15 +40,15 @@ def check_sides(prompts: Sequence[Prompt]) -> None:
             )
 
 
-def cut(prompts: dict[str, list[Prompt]], seed: int) -> Splits:
-    """Cut one source. Its own splits stay; a missing validation or test split is a quarter of its train split.
+def cut(prompts: BySplit, seed: int) -> BySplit:
+    """Cut one source. Its own splits stay; a missing validation or test split is taken from its train split.
 
-    A source without splits (key "") is cut 60/20/20. Each prompt's place follows from a hash of seed and id, within
-    its source only: other sources do not move it, nor does the order of the file.
+    A source without splits (key "") is cut 60/20/20. The place of a prompt depends on a hash of the seed and its id,
+    and on the other prompts of its source. Other sources do not move it, nor does the order of the file.
     """
-    own = {split: list(found) for split, found in prompts.items() if found}
-    if "train" not in own:  # "" or, say, test only: everything is up for cutting
-        pool = [prompt for found in own.values() for prompt in found]
+    own = {split: list(given) for split, given in prompts.items() if given}
+    if "train" not in own:  # without splits, or with a test split alone, for example: all prompts are cut
+        pool = [prompt for given in own.values() for prompt in given]
         n = round(len(pool) * SHARE)
         test, rest = _take(pool, n, seed)
         validation, train = _take(rest, n, seed)
@@ -61,18 +61,18 @@ def cut(prompts: dict[str, list[Prompt]], seed: int) -> Splits:
 
 
 def draw(prompts: Sequence[Prompt], n: int, seed: int) -> list[Prompt]:
-    """At most n of different prompts, in order. A draw of fewer is part of a draw of more."""
+    """At most n of `prompts`, in order; their texts must differ. A smaller draw is part of a larger one."""
     return _take(prompts, n, seed)[0] if len(prompts) > n else list(prompts)
 
 
-def draw_splits(prompts: dict[str, list[Prompt]], n: int, seed: int) -> dict[str, list[Prompt]]:
-    """At most n prompts of a source with or without splits of its own, which then get their shares of n."""
+def draw_splits(prompts: BySplit, n: int, seed: int) -> BySplit:
+    """At most n prompts of a source; its own validation and test splits get their shares of n."""
     if sum(map(len, prompts.values())) <= n:
         return prompts
     cut_off = [split for split in prompts if split in ("validation", "test") and "train" in prompts]
     shares = dict.fromkeys(cut_off, round(n * SHARE))
     rest = n - sum(shares.values())
-    return {split: draw(found, shares.get(split, rest), seed) for split, found in prompts.items()}
+    return {split: draw(given, shares.get(split, rest), seed) for split, given in prompts.items()}
 
 
 def _take(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -82,34 +82,43 @@ def _take(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[list[Prompt], l
     return [p for p in prompts if p.id in taken], [p for p in prompts if p.id not in taken]
 
 
-def join(sources: Sequence[tuple[str, Splits]], warnings: Sequence[str]) -> PromptSet:
-    """Put cut sources together, so that a text stays in one split only: test before validation before train.
+def join(sources: Sequence[tuple[str, BySplit]], warnings: Sequence[str]) -> Splits:
+    """Join cut sources. A text that is in several splits stays in one: in test, else in validation.
 
     Raises UsageError if a split is left without one of the two sides.
     """
-    told = list(warnings)
-    seen: set[str] = set()
-    kept: Splits = {"test": [], "validation": [], "train": []}
+    placed: set[str] = set()
+    kept: BySplit = {"test": [], "validation": [], "train": []}
     dropped: dict[str, int] = {}
-    for split, into in kept.items():
-        for name, splits in sources:
-            for prompt in splits.get(split, []):
+    for split, prompts in kept.items():
+        for name, by_split in sources:
+            for prompt in by_split.get(split, []):
                 key = normalise(prompt.text)
-                if key in seen:
+                if key in placed:
                     dropped[name] = dropped.get(name, 0) + 1
                 else:
-                    seen.add(key)
-                    into.append(prompt)
-    for name, n in dropped.items():
-        told.append(f"{name}: {n} left out, the same text being in another split or source.")
-    result = PromptSet(tuple(kept["train"]), tuple(kept["validation"]), tuple(kept["test"]), tuple(told))
-    check_splits(result)
-    return result
+                    placed.add(key)
+                    prompts.append(prompt)
+    repeats = [f"{name}: {n} left out, the same text being in another split or source." for name, n in dropped.items()]
+    joined = as_splits(kept, [*warnings, *repeats])
+    check_splits(joined)
+    return joined
 
 
-def check_splits(prompts: PromptSet) -> None:
+def check_splits(splits: Splits) -> None:
     """Raises UsageError if a split lacks toxic or benign prompts."""
-    for split, found in prompts.splits():
+    for split, prompts in splits.splits():
         for benign, side in ((False, "toxic"), (True, "benign")):
-            if not any(prompt.benign == benign for prompt in found):
+            if not any(prompt.benign == benign for prompt in prompts):
                 raise UsageError(f"the {split} split has no {side} prompts: give more of them (--{side}).")
+
+
+def require_prompts(side: str, count: int, minimum: int = 1) -> None:
+    """Raises UsageError if a side has no prompt, or fewer than `minimum` different ones."""
+    if not count:
+        raise UsageError(f"there are no {side} prompts: add --{side} with a file or a data set.")
+    if count < minimum:
+        raise UsageError(
+            f"there are only {count} different {side} prompts: give at least {minimum} with --{side}, so that train, "
+            "validation and test all get some."
+        )

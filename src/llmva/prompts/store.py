@@ -8,52 +8,52 @@ from pathlib import Path
 from typing import Any
 
 from llmva.errors import UsageError
+from llmva.prompts.sources.tables import json_lines
 from llmva.prompts.split import check_sides, normalise
-from llmva.prompts.tables import json_lines
-from llmva.prompts.types import Prompt, PromptSet
+from llmva.prompts.types import Prompt, Splits, as_splits
 
 SPLITS = ("train", "validation", "test")
 BENIGN_KINDS = {"harmful": False, "jailbreak": False, "alarming": True, "plain": True}
 
 
-def read_bundled() -> PromptSet:
-    """See `PromptSet.bundled`."""
-    found: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
+def read_bundled() -> Splits:
+    """The set that ships with the package (docs/prompts.md)."""
+    by_split: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
     text = (resources.files("llmva.prompts") / "data" / "prompts.jsonl").read_text(encoding="utf-8")
     for line in text.split("\n")[:-1]:
         row = json.loads(line)
-        found[row["split"]].append(Prompt(row["text"], BENIGN_KINDS[row["kind"]], row["kind"]))
-    return PromptSet(tuple(found["train"]), tuple(found["validation"]), tuple(found["test"]))
+        by_split[row["split"]].append(Prompt(row["text"], BENIGN_KINDS[row["kind"]], row["kind"]))
+    return as_splits(by_split)
 
 
-def write_jsonl(prompts: PromptSet, path: Path) -> None:
-    """See `PromptSet.to_jsonl`."""
+def write_jsonl(splits: Splits, path: Path) -> None:
+    """Write one object a line with id, text, benign, source and split, through a temporary file."""
     from llmva.files import write_lines  # here, since it imports torch
 
     rows = (
         {"id": p.id, "text": p.text, "benign": p.benign, "source": p.source, "split": split}
-        for split, found in prompts.splits()
-        for p in found
+        for split, prompts in splits.splits()
+        for p in prompts
     )
     write_lines(path, rows)
 
 
-def read_jsonl(path: Path) -> PromptSet:
-    """See `PromptSet.from_jsonl`. Raises UsageError naming the line that is not as `to_jsonl` writes it."""
-    found: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
-    where: dict[str, str] = {}  # normalised text -> split
+def read_jsonl(path: Path) -> Splits:
+    """Read what `write_jsonl` wrote. Raises UsageError naming the line that is not as it writes them."""
+    by_split: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
+    split_of: dict[str, str] = {}  # normalised text -> split
     for number, row in json_lines(path):
         prompt, split = _read_row(row, f"line {number} of {path}")
-        if where.setdefault(normalise(prompt.text), split) != split:
+        if split_of.setdefault(normalise(prompt.text), split) != split:
             raise UsageError(f"line {number} of {path} repeats a prompt of another split: remove one of the two.")
-        found[split].append(prompt)
-    check_sides([prompt for prompts in found.values() for prompt in prompts])
-    return PromptSet(tuple(found["train"]), tuple(found["validation"]), tuple(found["test"]))
+        by_split[split].append(prompt)
+    check_sides([prompt for prompts in by_split.values() for prompt in prompts])
+    return as_splits(by_split)
 
 
 def _read_row(row: Any, where: str) -> tuple[Prompt, str]:
-    wanted = {"text": str, "benign": bool, "source": str, "split": str}
-    if not isinstance(row, dict) or any(not isinstance(row.get(key), kind) for key, kind in wanted.items()):
+    types = {"text": str, "benign": bool, "source": str, "split": str}
+    if not isinstance(row, dict) or any(not isinstance(row.get(key), type_) for key, type_ in types.items()):
         raise UsageError(
             f"{where} needs the fields text, benign (true or false), source and split: add what is missing."
         )

@@ -1,4 +1,4 @@
-"""Data sets to be measured on: their test prompts without those that the fit has seen, and a draw from them."""
+"""Data sets to measure on: their test prompts without those that the fit has seen, and a draw from them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from llmva.errors import UsageError
 from llmva.prompts.contamination import FitIndex
 from llmva.prompts.entries import read_entry
-from llmva.prompts.sources import Source, read_source
-from llmva.prompts.spec import parse_spec
+from llmva.prompts.public.wanted import Wanted
+from llmva.prompts.sources.source import Source, read_source, unique_name
+from llmva.prompts.sources.spec import parse_spec
 from llmva.prompts.split import draw, drop_repeats
 from llmva.prompts.types import MAX_CHARS, Prompt
-from llmva.prompts.wanted import Wanted
 
 PER_SET = 200  # of a side: a 95% interval of at most 14 points, and minutes rather than days for the large sets
 
@@ -43,16 +43,16 @@ def read_test_sets(
 ) -> list[TestSet]:
     """One set for each of `data`, then one for each source of `toxic` and `benign`.
 
-    A set's test split is taken, all of it where it has none; without repeats, without what the fit has seen unless
-    `keep_duplicates`, and of each side `per_set` prompts at most. A draw depends on the seed and the texts alone, and
-    a smaller one is part of a larger one.
+    A set gives its test split, or all its prompts if it has none. Repeats are dropped, and so are prompts that the fit
+    has seen unless `keep_duplicates`. Of each side at most `per_set` prompts are drawn. A draw depends on the seed and
+    the texts alone, and a smaller draw is part of a larger one.
 
     Args:
         fit: the prompts that the edit was fitted on and chosen by; None if they are not known.
 
     Raises:
-        UsageError: as the readers do, and for a set of which nothing is left.
-        LlmvaError: its home cannot be reached, and it is in no cache.
+        UsageError: as the readers do, and for a set without any prompt left.
+        LlmvaError: the home of a set cannot be reached, and no cache has it.
     """
     specs = [(False, parse_spec(given)) for given in toxic] + [(True, parse_spec(given)) for given in benign]
     read: list[tuple[str, Wanted | None, list[tuple[bool, Source]]]] = []
@@ -60,25 +60,22 @@ def read_test_sets(
         read.append((wanted.entry.name, wanted, read_entry(wanted.entry, wanted.local, max_chars)))
     for side, spec in specs:
         source = read_source(spec, max_chars)
-        source.name = _new_name(source.name, {name for name, _, _ in read})
+        source.name = unique_name(source.name, {name for name, _, _ in read})
         read.append((source.name, None, [(side, source)]))
-    seen = None if fit is None else FitIndex(fit)
-    fitted = None if fit is None else {prompt.source for prompt in fit}
+    fit_index = None if fit is None else FitIndex(fit)
+    fit_sources = None if fit is None else {prompt.source for prompt in fit}
     return [
-        _test_set(name, wanted, sources, seen, fitted, per_set, seed, keep_duplicates) for name, wanted, sources in read
+        _test_set(name, wanted, sources, fit_index, fit_sources, per_set, seed, keep_duplicates)
+        for name, wanted, sources in read
     ]
-
-
-def _new_name(name: str, taken: set[str]) -> str:
-    return next(new for new in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 2))) if new not in taken)
 
 
 def _test_set(
     name: str,
     wanted: Wanted | None,
     sources: Sequence[tuple[bool, Source]],
-    seen: FitIndex | None,
-    fitted: set[str] | None,
+    fit: FitIndex | None,
+    fit_sources: set[str] | None,
     per_set: int,
     seed: int,
     keep_duplicates: bool,
@@ -91,7 +88,7 @@ def _test_set(
         for text in (source.texts.get("test", []) if own else source.all_texts())
     ]
     pool = [p for side in (False, True) for p in drop_repeats([p for p in everything if p.benign == side])]
-    overlap = None if seen is None else seen.overlap(pool)
+    overlap = None if fit is None else fit.overlap(pool)
     known = frozenset(pool[i] for i in overlap.positions) if overlap is not None else frozenset()
     left = pool if keep_duplicates else [prompt for prompt in pool if prompt not in known]
     if not left:
@@ -119,7 +116,9 @@ def _test_set(
         "split": "test" if own else "all",
         "available": _sides(pool),
         "drawn": _sides(chosen),
-        "fitted_on": None if seen is None or fitted is None else any(_is_of(one, fitted, seen) for _, one in sources),
+        "fitted_on": None
+        if fit is None or fit_sources is None
+        else any(_is_of(source, fit_sources, fit) for _, source in sources),
         "contamination": None
         if overlap is None
         else {**overlap.counts(), "of": len(pool), "kept": sum(prompt in known for prompt in chosen)},
@@ -127,9 +126,9 @@ def _test_set(
     return TestSet(name, tuple(chosen), about, tuple(limits))
 
 
-def _is_of(source: Source, fitted: set[str], seen: FitIndex) -> bool:
-    """Was the edit fitted on this source? A name alone may be of other prompts, shared texts alone be chance."""
-    return source.name in fitted and any(text in seen for text in source.all_texts())
+def _is_of(source: Source, fit_sources: set[str], fit: FitIndex) -> bool:
+    """Whether the edit was fitted on this source, by its name and a shared text: either alone may be chance."""
+    return source.name in fit_sources and any(text in fit for text in source.all_texts())
 
 
 def _sides(prompts: Sequence[Prompt]) -> dict[str, int]:

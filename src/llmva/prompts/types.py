@@ -1,18 +1,12 @@
-"""A prompt with its side (benign or toxic) and source, and the three splits that a run needs."""
+"""A prompt with its side (benign or toxic) and source, and prompts in the three splits that a run needs."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
-
-MAX_CHARS = 20_000  # a longer prompt is a mistake in the file far more often than a wish
+MAX_CHARS = 20_000  # a longer prompt is far more often a mistake in the file than a prompt
 
 
 @dataclass(frozen=True)
@@ -28,12 +22,9 @@ class Prompt:
         object.__setattr__(self, "id", hashlib.sha256(self.text.encode()).hexdigest()[:12])
 
 
-Lists = Sequence[str] | Mapping[str, Sequence[str]]  # texts of one source, or source -> texts
-
-
 @dataclass(frozen=True)
-class PromptSet:
-    """Disjoint splits: vectors are fitted on `train`, the iteration chosen on `validation`, figures come from `test`.
+class Splits:
+    """Prompts in three disjoint splits.
 
     `warnings` are sentences about what loading dropped or guessed; a command shows them, equality ignores them.
     """
@@ -44,87 +35,12 @@ class PromptSet:
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def splits(self) -> Iterator[tuple[str, tuple[Prompt, ...]]]:
+        """Name and prompts of each split: train, validation, test."""
         yield "train", self.train
         yield "validation", self.validation
         yield "test", self.test
 
-    @classmethod
-    def bundled(cls) -> PromptSet:
-        """The set that ships with the package: sources harmful, jailbreak, alarming and plain (docs/prompts.md)."""
-        from llmva.prompts.store import read_bundled
 
-        return read_bundled()
-
-    @classmethod
-    def load(
-        cls,
-        toxic: Sequence[str] = (),
-        benign: Sequence[str] = (),
-        seed: int = 0,
-        max_chars: int = MAX_CHARS,
-        data: Sequence[str] = (),
-        per_set: int | None = None,
-    ) -> PromptSet:
-        """Read `PATH_OR_ID[:column[:split]]` specs. A source with its own splits keeps them, others are cut 60/20/20.
-
-        `data` names sets of the registry (docs/datasets.md), `NAME` or `NAME=PATH`, which bring their sides along; of
-        each side `per_set` prompts are drawn (default 500).
-
-        Raises UsageError, one sentence with its mend, for anything that cannot be read or is no usable prompt.
-        """
-        from llmva.prompts.load import load_prompt_set
-
-        return load_prompt_set(toxic, benign, seed, max_chars, data, per_set)
-
-    @classmethod
-    def from_lists(cls, toxic: Lists, benign: Lists, seed: int = 0, max_chars: int = MAX_CHARS) -> PromptSet:
-        """Cut each source 60/20/20: a list is one source, a mapping holds several by name. Errors as in `load`."""
-        from llmva.prompts.load import prompt_set_from_lists
-
-        return prompt_set_from_lists(toxic, benign, seed=seed, max_chars=max_chars)
-
-    @classmethod
-    def from_jsonl(cls, path: str | Path) -> PromptSet:
-        """Read what `to_jsonl` wrote: one object a line with text, benign, source, split (and id, checked if there)."""
-        from llmva.prompts.store import read_jsonl
-
-        return read_jsonl(Path(path))
-
-    def to_jsonl(self, path: str | Path) -> None:
-        """Write every prompt, split by split, through a temporary file. `warnings` are not kept."""
-        from llmva.prompts.store import write_jsonl
-
-        write_jsonl(self, Path(path))
-
-    def draw(self, n_per_source: int, generator: torch.Generator) -> list[Prompt]:
-        """Draw from `train` without replacement, n from each source (all of a smaller one), source after source.
-
-        The result depends on `train`'s order and the generator's state alone.
-        """
-        import torch
-
-        by_source: dict[str, list[Prompt]] = {}
-        for prompt in self.train:
-            by_source.setdefault(prompt.source, []).append(prompt)
-        drawn: list[Prompt] = []
-        for prompts in by_source.values():
-            order = torch.randperm(len(prompts), generator=generator, device=generator.device)
-            drawn += [prompts[i] for i in order[:n_per_source].tolist()]
-        return drawn
-
-    def hashes(self) -> dict[str, str]:
-        """sha256 (hex) of each source: its texts, sides, splits and order, so that any change of the input shows."""
-        digests = {source: hashlib.sha256() for source in self.counts()}
-        for split, prompts in self.splits():
-            for prompt in prompts:
-                line = json.dumps([split, prompt.benign, prompt.text]) + "\n"
-                digests[prompt.source].update(line.encode())
-        return {source: digest.hexdigest() for source, digest in digests.items()}
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Number of prompts by source, then by split."""
-        found: dict[str, dict[str, int]] = {}
-        for split, prompts in self.splits():
-            for prompt in prompts:
-                found.setdefault(prompt.source, {"train": 0, "validation": 0, "test": 0})[split] += 1
-        return found
+def as_splits(by_name: Mapping[str, Sequence[Prompt]], warnings: Iterable[str] = ()) -> Splits:
+    """The prompts under the keys train, validation and test."""
+    return Splits(tuple(by_name["train"]), tuple(by_name["validation"]), tuple(by_name["test"]), tuple(warnings))

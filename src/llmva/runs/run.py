@@ -24,7 +24,7 @@ from llmva.edit_file import edit_file
 from llmva.errors import LlmvaError, UsageError
 from llmva.files import lock, write_bytes, write_json
 from llmva.method.observe import Observation, harmless_answers
-from llmva.prompts.types import PromptSet
+from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.environment import peak_bytes
 from llmva.runs.record import FORMAT, VERSION, read_answers, read_run
 

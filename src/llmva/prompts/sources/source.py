@@ -1,16 +1,17 @@
-"""One prompt source: its spec read, its rows selected, its own splits recognised."""
+"""Read one prompt source: its spec, the rows that it selects, and its own splits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmva.errors import UsageError
-from llmva.prompts.hub import read_folder, read_hub
-from llmva.prompts.spec import Spec
-from llmva.prompts.tables import Table, read_file
-from llmva.prompts.texts import choose_column, read_texts
+from llmva.prompts.public.registry import entries
+from llmva.prompts.sources.hub import read_folder, read_hub
+from llmva.prompts.sources.spec import Spec
+from llmva.prompts.sources.tables import Table, read_file
+from llmva.prompts.sources.texts import choose_column, read_texts
 
 # What data sets call the splits that we call train, validation and test.
 SPLIT_NAMES = {
@@ -56,18 +57,21 @@ def read_source(spec: Spec, max_chars: int) -> Source:
     return source
 
 
+def unique_name(name: str, taken: Collection[str]) -> str:
+    """`name`, or NAME-2, NAME-3 and so on: the first that is not taken."""
+    return next(new for new in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 2))) if new not in taken)
+
+
 def _read_tables(spec: Spec) -> dict[str, Table]:
     if not spec.local:
-        _not_of_the_registry(spec.base)
+        _refuse_registered(spec.base)
         return read_hub(spec.base)
     path = Path(spec.base)
     return read_folder(path) if path.is_dir() else _split_by_column(read_file(path))
 
 
-def _not_of_the_registry(name: str) -> None:
-    """A name without an owner is hardly ever a data set of the hub; one of ours is meant for another option."""
-    from llmva.prompts.registry import entries  # here, so that the registry can be run as a program
-
+def _refuse_registered(name: str) -> None:
+    """Raises UsageError for a name of the registry: ids of the hub nearly always have an owner."""
     if "/" not in name and name.casefold() in entries():
         raise UsageError(f"{name} is a set of the registry, which brings its side along: name it by --data {name}.")
 

@@ -1,7 +1,7 @@
 """The registry: public prompt data sets by name, with their homes, licences, pinned revisions and sides.
 
-It is data, in `data/registry.json`; this module reads it, finds names in it, lists it and shows licences. Reading the
-sets themselves is `llmva.prompts.sources` and `llmva.prompts.load`.
+It is data, in `data/registry.json`; this module reads it, finds names in it, lists it and shows licences. The sets
+themselves are read by `llmva.prompts.entries`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class SideRule(_Frozen):
 
 
 class Part(_Frozen):
-    """A table of a set: where it is at home, and how its rows become prompts.
+    """A table of a set: its place in the set's home, and how its rows become prompts.
 
     `columns` are tried in order, row by row, and the first cell with text is the prompt. A part has either one `side`
-    or a `label` that divides it. `use` is the split that its rows belong to; None leaves the cut to us. `files` are
-    patterns by which local copies are known; at a home on GitHub the first is the path there. `rows` counts prompts,
-    after `only`; None: unknown. `options` go to the `datasets` library.
+    or a `label` that divides it. `use` is the split that its rows belong to; None: it is cut like any other source.
+    `files` are name patterns of local copies; for a home on GitHub the first is the path there. `rows` is the number of
+    prompts after `only`; None: unknown. `options` go to the `datasets` library.
     """
 
     columns: tuple[str, ...]
@@ -102,8 +102,8 @@ class Entry(_Frozen):
     @property
     def sides(self) -> tuple[Side, ...]:
         """The sides that it has, toxic first."""
-        found = {side for part in self.parts for side in part.sides}
-        return tuple(side for side in ("toxic", "benign") if side in found)
+        sides = {side for part in self.parts for side in part.sides}
+        return tuple(side for side in ("toxic", "benign") if side in sides)
 
     @property
     def rows(self) -> int | None:
@@ -115,8 +115,8 @@ class Entry(_Frozen):
 def entries() -> Mapping[str, Entry]:
     """Name -> entry, in the registry's order."""
     text = (resources.files("llmva.prompts") / "data" / "registry.json").read_text(encoding="utf-8")
-    found = [Entry.model_validate(value) for value in json.loads(text)]
-    return {entry.name: entry for entry in found}
+    validated = [Entry.model_validate(row) for row in json.loads(text)]
+    return {entry.name: entry for entry in validated}
 
 
 def find(name: str) -> Entry:
@@ -128,7 +128,7 @@ def find(name: str) -> Entry:
     by_name = {alias: entry for entry in entries().values() for alias in (entry.name, *entry.aliases)}
     if wanted in by_name:
         return by_name[wanted]
-    # Beginnings first: of "or-bench" difflib finds but one of the three sets.
+    # Names with the same beginning come first: for "or-bench" difflib finds only one of its three sets.
     near = [known for known in by_name if wanted and (known.startswith(wanted) or wanted.startswith(known))]
     near += difflib.get_close_matches(wanted, by_name, n=3, cutoff=0.5)
     if near:
@@ -174,10 +174,10 @@ def cache_folder() -> Path:
 
 
 def first_use_notice(name: str, folder: Path | None = None) -> str | None:
-    """One sentence with the licence of a set the first time it is used, None afterwards; `NAME=PATH` will do too.
+    """One sentence with the licence of a set at its first use, None afterwards; `name` may be `NAME=PATH`.
 
-    The mark is a file in `folder` (default: `cache_folder()`). It holds the licence and the revision, so a change of
-    either is told again. Where no file can be written the licence is told every time. Raises UsageError as `find`.
+    A mark in `folder` (default: `cache_folder()`) holds the licence and the revision, so a change of either gives the
+    sentence again. Where no file can be written, every use gives it. Raises UsageError as `find`.
     """
     from llmva.files import write_text  # here, since it imports torch
 
@@ -189,54 +189,9 @@ def first_use_notice(name: str, folder: Path | None = None) -> str | None:
     with suppress(OSError, UnicodeDecodeError):
         if mark.read_text(encoding="utf-8") == terms:
             return None
-    with suppress(OSError, LlmvaError):  # telling it twice does no harm
+    with suppress(OSError, LlmvaError):  # the sentence may come twice
         mark.parent.mkdir(parents=True, exist_ok=True)
         write_text(mark, terms)
     licence = "states no licence" if entry.licence == "none stated" else f"has the licence {entry.licence}"
     note = f" ({entry.licence_note})" if entry.licence_note else ""
     return f"The data set {entry.name} {licence}{note}: see {entry.home.url} before you use it or pass it on."
-
-
-def markdown_table() -> str:
-    """The tables of docs/datasets.md; `python -m llmva.prompts.registry` prints them."""
-    lines = [
-        "| name | sides | prompts | licence | login | home | paper |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for entry in entries().values():
-        rows = "unknown" if entry.rows is None else f"{entry.rows:,}"
-        home = f"[{entry.home.id}]({entry.home.url})" if entry.home.url else "this package"
-        paper = f"[{entry.arxiv}](https://arxiv.org/abs/{entry.arxiv})" if entry.arxiv else "none"
-        licence = f"{entry.licence}; {entry.licence_note}" if entry.licence_note else entry.licence
-        login = "yes" if entry.home.gated else "no"
-        sides = " and ".join(entry.sides)
-        lines.append(f"| `{entry.name}` | {sides} | {rows} | {licence} | {login} | {home} | {paper} |")
-    lines += ["", "| name | what it holds | revision | not checked |", "| --- | --- | --- | --- |"]
-    for entry in entries().values():
-        pinned = f"`{entry.home.revision}`" if entry.home.revision else "not pinned"
-        if entry.home.kind == "bundled":
-            pinned = "that of the package"
-        unchecked = "; ".join(entry.unchecked) or "nothing"
-        lines.append(f"| `{entry.name}` | {entry.description} | {pinned} | {unchecked} |")
-    lines += ["", "| name | prompts from | configuration, split or file | which rows are toxic, which benign |"]
-    lines.append("| --- | --- | --- | --- |")
-    for entry in entries().values():
-        for part in entry.parts:
-            where = part.files[0] if entry.home.kind == "github" else ", ".join(filter(None, (part.config, part.split)))
-            where = "prompts.jsonl" if entry.home.kind == "bundled" else where
-            columns = ", else ".join(f"`{column}`" for column in part.columns)
-            lines.append(f"| `{entry.name}` | {columns} | {where} | {_rule(part)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _rule(part: Part) -> str:
-    if part.label:
-        values = {"toxic": part.label.toxic, "benign": part.label.benign}
-        rule = "; ".join(f"`{part.label.column}` {' or '.join(found)}: {side}" for side, found in values.items())
-    else:
-        rule = f"all {part.side}"
-    return f"{rule}; only `{part.only.column}` {' or '.join(part.only.values)}" if part.only else rule
-
-
-if __name__ == "__main__":
-    print(markdown_table(), end="")

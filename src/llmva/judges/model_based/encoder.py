@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.judges.asking import AskingJudge, Keep, Question
 from llmva.judges.base import Judgement, Label
-from llmva.judges.guards import fill
-from llmva.judges.local import longest_input, place_digest, too_long
+from llmva.judges.model_based.asking import AskingJudge, Keep, Question
+from llmva.judges.model_based.guards import fill
+from llmva.judges.model_based.local import longest_input, place_digest, too_long
 
 if TYPE_CHECKING:
     from llmva.models.batching import Batching
@@ -43,10 +43,10 @@ class EncoderJudge(AskingJudge):
 
         model, tokenizer, refusal, batching = self._load()
         rows = [tokenizer(fill(TEMPLATE, q.prompt.text, q.answer))["input_ids"] for q in questions]
-        most = longest_input(model)
-        fitting = [i for i, row in enumerate(rows) if len(row) <= most]
+        maximum = longest_input(model)
+        fitting = [i for i, row in enumerate(rows) if len(row) <= maximum]
         for i in sorted(set(range(len(rows))) - set(fitting)):
-            keep(questions[i], too_long(len(rows[i]), most))
+            keep(questions[i], too_long(len(rows[i]), maximum))
         lengths = [len(rows[i]) for i in fitting]
         for batch, shares in batching.over(
             longest_first(lengths),
@@ -104,14 +104,14 @@ def _load(place: str, device: str, dtype: str) -> tuple[Any, Any]:
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             place, dtype=wanted, use_safetensors=True, output_loading_info=True
         )
-    except Exception as error:  # transformers has many classes of error for a model that cannot be had
-        said = " ".join(str(error).split())[:160].rstrip(". ")
+    except Exception as error:  # transformers raises many classes of error for a model that cannot be loaded
+        message = " ".join(str(error).split())[:160].rstrip(". ")
         raise UsageError(
-            f"The judge '{place}' cannot be loaded ({type(error).__name__}: {said}): check its name, the network, or "
-            "give its folder as minos=FOLDER."
+            f"The judge '{place}' cannot be loaded ({type(error).__name__}: {message}): check its name, the network, "
+            "or give its folder as minos=FOLDER."
         ) from error
     model, report = loaded
-    if report["missing_keys"]:  # transformers fills them with random numbers and goes on
+    if report["missing_keys"]:  # transformers fills them with random numbers without an error
         raise LlmvaError(
             f"'{place}' lacks the weights {sorted(report['missing_keys'])[0]}: give a trained classifier of refusals."
         )

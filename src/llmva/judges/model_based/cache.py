@@ -1,7 +1,8 @@
-"""Judgements on disk, by content, so that nothing is judged twice and a killed run loses nothing that it had paid for.
+"""Judgements on disk, by content, so that nothing is judged twice and a killed run keeps every judgement.
 
-One file a judge, one JSON object a line, only ever appended to. A line holds a hash of the prompt and the answer, not
-their text. A kill in the middle of a line leaves a torn one, which is skipped when read, and its answer judged again.
+Each judge has a file with one JSON object a line, which is only appended to. A line holds a hash of the prompt and the
+answer, not their text. A kill in the middle of a line leaves a torn line: reading skips it, and its answer is judged
+again.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ class Cache:
                     os.write(file, b"\n")
         except OSError as error:
             raise UsageError(
-                f"The cache of judgements '{self.path.parent}' cannot be written ({error.strerror}): let LLMVA_CACHE "
-                "name another folder."
+                f"The cache of judgements '{self.path.parent}' cannot be written ({error.strerror}): set LLMVA_CACHE "
+                "to another folder."
             ) from error
         return file
 
@@ -102,17 +103,17 @@ class Cache:
             return {}
         except OSError as error:
             raise UsageError(
-                f"The cache of judgements '{self.path}' cannot be read ({error.strerror}): let LLMVA_CACHE name "
+                f"The cache of judgements '{self.path}' cannot be read ({error.strerror}): set LLMVA_CACHE to "
                 "another folder."
             ) from error
-        found: dict[str, Judgement] = {}
+        judgements: dict[str, Judgement] = {}
         for line in lines:
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
                 judgement = Judgement(Label(row["label"]), float(row["confidence"]), str(row["reason"]))
-                found[str(row["key"])] = judgement
+                judgements[str(row["key"])] = judgement
             except (ValueError, KeyError, TypeError):
                 self.torn += 1
-        return found
+        return judgements

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.prompts.tables import Table
+from llmva.prompts.sources.tables import Table
 
 _HASH = re.compile(r"[0-9a-f]{40}")
 
@@ -25,15 +25,15 @@ def read_folder(path: Path, configuration: str | None = None) -> dict[str, Table
 
     try:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            found = datasets.load_from_disk(str(path))
+            loaded = datasets.load_from_disk(str(path))
         else:
-            found = datasets.load_dataset(str(path), configuration)
+            loaded = datasets.load_dataset(str(path), configuration)
     except Exception as error:  # the library has no common base for its errors
         raise UsageError(
             f"the folder {path} is not a data set that can be read ({_first_line(error)}): "
             "name a file in it, or put files of one kind (CSV, JSONL, Parquet, text) there."
         ) from error
-    return _tables(found, str(path))
+    return _tables(loaded, str(path))
 
 
 def read_hub(name: str) -> dict[str, Table]:
@@ -42,13 +42,13 @@ def read_hub(name: str) -> dict[str, Table]:
 
     owner_and_name, configuration = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     try:
-        found = datasets.load_dataset(owner_and_name, configuration or None)
+        loaded = datasets.load_dataset(owner_and_name, configuration or None)
     except Exception as error:
         raise UsageError(
             f"{name!r} is no file here and could not be loaded as a data set ({_first_line(error)}): "
             "check the path or id and the network, and write a configuration as owner/name/configuration."
         ) from error
-    return _tables(found, name)
+    return _tables(loaded, name)
 
 
 def read_pinned(
@@ -60,16 +60,16 @@ def read_pinned(
     holds is another revision; LlmvaError if the hub cannot be reached.
     """
     try:
-        found = load_from_hub(home, configuration, revision, options)
+        loaded = load_from_hub(home, configuration, revision, options)
     except Exception as error:
         raise _explain(error, name, home, configuration, revision, gated) from error
-    if revision and (other := _other_revision(found, revision)):
+    if revision and (other := _other_revision(loaded, revision)):
         # Offline, `datasets` takes the newest revision that it has, whatever was asked for.
         raise UsageError(
             f"the cache holds {home} at revision {other[:12]}, not at {revision[:12]} as the registry wants: "
             f"connect to the network once, or give a local copy as {name}=PATH."
         )
-    return _tables(found, f"{name} ({home})")
+    return _tables(loaded, f"{name} ({home})")
 
 
 def load_from_hub(home: str, configuration: str | None, revision: str | None, options: Mapping[str, Any]) -> Any:
@@ -87,7 +87,7 @@ def read_github(name: str, repository: str, file: str, revision: str | None, fol
     from llmva.files import write_bytes  # here, since it imports torch
 
     path = folder / "github" / repository / (revision or "HEAD") / file
-    if path.is_file() and revision:  # what is pinned does not change
+    if path.is_file() and revision:  # a file at a pinned revision does not change
         return path
     url = f"https://raw.githubusercontent.com/{repository}/{revision or 'HEAD'}/{file}"
     try:
@@ -122,33 +122,33 @@ def download(url: str) -> bytes:
 def _explain(
     error: Exception, name: str, home: str, configuration: str | None, revision: str | None, gated: bool
 ) -> LlmvaError:
-    """What to tell of a failure of `datasets`, whose errors have no common base and change between versions."""
+    """The error to raise for a failure of `datasets`, whose errors have no common base and change by version."""
     chain = list(_causes(error))
     kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    said = " ".join(str(one) for one in chain).casefold()
+    message = " ".join(str(one) for one in chain).casefold()
     copy = f"or give a local copy as {name}=PATH"
-    if "gated" in said or kinds & {"GatedRepoError"} or (gated and "cannot be accessed" in said):
+    if "gated" in message or kinds & {"GatedRepoError"} or (gated and "cannot be accessed" in message):
         return UsageError(
             f"{name} needs a login: accept its terms at https://huggingface.co/datasets/{home}, run `hf auth login`, "
             f"and try again, {copy}."
         )
-    if "RevisionNotFoundError" in kinds or ("revision" in said and "doesn't exist" in said):
+    if "RevisionNotFoundError" in kinds or ("revision" in message and "doesn't exist" in message):
         return UsageError(f"the hub has no revision {revision} of {home}: update llmva, {copy}.")
-    if "builderconfig" in said or ("config" in said and "not found" in said):
+    if "builderconfig" in message or ("config" in message and "not found" in message):
         return UsageError(f"{home} has no configuration {configuration!r} at {revision}: update llmva, {copy}.")
-    # A set that is not there is told apart from a hub that is not: both end in a kind of OSError.
+    # A missing data set comes before an unreachable hub, since both end in a kind of OSError.
     if "DatasetNotFoundError" in kinds or "RepositoryNotFoundError" in kinds:
         return UsageError(f"the hub has no data set {home} that can be read: update llmva, {copy}.")
     offline = {"ConnectionError", "TimeoutError", "ConnectError", "TimeoutException", "OfflineModeIsEnabled"}
-    if kinds & offline or "couldn't reach" in said:
+    if kinds & offline or "couldn't reach" in message:
         return _unreachable(name, f"the hub ({home})", error)
     return UsageError(f"{name} could not be loaded from {home} ({_first_line(error)}): update llmva, {copy}.")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    visited: set[int] = set()
+    while error is not None and id(error) not in visited:
+        visited.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 
@@ -160,9 +160,9 @@ def _unreachable(name: str, where: str, error: Exception) -> LlmvaError:
     )
 
 
-def _other_revision(found: Any, revision: str) -> str | None:
+def _other_revision(dataset_dict: Any, revision: str) -> str | None:
     """The revision in the paths of the cached files, where that is another than the one asked for."""
-    for rows in found.values():
+    for rows in dataset_dict.values():
         for file in getattr(rows, "cache_files", []):
             hashes = [part for part in Path(file["filename"]).parts if _HASH.fullmatch(part)]
             if hashes and revision not in hashes:
@@ -170,9 +170,9 @@ def _other_revision(found: Any, revision: str) -> str | None:
     return None
 
 
-def _tables(found: Any, where: str) -> dict[str, Table]:
-    """`found` is a datasets.Dataset (from save_to_disk) or a DatasetDict."""
-    splits = dict(found.items()) if hasattr(found, "items") else {"train": found}
+def _tables(loaded: Any, where: str) -> dict[str, Table]:
+    """`loaded` is a datasets.Dataset (from save_to_disk) or a DatasetDict."""
+    splits = dict(loaded.items()) if hasattr(loaded, "items") else {"train": loaded}
     return {
         str(split): Table(
             f"{where} ({split})",

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmva.errors import LlmvaError
-from llmva.judges.asking import AskingJudge, Keep, Question
 from llmva.judges.base import Judge, Judgement, Label
-from llmva.judges.guards import Guard, fill, read_template, turns
+from llmva.judges.model_based.asking import AskingJudge, Keep, Question
+from llmva.judges.model_based.guards import Guard, fill, read_template, turns
 
 if TYPE_CHECKING:
     from llmva.models.batching import Batching
 
-_SAMPLE, _SAMPLES = 4096, 64  # bytes, and how many pieces of that size are read of a file of weights
+_SAMPLE, _SAMPLES = 4096, 64  # bytes of a sample; samples read from each file
 
 
 class LocalGuard(AskingJudge):
@@ -52,10 +52,10 @@ class LocalGuard(AskingJudge):
 
         model, tokenizer, batching = self._load()
         rows = [self._encode(tokenizer, question) for question in questions]
-        most = longest_input(model) - self._guard.max_new_tokens
-        fitting = [i for i, row in enumerate(rows) if len(row) <= most]
+        maximum = longest_input(model) - self._guard.max_new_tokens
+        fitting = [i for i, row in enumerate(rows) if len(row) <= maximum]
         for i in sorted(set(range(len(rows))) - set(fitting)):
-            keep(questions[i], too_long(len(rows[i]), most))
+            keep(questions[i], too_long(len(rows[i]), maximum))
         lengths = [len(rows[i]) + self._guard.max_new_tokens for i in fitting]
         for batch, replies in batching.over(
             longest_first(lengths),
@@ -74,7 +74,7 @@ class LocalGuard(AskingJudge):
             model, tokenizer = load_model(self._place, **self._loading)
             if self._template is None and not getattr(tokenizer, "chat_template", None):
                 raise LlmvaError(
-                    f"'{self._place}' has no chat template, so it is no such guard: download the guard whole."
+                    f"'{self._place}' has no chat template, which this guard needs: download the whole guard."
                 )
             self._loaded = model, tokenizer, first_guess(model, self._batch_tokens)
         return self._loaded
@@ -103,20 +103,21 @@ class LocalGuard(AskingJudge):
 
 
 def longest_input(model: Any) -> int:
-    """Tokens that the model reads at most; a large number where its config does not say."""
+    """The maximum number of tokens that the model reads; 10**9 if its config does not say."""
     from llmva.models.sublayers import text_config
 
     return int(getattr(text_config(model), "max_position_embeddings", None) or 10**9)
 
 
-def too_long(length: int, most: int) -> Judgement:
-    return Judgement(Label.UNJUDGED, 0.0, f"{length} tokens, and the judge reads {most}")
+def too_long(length: int, maximum: int) -> Judgement:
+    """The judgement of an answer whose question has more tokens than the judge reads."""
+    return Judgement(Label.UNJUDGED, 0.0, f"{length} tokens, and the judge reads {maximum}")
 
 
 def place_digest(place: str) -> str:
-    """What tells one model from another: a hub id as it is; of a folder, its small files and samples of its weights.
+    """What identifies a model: a hub id itself; for a folder, a hash of its small files and of samples of its weights.
 
-    Trained weights differ everywhere, so 64 pieces of each file are enough, and a guard of 16 GB costs no minute.
+    Trained weights differ everywhere, so 64 pieces of each file are enough, and 16 GB take less than a minute.
     """
     folder = Path(place).expanduser()
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""What all judges that ask a model have in common: what need not be asked, what is known already, what is kept."""
+"""What all judges that ask a model share: answers that need no question, answers judged before, and the cache."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from llmva.errors import LlmvaError
 from llmva.judges.base import Judge, Judgement, Label
-from llmva.judges.cache import Cache, content_key
+from llmva.judges.model_based.cache import Cache, content_key
 from llmva.judges.phrases import PhraseJudge
 from llmva.judges.text import visible
 from llmva.prompts.types import Prompt
 
-VERSION = 1  # raise it with every change to the code of guards, templates apart, that can change a label
+VERSION = 1  # raise it with every change to the code of guards that can change a label; templates are hashed
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Question:
 Keep = Callable[[Question, Judgement], None]
 
 
-class Interrupted(Exception):  # noqa: N818 (it is no error of its own: `answered_all` says how far it got)
-    """Asking cannot go on. `reason` follows "The judge", `mend` is what the user can do."""
+class Interrupted(Exception):  # noqa: N818 (no error by itself: `answered_all` says how far it got)
+    """Asking cannot go on. `reason` continues a sentence that begins "The judge"; `mend` is what the user can do."""
 
     def __init__(self, reason: str, mend: str) -> None:
         super().__init__(reason)
@@ -42,14 +42,14 @@ class Interrupted(Exception):  # noqa: N818 (it is no error of its own: `answere
 class AskingJudge(Judge):
     """A judge that asks a model, each different answer once.
 
-    Garbled answers are told by the rules of the phrase judge and never asked about, so that "garbled" means the same
-    whoever judges. Thinking blocks are cut out first.
+    The rules of the phrase judge find garbled answers, and the model is not asked about them, so that "garbled" means
+    the same for every judge. Thinking blocks are cut out first.
 
     Args:
-        title: a short name; the judge's `name` is it with a hash of `parts`, which are all that a label hangs on.
-        cache: where judgements are kept; None keeps them as long as the judge lives.
-        knows_refusals: False for a model that tells harmful text but no refusal. `stand_in` judges answers to benign
-            prompts then; without one they are unjudged.
+        title: a short name. The judge's `name` is the title with a hash of `parts`: everything that a label depends on.
+        cache: from the judge's name to the cache of its judgements; None keeps them as long as the judge lives.
+        knows_refusals: False for a model that recognises harmful text but not refusals. Then `stand_in` judges the
+            answers to benign prompts; without one they are unjudged.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class AskingJudge(Judge):
 
     def answered_all(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Judgement]:
         """Judge many. Raises LlmvaError, which says what is judged and kept, if the model stops answering."""
-        found: list[Judgement | None] = []
+        judgements: list[Judgement | None] = []  # None where the model is to be asked
         keys: list[str] = []
         questions: dict[str, Question] = {}
         for prompt, answer in zip(prompts, answers, strict=True):
@@ -90,16 +90,19 @@ class AskingJudge(Judge):
                 judgement = self._cache.get(key)
             if judgement is None:
                 questions.setdefault(key, Question(key, prompt, text))
-            found.append(judgement)
+            judgements.append(judgement)
             keys.append(key)
         failed: dict[str, Judgement] = {}
         if questions:
-            self._ask(list(questions.values()), failed, len(questions) + sum(each is not None for each in found))
-        return [judgement or self._known.get(key) or failed[key] for judgement, key in zip(found, keys, strict=True)]
+            known = sum(judgement is not None for judgement in judgements)
+            self._ask(list(questions.values()), failed, len(questions) + known)
+        return [
+            judgement or self._known.get(key) or failed[key] for judgement, key in zip(judgements, keys, strict=True)
+        ]
 
-    def _ask(self, questions: list[Question], failed: dict[str, Judgement], everything: int) -> None:
+    def _ask(self, questions: list[Question], failed: dict[str, Judgement], total: int) -> None:
         def keep(question: Question, judgement: Judgement) -> None:
-            if judgement.label is Label.UNJUDGED:  # the next run may fare better
+            if judgement.label is Label.UNJUDGED:  # not kept, since the next run may succeed
                 failed[question.key] = judgement
                 return
             if self._cache is not None:
@@ -112,7 +115,7 @@ class AskingJudge(Judge):
             left = sum(question.key not in self._known for question in questions)
             kept = "kept" if self._cache is not None else "lost, as there is no cache"
             raise LlmvaError(
-                f"The judge {stopped.reason}: {everything - left} answers are judged and {kept}, {left} are not; "
+                f"The judge {stopped.reason}: {total - left} answers are judged and {kept}, {left} are not; "
                 f"{stopped.mend}, and the same command goes on from there."
             ) from stopped
         finally:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmva.errors import UsageError
-from llmva.prompts.registry import Entry, find
+from llmva.prompts.public.registry import Entry, find
 
 FORM = "NAME or NAME=PATH, several with commas between them"
 
@@ -25,12 +25,12 @@ def parse_data(given: Sequence[str]) -> list[Wanted]:
 
     Raises UsageError for an empty or unknown name, a missing path, and a set named twice.
     """
-    found = [_parse(term) for value in given for term in _terms(value)]
-    names = [wanted.entry.name for wanted in found]
+    sets = [_parse(term) for value in given for term in _terms(value)]
+    names = [wanted.entry.name for wanted in sets]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UsageError(f"the data set {twice[0]} is named twice: name it once, with its local copy if it has one.")
-    return found
+    return sets
 
 
 def _terms(value: str) -> list[str]:

@@ -8,22 +8,22 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llmva.errors import UsageError
-from llmva.judges.asking import AskingJudge, Interrupted, Keep, Question
 from llmva.judges.base import Judgement, Label
-from llmva.judges.client import Client, Limits, Request
-from llmva.judges.guards import Guard, fill, parse_word, plain_question, read_template, turns
+from llmva.judges.model_based.asking import AskingJudge, Interrupted, Keep, Question
+from llmva.judges.model_based.client import Client, Limits, Request
+from llmva.judges.model_based.guards import Guard, fill, parse_word, plain_question, read_template, turns
 
-KEY = "LLMVA_JUDGE_KEY"  # environment variable; a key for another service is never sent by mistake
+KEY = "LLMVA_JUDGE_KEY"  # environment variable of its own, so that no key for another service is sent
 GENERAL = Guard(None, "llm.txt", 1024, parse_word)  # room for models that think before they speak
-MANY = 10  # so many answers given up, and none judged: then it is the request that is wrong, not the answers
+STOP_AFTER = 10  # answers given up with none judged: then the requests are wrong, not the answers
 
 
 class EndpointJudge(AskingJudge):
     """Asks `model` at `url`, such as http://localhost:8000/v1.
 
     Guards with a chat template, and general models, are asked at /chat/completions; guards with a template of their own
-    at /completions, which takes it word by word. The URL is no part of the judge's name: the same model elsewhere gives
-    the same judgements.
+    at /completions, which takes it as it is. The URL is no part of the judge's name, since the same model gives the
+    same judgements on another server.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class EndpointJudge(AskingJudge):
 
     @property
     def requests(self) -> int:
-        """Sent so far, tries included."""
+        """Requests sent so far, retries included."""
         return self._client.sent
 
     def ask(self, questions: Sequence[Question], keep: Keep) -> None:
@@ -62,13 +62,13 @@ class EndpointJudge(AskingJudge):
         def failed(question: Question, why: str) -> None:
             given_up.append(why)
             keep(question, Judgement(Label.UNJUDGED, 0.0, why))
-            if not judged and len(given_up) >= MANY:
+            if not judged and len(given_up) >= STOP_AFTER:
                 raise Interrupted(f"judges nothing ({why})", "mend its server or its options")
 
         self._client.ask_all([Request(question, self.body(question)) for question in questions], done, failed)
 
     def body(self, question: Question) -> dict[str, Any]:
-        """What is sent: greedy, and no longer than the guard's replies are."""
+        """The JSON that is sent: greedy decoding of at most `max_new_tokens` of the guard."""
         common = {"model": self._model, "temperature": 0, "max_tokens": self._guard.max_new_tokens}
         prompt, answer = question.prompt.text, question.answer
         if self._template is None:
@@ -93,7 +93,7 @@ def text_of(reply: Any, chat: bool) -> str:
 def _key() -> str | None:
     key = os.environ.get(KEY, "").strip()
     if not key.isascii() or any(not char.isprintable() for char in key):
-        raise UsageError(f"{KEY} holds signs that no key has: set it again.")
+        raise UsageError(f"{KEY} holds characters that no key has: set it again.")
     return key or None
 
 

@@ -1,6 +1,6 @@
-"""Many requests to one server that may be slow, busy, flaky, or gone for a while: threads, retries, limits.
+"""Many requests to one server that may be slow, busy, unreliable, or gone for a while: threads, retries, limits.
 
-Threads rather than an event loop, since callers are synchronous and may be notebooks, which have a loop of their own.
+It uses threads and no event loop, since callers are synchronous and may be notebooks, which run a loop of their own.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from llmva.errors import UsageError
-from llmva.judges.asking import Interrupted
+from llmva.judges.model_based.asking import Interrupted
 
 if TYPE_CHECKING:
     import httpx
 
 T = TypeVar("T")
-BUSY = frozenset({408, 425, 429, 502, 503, 504})  # the server, or what stands before it, has no time for anybody
-MOST_BYTES = 4 * 2**20  # of a reply
+BUSY = frozenset({408, 425, 429, 502, 503, 504})  # status codes of a server or gateway that is busy
+MAX_BYTES = 4 * 2**20  # of a reply
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Limits:
 
     concurrency: int = 16  # requests under way at once
     timeout: float = 120.0  # for one whole reply
-    attempts: int = 6  # failures of one request, not counting those that are the whole server's, before it is given up
-    patience: float = 120.0  # without any reply, after which the server counts as gone
-    first_wait: float = 0.5  # after a failure; doubled with each
+    attempts: int = 6  # failures after which one request is given up; failures of the whole server do not count
+    patience: float = 120.0  # without any reply; then the server counts as gone
+    first_wait: float = 0.5  # after the first failure; each further failure doubles it
     longest_wait: float = 30.0
-    budget: int | None = None  # requests at most, tries included
+    budget: int | None = None  # at most so many requests, retries included
 
     def __post_init__(self) -> None:
         if self.concurrency < 1 or self.attempts < 1 or min(self.timeout, self.patience) <= 0:
@@ -45,39 +45,43 @@ class Limits:
                 "Concurrency, attempts, timeout and patience of a judge must be above 0: give larger ones."
             )
         if self.budget is not None and self.budget < 1:
-            raise UsageError("A judge's budget must be 1 request or more: give a larger one.")
+            raise UsageError("A judge's budget must be at least 1 request: give a larger one.")
 
 
 @dataclass
 class Request(Generic[T]):
-    """One thing to ask: `body` is sent as JSON, `item` is the caller's."""
+    """One thing to ask: `body` is sent as JSON; `item` is handed back to the caller with the reply."""
 
     item: T
     body: Mapping[str, Any]
-    failures: int = 0  # its own
-    waits: int = 0  # of any kind
-    seen: int = 0  # replies that the server had given to others when this one was first tried
+    failures: int = 0  # of this request, not of the whole server
+    waits: int = 0  # after a failure of either kind
+    replies_before: int = 0  # replies to other requests when this one was first sent
 
 
 @dataclass
 class _Health:
-    """What the threads know together of the server."""
+    """What the threads know of the server; `lock` guards it."""
 
     last_reply: float
     sent: int = 0
     replies: int = 0
-    failed_since: int = 0  # failures in a row, of all requests, since the last reply
+    failed_since: int = 0  # failures of all requests since the last reply
     stopped: BaseException | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     stop: threading.Event = field(default_factory=threading.Event)
 
 
 class _Failure(Exception):  # noqa: N818 (a message between two functions)
-    """One try failed. `whole`: it is the server's failure rather than this request's."""
+    """One attempt failed.
 
-    def __init__(self, said: str, *, whole: bool = False, final: bool = False, wait: float | None = None) -> None:
-        super().__init__(said)
-        self.said, self.whole, self.final, self.wait = said, whole, final, wait
+    `of_server`: any request would have failed. `final`: another attempt would fail alike. `wait`: seconds until the
+    next attempt, if the server asks for them.
+    """
+
+    def __init__(self, why: str, *, of_server: bool = False, final: bool = False, wait: float | None = None) -> None:
+        super().__init__(why)
+        self.why, self.of_server, self.final, self.wait = why, of_server, final, wait
 
 
 class Client:
@@ -95,12 +99,12 @@ class Client:
         """Send every request until it is answered or given up.
 
         Args:
-            done: told the item and the reply (JSON) as soon as it is there, from one thread at a time. Raises
+            done: called with the item and the reply (JSON) as soon as it is there, by one thread at a time. It raises
                 ValueError for a reply of a wrong form, which counts as a failure of the request.
-            failed: told the item and why it was given up.
+            failed: called with the item and the reason for giving it up.
 
-        Raises Interrupted if the server is gone, refuses all requests alike, or the budget is spent; and whatever
-        else `done` or `failed` raise.
+        Raises Interrupted if the server is gone or refuses all requests alike, or if the budget is spent; and what
+        `done` and `failed` raise.
         """
         waiting = deque(requests)
         health = _Health(time.monotonic(), sent=self.sent)
@@ -137,7 +141,7 @@ class Client:
                 except IndexError:
                     return
                 self._one(http, request, health, done, failed)
-        except BaseException as error:  # belongs to the thread that called ask_all
+        except BaseException as error:  # ask_all raises it in its own thread
             with health.lock:
                 health.stopped = health.stopped or error
             health.stop.set()
@@ -150,8 +154,8 @@ class Client:
         done: Callable[[T, Any], None],
         failed: Callable[[T, str], None],
     ) -> None:
-        """Try until the request is answered, given up, or everything stops."""
-        request.seen = health.replies
+        """Send the request until it is answered or given up, or until all threads stop."""
+        request.replies_before = health.replies
         while not health.stop.is_set():
             self._spend(health)
             try:
@@ -168,7 +172,7 @@ class Client:
                 if self._gives_up(request, failure, health):
                     with health.lock:
                         health.last_reply = time.monotonic() if failure.final else health.last_reply
-                        failed(request.item, failure.said)
+                        failed(request.item, failure.why)
                     return
                 health.stop.wait(self._wait(request, failure))
 
@@ -179,30 +183,30 @@ class Client:
             health.sent += 1
 
     def _gives_up(self, request: Request[T], failure: _Failure, health: _Health) -> bool:
-        """Whether this request is beyond hope. Raises Interrupted if the server is.
+        """Whether to give up this request. Raises Interrupted if the server is gone.
 
-        A request is given up for its own failures alone: while the server answers others, or too few tries have failed
-        to tell. When everybody fails, it waits with the others until the patience is at its end.
+        A request is given up for its own failures only: while the server answers others, or while too few requests
+        failed to blame the server. If all requests fail, they all wait until `patience` is over.
         """
         if failure.final:
             return True
         with health.lock:
             health.failed_since += 1
             silent = time.monotonic() - health.last_reply
-            others, in_a_row, ever = health.replies - request.seen, health.failed_since, health.replies > 0
-        # a server that never answered is a wrong address more often than one that is starting
+            others, in_a_row, ever = health.replies - request.replies_before, health.failed_since, health.replies > 0
+        # A server that never answered is more often a wrong address than a server that is starting.
         patience = self.limits.patience if ever else self.limits.patience / 4
-        if silent > patience + (0 if failure.whole else self.limits.timeout):
-            raise Interrupted(f"at {place_of(self.url)} is gone ({failure.said})", "start its server again")
-        if failure.whole:
+        if silent > patience + (0 if failure.of_server else self.limits.timeout):
+            raise Interrupted(f"at {place_of(self.url)} is gone ({failure.why})", "start its server again")
+        if failure.of_server:
             return False
         request.failures += 1
         few = in_a_row < max(3 * self.limits.attempts, 2 * self.limits.concurrency)
         return request.failures >= self.limits.attempts and (others > 0 or few)
 
     def _wait(self, request: Request[T], failure: _Failure) -> float:
-        """Seconds until the next try: what the server asks for, else doubled with each try, and shortened by chance so
-        that requests that failed together do not come back together."""
+        """Seconds until the next attempt: what the server asks for, else doubled with each wait, and shortened at
+        random, so that requests that failed together do not come back together."""
         doubled = self.limits.first_wait * 2.0 ** min(request.waits, 30)
         request.waits += 1
         wait = min(self.limits.longest_wait, doubled) * self._random.uniform(0.5, 1.0)
@@ -242,12 +246,12 @@ def _http(url: str, headers: Mapping[str, str], limits: Limits) -> httpx.Client:
         headers=dict(headers),
         timeout=limits.timeout,
         limits=httpx.Limits(max_connections=limits.concurrency, max_keepalive_connections=limits.concurrency),
-        trust_env=not local,  # a proxy of the user's does not know what runs on this machine
+        trust_env=not local,  # the user's proxy does not reach a server on this machine
     )
 
 
 def _post(http: httpx.Client, url: str, body: Mapping[str, Any], timeout: float) -> Any:
-    """The reply as JSON. Raises _Failure, or Interrupted where every request would meet the same."""
+    """The reply as JSON. Raises _Failure, or Interrupted if every request would fail in the same way."""
     import httpx
 
     deadline = time.monotonic() + timeout
@@ -258,11 +262,11 @@ def _post(http: httpx.Client, url: str, body: Mapping[str, Any], timeout: float)
                 data += piece
                 if time.monotonic() > deadline:  # httpx limits the time between two pieces
                     raise _Failure(f"no whole reply in {timeout:g} s")
-                if len(data) > MOST_BYTES:
-                    raise _Failure("a reply without end")
+                if len(data) > MAX_BYTES:
+                    raise _Failure(f"a reply of more than {MAX_BYTES:,} bytes")
             status, headers = response.status_code, response.headers
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise _Failure(f"no connection: {_first_line(error)}", whole=True) from error
+        raise _Failure(f"no connection: {_first_line(error)}", of_server=True) from error
     except httpx.TimeoutException as error:
         raise _Failure(f"no reply in {timeout:g} s") from error
     except (httpx.TransportError, httpx.DecodingError) as error:
@@ -276,17 +280,17 @@ def _post(http: httpx.Client, url: str, body: Mapping[str, Any], timeout: float)
 
 
 def _raise_for(status: int, headers: Mapping[str, str], data: bytes, url: str) -> None:
-    said = " ".join(data.decode("utf-8", "replace").split())[:160].rstrip(". ")
-    said = f"HTTP {status}: {said}" if said else f"HTTP {status}"
+    message = " ".join(data.decode("utf-8", "replace").split())[:160].rstrip(". ")
+    message = f"HTTP {status}: {message}" if message else f"HTTP {status}"
     if status in BUSY:
-        raise _Failure(said, whole=True, wait=asked_wait(headers, time.time()))
+        raise _Failure(message, of_server=True, wait=asked_wait(headers, time.time()))
     if status in (401, 403):
-        raise Interrupted(f"at {place_of(url)} lets nobody in ({said})", "put a key into LLMVA_JUDGE_KEY")
+        raise Interrupted(f"at {place_of(url)} refuses access ({message})", "put a key into LLMVA_JUDGE_KEY")
     if status < 400 or status in (404, 405):
         raise Interrupted(
-            f"at {place_of(url)} does not serve this ({said})", "give the URL that ends in /v1 and a served #MODEL"
+            f"at {place_of(url)} does not serve this ({message})", "give the URL that ends in /v1 and a served #MODEL"
         )
-    raise _Failure(said, final=status < 500, wait=asked_wait(headers, time.time()))
+    raise _Failure(message, final=status < 500, wait=asked_wait(headers, time.time()))
 
 
 def _first_line(error: BaseException) -> str:

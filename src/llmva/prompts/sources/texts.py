@@ -1,4 +1,4 @@
-"""From cells to prompts: which column holds them, and what each cell must be."""
+"""From cells to prompts: which column holds the prompts, and which cells are usable."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmva.errors import UsageError
-from llmva.prompts.tables import Table
+from llmva.prompts.sources.tables import Table
 
 COLUMNS = ("input", "prompt", "question", "instruction", "text", "query", "goal", "message")
 
@@ -28,10 +28,9 @@ def choose_column(table: Table, asked: str | None) -> tuple[str, str | None]:
     textual = [name for name in table.columns if _is_textual(table.cells(name))]
     if len(textual) != 1:
         raise UsageError(f"the prompts' column of {table.where} is not clear: add :column with one of {there}.")
-    # A file without a header would lose its first prompt here, so the guess is told.
-    return textual[
-        0
-    ], f"{table.where}: took {textual[0]!r} for the name of the prompts' column, the only one with text."
+    # A file without a header loses its first prompt here, so the guess is a warning.
+    (name,) = textual
+    return name, f"{table.where}: took {name!r} for the name of the prompts' column, the only one with text."
 
 
 def read_texts(table: Table, column: str, max_chars: int) -> list[str]:
@@ -80,9 +79,9 @@ def _first_user_turn(turns: Sequence[Mapping[str, Any]]) -> Any:
         if turn["role"] == "user":
             content = turn.get("content")
             if isinstance(content, Sequence) and not isinstance(content, str):  # parts of a multimodal message
-                said = [
+                parts = [
                     part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str)
                 ]
-                return "\n".join(said) or None
+                return "\n".join(parts) or None
             return content
     return None

@@ -1,0 +1,1 @@
+"""Judges that ask a model: guards, classifiers and general models, here or on a server."""

@@ -1,0 +1,104 @@
+"""The prompts of a run, in three splits: where they come from, and what a run asks of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmva.prompts.load import Lists, load_splits, splits_from_lists
+from llmva.prompts.store import read_bundled, read_jsonl, write_jsonl
+from llmva.prompts.types import MAX_CHARS, Prompt, Splits
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class PromptSet(Splits):
+    """Disjoint splits: vectors are fitted on `train`, the iteration chosen on `validation`, figures come from `test`.
+
+    `warnings` are sentences about what loading dropped or guessed; a command shows them, equality ignores them.
+    """
+
+    @classmethod
+    def bundled(cls) -> PromptSet:
+        """The set that ships with the package: sources harmful, jailbreak, alarming and plain (docs/prompts.md)."""
+        return cls.of(read_bundled())
+
+    @classmethod
+    def load(
+        cls,
+        toxic: Sequence[str] = (),
+        benign: Sequence[str] = (),
+        seed: int = 0,
+        max_chars: int = MAX_CHARS,
+        data: Sequence[str] = (),
+        per_set: int | None = None,
+    ) -> PromptSet:
+        """Read `PATH_OR_ID[:column[:split]]` specs. A source with its own splits keeps them, others are cut 60/20/20.
+
+        `data` names sets of the registry (docs/datasets.md), `NAME` or `NAME=PATH`, which bring their sides along; of
+        each side `per_set` prompts are drawn (default 500).
+
+        Raises UsageError, one sentence with its mend, for anything that cannot be read or is no usable prompt.
+        """
+        return cls.of(load_splits(toxic, benign, seed, max_chars, data, per_set))
+
+    @classmethod
+    def from_lists(cls, toxic: Lists, benign: Lists, seed: int = 0, max_chars: int = MAX_CHARS) -> PromptSet:
+        """Cut each source 60/20/20: a list is one source, a mapping holds several by name. Errors as in `load`."""
+        return cls.of(splits_from_lists(toxic, benign, seed=seed, max_chars=max_chars))
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path) -> PromptSet:
+        """Read what `to_jsonl` wrote: one object a line with text, benign, source, split (and id, checked if there).
+
+        Raises UsageError naming the line that `to_jsonl` would not have written.
+        """
+        return cls.of(read_jsonl(Path(path)))
+
+    @classmethod
+    def of(cls, splits: Splits) -> PromptSet:
+        """The set of these splits, warnings included."""
+        return cls(splits.train, splits.validation, splits.test, splits.warnings)
+
+    def to_jsonl(self, path: str | Path) -> None:
+        """Write every prompt, split by split, through a temporary file. `warnings` are not kept."""
+        write_jsonl(self, Path(path))
+
+    def draw(self, n_per_source: int, generator: torch.Generator) -> list[Prompt]:
+        """Draw from `train` without replacement, n from each source (all of a smaller one), source after source.
+
+        The result depends on `train`'s order and the generator's state alone.
+        """
+        import torch
+
+        by_source: dict[str, list[Prompt]] = {}
+        for prompt in self.train:
+            by_source.setdefault(prompt.source, []).append(prompt)
+        drawn: list[Prompt] = []
+        for prompts in by_source.values():
+            order = torch.randperm(len(prompts), generator=generator, device=generator.device)
+            drawn += [prompts[i] for i in order[:n_per_source].tolist()]
+        return drawn
+
+    def hashes(self) -> dict[str, str]:
+        """sha256 (hex) of each source: its texts, sides, splits and order, so that any change of the input shows."""
+        digests = {source: hashlib.sha256() for source in self.counts()}
+        for split, prompts in self.splits():
+            for prompt in prompts:
+                line = json.dumps([split, prompt.benign, prompt.text]) + "\n"
+                digests[prompt.source].update(line.encode())
+        return {source: digest.hexdigest() for source, digest in digests.items()}
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Number of prompts by source, then by split."""
+        counts: dict[str, dict[str, int]] = {}
+        for split, prompts in self.splits():
+            for prompt in prompts:
+                counts.setdefault(prompt.source, {"train": 0, "validation": 0, "test": 0})[split] += 1
+        return counts
