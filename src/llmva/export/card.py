@@ -11,8 +11,9 @@ from typing import Any
 import llmva
 from llmva.edit import Edit
 from llmva.export.plan import Plan
-from llmva.report.figures import Row, comparison, finite, part, printable, skills, utility
-from llmva.report.outcome import outcome
+from llmva.report.run.outcome import outcome
+from llmva.report.run.rows import Row, comparison, skills, utility
+from llmva.report.values import finite, part, printable
 
 PAPER = "https://arxiv.org/abs/2601.19487"
 HERE = "path/to/this/repository"  # until a push knows its name
@@ -196,8 +197,8 @@ def _row(row: Row) -> str:
     cells = [
         f"in {_code(row.name)}" if row.level else ", ".join(_plain(text) for text in (row.name, row.hint) if text),
         "" if row.n is None else str(row.n),
-        f"{row.before_text} {row.before_bracket}".strip(),
-        f"{row.after_text} {row.after_bracket}".strip(),
+        row.before_cell,
+        row.after_cell,
     ]
     return "| " + " | ".join(cells) + " |"
 

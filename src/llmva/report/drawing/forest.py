@@ -7,34 +7,34 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from . import svg
-from .records import Estimate, Unit
+from llmva.report.drawing import svg
+from llmva.report.estimates import Estimate, Unit
 
 LINE = 25.0
 LETTER = 6.5
-NARROWEST = 190.0  # of the part with the marks
+MIN_WIDTH = 190.0  # of the part with the marks
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line: a name, a figure, its values in single seeds (drawn as dots), and the mark's look."""
+    """One line: a name, an estimate, its values in single seeds (drawn as dots), and the mark's look."""
 
     name: str
     value: Estimate
     class_: str
     shape: str = "dot"
     seeds: tuple[float, ...] = ()
-    heading: bool = False  # a name above a group, without a figure
+    heading: bool = False  # a name above a group, without an estimate
     strong: bool = False  # the name stands out
 
 
 def forest(
     key: str, title: str, entries: Sequence[Entry], unit: Unit, x_label: str, reference: tuple[str, float] | None = None
 ) -> Markup | None:
-    """The chart, 0 to 1 across; None without a figure. `reference` is a name and a value, drawn as a line down."""
+    """The chart, 0 to 1 across; None without a known value. `reference` is a name and a value, drawn as a line down."""
     if all(entry.value.mean is None for entry in entries):
         return None
-    left = min(24 + LETTER * max(len(entry.name) for entry in entries), svg.WIDTH - 56 - NARROWEST)
+    left = min(24 + LETTER * max(len(entry.name) for entry in entries), svg.WIDTH - 56 - MIN_WIDTH)
     right = svg.WIDTH - 56.0
     top = svg.TOP + (4 if reference else -14)
     bottom = top + LINE * len(entries)

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: lines, points, cells. No figure knows what it shows; `charts.py` does.
+"""Small charts as inline SVG: lines, points, cells. Nothing here knows what it shows.
 
 Colours are CSS classes (`style.css` defines them for light, dark and print), so one drawing serves all three. Every
 text goes through `escape`. Charts are drawn 460 units wide, which keeps 12-unit text readable on a phone.
@@ -48,17 +48,17 @@ class Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def ticks(low: float, high: float, most: int = 6, whole: bool = False) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], at most `most` of them."""
+def ticks(low: float, high: float, maximum: int = 6, whole: bool = False) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], at most `maximum` of them."""
     if high <= low:
         return [low]
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    power = 10.0 ** math.floor(math.log10((high - low) / maximum))
     steps = [power * factor for factor in (1, 2, 5, 10, 20, 50) if not whole or (power * factor) % 1 == 0]
     if not steps:
         steps = [1.0]
     for step in steps:
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last - first + 1 <= most:
+        if last - first + 1 <= maximum:
             break
     return [index * step for index in range(first, last + 1)]
 
@@ -258,3 +258,14 @@ def legend(items: Sequence[tuple[str, str, str, str | None]]) -> Markup:
         icon = tag("svg", *parts, viewBox=box, class_="key", aria_hidden="true") if parts else ""
         entries.append(tag("li", icon, " ", words))
     return tag("ul", *entries, class_="legend")
+
+
+def legend_of(series: Sequence[Series]) -> Markup:
+    """The legend of a line chart."""
+    return legend([(line.name, line.shape, line.class_, line.dashes) for line in series])
+
+
+def panel(title: str, legend: Markup, drawing: Markup, note: str = "") -> Markup:
+    """An HTML figure: heading, legend, drawing. `note` stands as code beside the heading."""
+    small = tag("code", note) if note else Markup("")
+    return tag("figure", tag("figcaption", tag("strong", title), " ", small), legend, drawing)
