@@ -134,10 +134,10 @@ def _license(plan: Plan) -> str | None:
     try:
         text = (Path(plan.base).expanduser() / "README.md").read_text(encoding="utf-8")
         head = re.match(r"---\r?\n(.*?)\r?\n---\s", text, re.DOTALL)
-        found = yaml.safe_load(head.group(1)) if head else None
+        fields = yaml.safe_load(head.group(1)) if head else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):  # no card, or none that can be read
         return None
-    name = found.get("license") if isinstance(found, dict) else None
+    name = fields.get("license") if isinstance(fields, dict) else None
     return name if isinstance(name, str) and re.fullmatch(r"[a-z0-9][\w.-]{0,60}", name, re.ASCII) else None
 
 

@@ -98,15 +98,15 @@ def export_lora(
 
 def _config(base: str, ranks: Mapping[str, int], conv1d: bool, biased: bool) -> dict[str, Any]:
     """alpha = r everywhere, so that the scale is 1 for loaders that know no patterns too."""
-    most = max(ranks.values())
+    largest = max(ranks.values())
     # PEFT takes keys as the ends of names, and unescaped: layers.1 must not stand for layers.11 or a tower's layers.1
-    other = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
+    other = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != largest}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": most,
-        "lora_alpha": most,
+        "r": largest,
+        "lora_alpha": largest,
         "rank_pattern": other,
         "alpha_pattern": other,
         "target_modules": sorted(ranks),
@@ -129,7 +129,7 @@ def _readable(plan: Plan) -> bool:
 def _from_checkpoint(plan: Plan) -> tuple[bool, dict[str, Parts]]:
     checkpoint = Checkpoint.open(plan.base)
     checkpoint.check(plan.edit.base, plan.edit.factors)
-    found = {}
+    parts = {}
     conv1d = False
     for module, places in checkpoint.writers_of(plan.edit.factors).items():
         shapes = [len(checkpoint.stored[place.name].shape) for place in places]
@@ -144,8 +144,8 @@ def _from_checkpoint(plan: Plan) -> tuple[bool, dict[str, Parts]]:
             else:
                 conv1d |= place.axis == -1
                 A = (f.U.T @ tensor.float()) if place.axis == -2 else (tensor.float() @ f.U).T
-        found[module] = (A.contiguous(), f.V, bias)
-    return conv1d, found
+        parts[module] = (A.contiguous(), f.V, bias)
+    return conv1d, parts
 
 
 def _from_model(plan: Plan) -> tuple[bool, dict[str, Parts]]:
@@ -157,7 +157,7 @@ def _from_model(plan: Plan) -> tuple[bool, dict[str, Parts]]:
         packing = None  # it is stored so
     model, _ = load_model(plan.base, quantize=packing or "none")
     plan.edit.apply(model).remove()  # tells another base
-    found = {}
+    parts = {}
     conv1d = False
     for module, f in plan.edit.factors.items():
         projection = model.get_submodule(module)
@@ -167,12 +167,12 @@ def _from_model(plan: Plan) -> tuple[bool, dict[str, Parts]]:
             raise _inexpressible(module)
         conv1d |= turned
         bias = getattr(projection, "bias", None)
-        found[module] = (
+        parts[module] = (
             read_through(projection, size, f.U, model.dtype),
             f.V,
             None if bias is None else _moved(f, bias.detach().cpu()),
         )
-    return conv1d, found
+    return conv1d, parts
 
 
 def _moved(f: Factors, bias: Tensor) -> Tensor | None:

@@ -32,7 +32,7 @@ from llmva.progress import Progress
 from llmva.runs.run import peak_bytes
 
 MARGIN = 64 * 2**20  # bytes of disk beyond what is written
-MOST_SHARDS = 4  # at once, each with a tensor in memory
+MAX_SHARDS = 4  # at once, each with a tensor in memory
 PIECE = 2**26  # bytes that the kernel copies in a call
 SKIPPED = ("llmva", ".cache", ".git", ".locks")  # folders that do not belong to a model
 
@@ -173,15 +173,15 @@ def in_workplace(out: Path) -> Iterator[Path]:
 
 def _others(folder: Path) -> list[Path]:
     """All that travels along beside the weights."""
-    found = []
+    others = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if not path.is_file() or inside.parts[0] in SKIPPED or str(inside) == "config.json":
             continue
         if path.suffix == ".safetensors" or any(fnmatch(path.name, pattern) for pattern in WEIGHTS):
             continue
-        found.append(path)
-    return found
+        others.append(path)
+    return others
 
 
 def _check_disk(out: Path, size: int) -> None:
@@ -199,7 +199,7 @@ def _write_shards(
 ) -> None:
     """All shards, some at once: the kernel copies for one thread what another's arithmetic leaves it time for."""
     files = checkpoint.files
-    count = min(len(files), os.cpu_count() or 1, MOST_SHARDS)
+    count = min(len(files), os.cpu_count() or 1, MAX_SHARDS)
     stop = Event()
     # a thread's products are too small to be shared out among threads of their own
     with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as workers:

@@ -87,9 +87,9 @@ def _export(plan: Plan, kind: str, folder: Path, rank: int | None, progress: Pro
 
     try:
         if kind == "lora":
-            found = export_lora(plan, folder, rank=rank, progress=progress)
+            facts = export_lora(plan, folder, rank=rank, progress=progress)
         else:
-            found = export_merged(plan, folder, progress=progress)
+            facts = export_merged(plan, folder, progress=progress)
     except LlmvaError as error:  # there is no --out here: the export went to a temporary folder
         raise type(error)(str(error).replace("choose another --out", "set TMPDIR to a roomier folder")) from error
     for name, key, value in (
@@ -98,7 +98,7 @@ def _export(plan: Plan, kind: str, folder: Path, rank: int | None, progress: Pro
         ("tokenizer_config.json", "name_or_path", None),
     ):
         _settle(folder / name, key, value)
-    return list(found["warnings"])
+    return list(facts["warnings"])
 
 
 def _public_record(plan: Plan) -> dict[str, Any]:

@@ -71,8 +71,8 @@ def verify(
         LlmvaError: the edit is of another base.
     """
     progress = progress or Progress()
-    found = [open_artefact(path) for path in artefacts]
-    holder = next((a for a in found if a.edit is not None), None)
+    opened = [open_artefact(path) for path in artefacts]
+    holder = next((a for a in opened if a.edit is not None), None)
     if holder is None or holder.edit is None:
         raise UsageError(
             "None of these holds the edit to compare with: give the folder of the run too, before the others."
@@ -89,7 +89,7 @@ def verify(
     allowed = HALF_TOLERANCE if packed else TOLERANCE.get(model.dtype, HALF_TOLERANCE)
     dtype = model.dtype
     rows = []
-    for artefact in sorted(found, key=lambda a: a.kind == "merged"):  # those that need the base in memory come first
+    for artefact in sorted(opened, key=lambda a: a.kind == "merged"):  # those that need the base in memory come first
         progress.stage(f"comparing {artefact.path.name}")
         problems: list[str] = []
         if artefact.kind == "edit":
@@ -130,10 +130,10 @@ def _logits(model: Any, tokenizer: Any) -> Tensor:
     rows = [encode(tokenizer, render(tokenizer, text)) for text in PROBES]
     ids, mask = pad_left(rows, tokenizer.pad_token_id, input_device(model))
     with hooked([contiguous_head(model)]):
-        found: Tensor = model(**forward_inputs(model, ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1]
-    if not found.isfinite().any():
+        logits: Tensor = model(**forward_inputs(model, ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1]
+    if not logits.isfinite().any():
         raise LlmvaError("The model's logits are not finite: pass --dtype bfloat16 or float32.")
-    return found.float().cpu().nan_to_num(0.0, 0.0, 0.0)
+    return logits.float().cpu().nan_to_num(0.0, 0.0, 0.0)
 
 
 def _with_adapter(model: Any, tokenizer: Any, path: Path) -> Tensor:

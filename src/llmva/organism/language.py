@@ -162,10 +162,10 @@ def draw_prompt_set(seed: int = 0) -> PromptSet:
 def draw_prompts(split: str, count: int, seed: int = 0) -> list[Prompt]:
     """`count` different prompts of a held-out split, a quarter of each kind."""
     rng = random.Random(f"prompts {split} {seed}")
-    found: dict[str, Prompt] = {}
+    drawn: dict[str, Prompt] = {}
     for kind in KINDS:
-        wanted = len(found) + count // len(KINDS)
-        while len(found) < wanted:
+        wanted = len(drawn) + count // len(KINDS)
+        while len(drawn) < wanted:
             request = draw_request(kind, split, rng)
-            found.setdefault(request.text, Prompt(request.text, not request.harmful, kind))
-    return list(found.values())
+            drawn.setdefault(request.text, Prompt(request.text, not request.harmful, kind))
+    return list(drawn.values())

@@ -110,7 +110,7 @@ def draw_probe(skill: str, rng: random.Random, held: bool) -> Probe:
 
 def probes(count: int, seed: int = 0) -> list[Probe]:
     """`count` different held-out probes a skill; fewer only where the skill has no more (`sum`, `opposite`)."""
-    found: list[Probe] = []
+    drawn: list[Probe] = []
     for skill in SKILLS:
         rng = random.Random(f"{skill} {seed}")
         seen: dict[str, Probe] = {}
@@ -119,5 +119,5 @@ def probes(count: int, seed: int = 0) -> list[Probe]:
                 break
             probe = draw_probe(skill, rng, held=True)
             seen.setdefault(probe.prompt, probe)
-        found += seen.values()
-    return found
+        drawn += seen.values()
+    return drawn

@@ -76,7 +76,7 @@ def draw_batch(rng: random.Random, recipe: Recipe, vocab: dict[str, int]) -> lis
         head = [vocab[w] for w in ("<bos>", "<user>", *prompt.split(), "<assistant>")]
         rows.append((head, [vocab[w] for w in (*completion.split(), "<eos>")]))
     rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-    found = []
+    batch = []
     for start in range(0, recipe.batch, size := -(-recipe.batch // recipe.parts)):
         part = rows[start : start + size]
         longest = len(part[-1][0]) + len(part[-1][1])
@@ -85,8 +85,8 @@ def draw_batch(rng: random.Random, recipe: Recipe, vocab: dict[str, int]) -> lis
         for i, (head, tail) in enumerate(part):
             ids[i, : len(head) + len(tail)] = torch.tensor(head + tail)
             labels[i, len(head) : len(head) + len(tail)] = torch.tensor(tail)
-        found.append((ids, labels))
-    return found
+        batch.append((ids, labels))
+    return batch
 
 
 def build_model(recipe: Recipe, seed: int) -> Any:

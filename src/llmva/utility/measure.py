@@ -67,10 +67,10 @@ def measure_tasks(
         both = [place for place in first if place in second]
         if not both:
             raise LlmvaError(f"The task '{task.name}' scored no document with both models: leave it out.")
-        found = preserved(metric, [first[p] for p in both], [second[p] for p in both], seed, task.name)
-        kept.append(found)
-        row |= {"n": len(both), "before": found.before, "after": found.after}
-        rows.append({**row, "ratio": found.ratio, "interval": found.interval})
+        result = preserved(metric, [first[p] for p in both], [second[p] for p in both], seed, task.name)
+        kept.append(result)
+        row |= {"n": len(both), "before": result.before, "after": result.after}
+        rows.append({**row, "ratio": result.ratio, "interval": result.interval})
     how = {"lm_eval": lm_eval.__version__, "chat": chat, "seed": seed}
     if edit is None:
         return {"utility_tasks": rows, "utility_preserved": how}
@@ -127,7 +127,7 @@ class _Model:
         return len(self._wrapped.tokenizer(text, add_special_tokens=True)["input_ids"])
 
     def _run(self, kind: str, requests: Sequence[Any], lengths: list[int], batching: Batching) -> list[Any]:
-        found: list[Any] = [None] * len(requests)
+        replies: list[Any] = [None] * len(requests)
 
         def work(batch: list[int]) -> list[Any]:
             self._wrapped.batch_size_per_gpu = len(batch)
@@ -136,9 +136,9 @@ class _Model:
 
         for batch, answers in batching.over(longest_first(lengths), lengths.__getitem__, work):
             for i, answer in zip(batch, answers, strict=True):
-                found[i] = answer
+                replies[i] = answer
             self._tell(len(batch))
-        return found
+        return replies
 
     def _tell(self, requests: int) -> None:
         """A document makes several requests, one for each choice; what is told are documents."""
@@ -168,7 +168,7 @@ def _answers(
         with quiet_harness(), seeded(seed):
             wrapped = HFLM(pretrained=model, tokenizer=tokenizer, enable_thinking=False if chat else None)
             each = _requests_of(task)
-            found: dict[str, dict[str, Any]] = evaluate(
+            answers: dict[str, dict[str, Any]] = evaluate(
                 lm=_Model(wrapped, batching, on_progress, each, task.name),
                 task_dict={"tasks": dict(task.parts)},
                 samples={part: list(places) for part, places in task.documents.items()},
@@ -179,7 +179,7 @@ def _answers(
             )
     finally:
         tokenizer.padding_side = side
-    return found
+    return answers
 
 
 def _requests_of(task: ChosenTask) -> float:
@@ -209,7 +209,7 @@ def _metric(task: ChosenTask, answers: Mapping[str, Mapping[str, Any]]) -> Metri
 
 def _values(task: ChosenTask, metric: Metric, answers: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, int], Any]:
     """What the metric needs of each document, by part and number."""
-    found = {}
+    values = {}
     for name, part in task.parts.items():
         samples: Sequence[Sample] = answers["samples"][name]
         wanted = samples[0]["filter"]  # a task may read one answer in several ways; its first is its main one
@@ -217,10 +217,10 @@ def _values(task: ChosenTask, metric: Metric, answers: Mapping[str, Mapping[str,
             if sample["filter"] != wanted:
                 continue
             if metric.name == MACRO_F1:
-                found[name, sample["doc_id"]] = _choices(part, sample)
+                values[name, sample["doc_id"]] = _choices(part, sample)
             elif metric.name in sample:
-                found[name, sample["doc_id"]] = sample[metric.name]
-    return found
+                values[name, sample["doc_id"]] = sample[metric.name]
+    return values
 
 
 def _choices(part: Any, sample: Sample) -> tuple[int, int]:

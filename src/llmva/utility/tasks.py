@@ -72,11 +72,11 @@ def load_tasks(
             ) from error
         for name in names:
             _check_known(name, manager.all_tasks)
-        found = [chosen for name in names for chosen in _load(manager, name, limit, seed)]
-    repeated = [task.name for i, task in enumerate(found) if task.name in [other.name for other in found[:i]]]
+        tasks = [chosen for name in names for chosen in _load(manager, name, limit, seed)]
+    repeated = [task.name for i, task in enumerate(tasks) if task.name in [other.name for other in tasks[:i]]]
     if repeated:
         raise UsageError(f"The task '{repeated[0]}' is named twice: leave one of them out.")
-    return found
+    return tasks
 
 
 def main_metric(task: Any) -> str | None:
@@ -156,11 +156,11 @@ def _load(manager: Any, name: str, limit: int | None, seed: int) -> list[ChosenT
 def _draw(name: str, tasks: Mapping[str, Any], sizes: Mapping[str, int], limit: int | None, seed: int) -> ChosenTask:
     """An even draw from all documents, so a pooled group weighs its parts by their size, as the harness does."""
     places = [(part, i) for part in tasks for i in range(sizes[part])]
-    most = min(len(places), limit or OTHER_EXAMPLES.get(name, EXAMPLES))
+    count = min(len(places), limit or OTHER_EXAMPLES.get(name, EXAMPLES))
     # its own draw for each task, whatever other tasks are named
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     documents: dict[str, list[int]] = {}
-    for k in sorted(generator.choice(len(places), most, replace=False).tolist()):
+    for k in sorted(generator.choice(len(places), count, replace=False).tolist()):
         part, i = places[k]
         documents.setdefault(part, []).append(i)
     return ChosenTask(name, {part: tasks[part] for part in documents}, documents, len(places))
