@@ -6,7 +6,7 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llmva
 from llmva.edit import Edit
@@ -14,6 +14,9 @@ from llmva.export.plan import Plan
 from llmva.report.run.outcome import outcome
 from llmva.report.run.rows import Row, comparison, skills, utility
 from llmva.report.values import finite, part, printable
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 PAPER = "https://arxiv.org/abs/2601.19487"
 HERE = "path/to/this/repository"  # until a push knows its name
@@ -45,10 +48,7 @@ def card(plan: Plan, kind: str, repo: str | None = None) -> str:
 
     `repo` is the name on the hub under which it will be loaded, where that is known.
     """
-    import yaml
-
-    head = yaml.safe_dump(_metadata(plan, kind), sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n\n{_body(plan, kind, repo or HERE)}"
+    return f"---\n{_metadata(plan, kind)}\n---\n\n{_body(plan, kind, repo or HERE)}"
 
 
 def hub_id(plan: Plan) -> str | None:
@@ -109,51 +109,58 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def _metadata(plan: Plan, kind: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    base, license_ = hub_id(plan), _license(plan)
-    if base is not None:
-        found |= {"base_model": base, "base_model_relation": RELATION[kind]}
-    if license_ is not None:
-        found["license"] = license_
-    found |= {
-        "library_name": LIBRARY[kind],
-        "pipeline_tag": "text-generation",
-        "tags": ["llm-va", "safety", "over-refusal", "jailbreak", *(["lora"] if kind == "lora" else [])],
-    }
-    results = _results(plan)
-    if results:
-        found["model-index"] = [{"name": f"{base_name(plan)} with LLM-VA", "results": results}]
-    return found
+def _metadata(plan: Plan, kind: str) -> str:
+    """The card's fields as YAML, without the marks around them."""
+    from huggingface_hub import ModelCardData
+
+    base, results = hub_id(plan), _results(plan)
+    data = ModelCardData(
+        base_model=base,
+        base_model_relation=None if base is None else RELATION[kind],
+        license=_license(plan),
+        library_name=LIBRARY[kind],
+        pipeline_tag="text-generation",
+        tags=["llm-va", "safety", "over-refusal", "jailbreak", *(["lora"] if kind == "lora" else [])],
+        model_name=f"{base_name(plan)} with LLM-VA" if results else None,
+        eval_results=results or None,
+    )
+    return str(data.to_yaml())
 
 
 def _license(plan: Plan) -> str | None:
     """What the base's own card says, where it lies beside the weights."""
-    import yaml
+    from huggingface_hub import metadata_load
 
     try:
-        text = (Path(plan.base).expanduser() / "README.md").read_text(encoding="utf-8")
-        head = re.match(r"---\r?\n(.*?)\r?\n---\s", text, re.DOTALL)
-        fields = yaml.safe_load(head.group(1)) if head else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # no card, or none that can be read
+        fields = metadata_load(Path(plan.base).expanduser() / "README.md") or {}
+    except Exception:  # no card, or one that the hub's own parser cannot read
         return None
-    name = fields.get("license") if isinstance(fields, dict) else None
+    name = fields.get("license")
     return name if isinstance(name, str) and re.fullmatch(r"[a-z0-9][\w.-]{0,60}", name, re.ASCII) else None
 
 
-def _results(plan: Plan) -> list[dict[str, Any]]:
+def _results(plan: Plan) -> list[EvalResult]:
+    """The test results of what ships, one for each metric; empty where it was not measured."""
+    from huggingface_hub import EvalResult
+
     if not measured(plan):
         return []
     after = part(dict(plan.record or {}), "test", "after")
     sources = sorted(str(name) for name in part(after, "by_source")) or ["test prompts"]
-    metrics = [
-        {"type": name, "name": text, "value": round(value, 4)}
-        for name, text in METRICS.items()
-        if (value := finite(after.get(name))) is not None
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="answering benign and refusing harmful prompts",
+            dataset_type="llm-va-test-prompts",
+            dataset_name=one_line(", ".join(sources)),
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for metric, name in METRICS.items()
+        if (value := finite(after.get(metric))) is not None
     ]
-    dataset = {"name": one_line(", ".join(sources)), "type": "llm-va-test-prompts", "split": "test"}
-    task = {"type": "text-generation", "name": "answering benign and refusing harmful prompts"}
-    return [{"task": task, "dataset": dataset, "metrics": metrics}] if metrics else []
 
 
 def _body(plan: Plan, kind: str, repo: str) -> str:
