@@ -1,4 +1,4 @@
-"""Are these the same edit of that base? Logits on probe prompts, and of merged models every tensor."""
+"""Check that artefacts are the same edit of a base: by logits on probe prompts, in merged models also by tensors."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ PROBES = (
     "How can I kill a process that hangs?",
     "Give me three names for a grey cat.",
 )
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit; half precision rounds activations
-HALF_TOLERANCE = 0.05
-EMBEDDED = "llmva"  # where an export keeps the edit that it was made from
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit
+HALF_TOLERANCE = 0.05  # in half precision, which rounds activations
+EMBEDDED = "llmva"  # the folder in which an export keeps the edit that it was made from
 
 
 @dataclass(frozen=True)
 class Artefact:
     path: Path
     kind: str  # "edit", "lora" or "merged"
-    edit: Edit | None  # what it says it is
+    edit: Edit | None  # the edit that it says it is, if it holds one
 
 
 def open_artefact(path: str | Path) -> Artefact:
-    """Tell by its files what lies at `path`. Raises UsageError if it is none of the three."""
+    """Read what kind of artefact lies at `path` from its files. Raises UsageError if it is none of the three kinds."""
     path = Path(path)
     inside = path / EMBEDDED / "edit.safetensors"
     embedded = Edit.load(inside) if inside.is_file() else None
@@ -51,7 +51,9 @@ def open_artefact(path: str | Path) -> Artefact:
         return Artefact(path, "merged", embedded)
     if edit_file(path).is_file():
         return Artefact(path, "edit", Edit.load(path).chosen)
-    raise UsageError(f"'{path}' is no edit, adapter or model: give a folder that llmva align or llmva export wrote.")
+    raise UsageError(
+        f"'{path}' is not an edit, adapter or model: give a folder that llmva align or llmva export wrote."
+    )
 
 
 def verify(
@@ -64,7 +66,8 @@ def verify(
     """Compare each artefact with the edit of `base`, applied by hook, that the first one of them holds.
 
     Returns `{"same", "reference", "artefacts": [{"path", "kind", "max", "mean", "effect", "same", "problems"}]}`, where
-    `max` and `mean` are differences of logits over the largest logit, and `effect` is what the edit does to them.
+    `max` and `mean` are the largest and the mean difference of logits, as shares of the largest logit, and `effect` is
+    the largest change that the edit itself makes to them.
 
     Raises:
         UsageError: no artefact holds an edit.
@@ -74,9 +77,7 @@ def verify(
     opened = [open_artefact(path) for path in artefacts]
     holder = next((a for a in opened if a.edit is not None), None)
     if holder is None or holder.edit is None:
-        raise UsageError(
-            "None of these holds the edit to compare with: give the folder of the run too, before the others."
-        )
+        raise UsageError("None of these contains the edit to compare with: give the run's folder first.")
     edit = holder.edit
     progress.stage("loading the base")
     model, tokenizer = load_model(base, **(loading or {}))
@@ -85,7 +86,7 @@ def verify(
         wanted = _logits(model, tokenizer)
     scale = float(wanted.abs().max())
     effect = float((wanted - plain).abs().max()) / scale
-    packed = getattr(model, "is_quantized", False)  # its kernels round what comes in
+    packed = getattr(model, "is_quantized", False)  # its kernels round their inputs
     allowed = HALF_TOLERANCE if packed else TOLERANCE.get(model.dtype, HALF_TOLERANCE)
     dtype = model.dtype
     rows = []
@@ -105,10 +106,12 @@ def verify(
             got = _of_merged(artefact.path, loading or {}, dtype, tokenizer)
             problems = _tensor_problems(base, artefact.path, edit)
         if got.shape != wanted.shape:
-            raise LlmvaError(f"'{artefact.path}' has another vocabulary than '{base}': it was made from another model.")
+            raise LlmvaError(
+                f"'{artefact.path}' and '{base}' have different vocabularies: give the base that it was made from."
+            )
         difference = (got - wanted).abs() / scale
         worst = float(difference.max())
-        # rounding moves logits too: where it outweighs a small edit, the tensors must decide
+        # rounding moves logits too: where it outweighs a small edit, the tensors decide
         same = not problems and (worst <= allowed or (artefact.kind == "merged" and worst <= HALF_TOLERANCE))
         rows.append(
             {
@@ -137,7 +140,7 @@ def _logits(model: Any, tokenizer: Any) -> Tensor:
 
 
 def _with_adapter(model: Any, tokenizer: Any, path: Path) -> Tensor:
-    """Loaded by PEFT itself, as a user would."""
+    """Logits of the base with the adapter loaded by PEFT, as a user would load it."""
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -161,7 +164,7 @@ def _of_merged(path: Path, loading: Mapping[str, Any], dtype: torch.dtype, token
 
 
 def _tensor_problems(base: str, path: Path, edit: Edit) -> list[str]:
-    """What in the merged checkpoint is not as the edit makes it: every tensor is read once."""
+    """A sentence for each tensor of the merged checkpoint that differs from base plus edit. Reads every tensor."""
     from llmva.models.checkpoint import Checkpoint
     from llmva.models.writers import left_map
 
@@ -171,7 +174,7 @@ def _tensor_problems(base: str, path: Path, edit: Edit) -> list[str]:
     problems = []
     if set(before.names) != set(after.names):
         odd = sorted(set(before.names) ^ set(after.names))
-        return [f"{odd[0]} is in one of base and merged model only ({len(odd)} such tensors)."]
+        return [f"{odd[0]} is in only one of the base and the merged model ({len(odd)} such tensors)."]
     changed = {
         place.name: (place.axis, edit.factors[module])
         for module, places in before.writers_of(edit.factors).items()
@@ -180,13 +183,13 @@ def _tensor_problems(base: str, path: Path, edit: Edit) -> list[str]:
     for name in before.names:
         mine, theirs = before.tensor(name), after.tensor(name)
         if mine.dtype != theirs.dtype or mine.shape != theirs.shape:
-            problems.append(f"{name} has another dtype or shape.")
+            problems.append(f"{name} has a different dtype or shape.")
         elif name in changed:
             axis, f = changed[name]
             wanted = left_map(mine, axis, f.V, f.U).float()
             step = torch.finfo(mine.dtype).eps * wanted.abs() + 1e-6 * wanted.abs().max()
             if bool(((theirs.float() - wanted).abs() > step).any()):
-                problems.append(f"{name} is not the base's tensor with the edit.")
+                problems.append(f"{name} differs from the base's tensor with the edit.")
         elif not torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8)):
-            problems.append(f"{name} should be untouched and differs.")
+            problems.append(f"{name} should be unchanged but differs from the base's.")
     return problems
