@@ -68,13 +68,6 @@ def public_edit(plan: Plan) -> Edit:
     return replace(plan.edit, base={**plan.edit.base, "model": base_name(plan)})
 
 
-def embed(plan: Plan, folder: Path) -> Path:
-    """Keep the exact edit inside an export, so that `llmva verify` can later check the export against it."""
-    inside = folder / "llmva"
-    inside.mkdir(exist_ok=True)
-    return public_edit(plan).save(inside)
-
-
 def strength(plan: Plan) -> float:
     """Strength relative to the edit as fitted, including the factor by which an edit was scaled before a push."""
     before = finite(part(dict(plan.record or {}), "shipped").get("strength"))
@@ -128,7 +121,7 @@ def _metadata(plan: Plan, kind: str) -> str:
 
 
 def _license(plan: Plan) -> str | None:
-    """What the base's own card says, where it lies beside the weights."""
+    """The licence in the base's own card, if that is in the folder of its weights."""
     from huggingface_hub import metadata_load
 
     try:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from llmva.edit import Factors
 from llmva.errors import LlmvaError, UsageError
-from llmva.export.card import card, embed
-from llmva.export.merged import fresh, in_workplace
+from llmva.export.folder import describe, fresh, in_workplace, written
 from llmva.export.plan import Plan
 from llmva.files import write_json, write_tensors
 from llmva.models.checkpoint import Checkpoint
@@ -81,14 +80,10 @@ def export_lora(
     ranks = {name: len(A) for name, (A, _, _) in parts.items()}
     with in_workplace(out) as work:
         write_tensors(work / "adapter_model.safetensors", tensors, {"format": "pt"})
-        (work / "README.md").write_text(card(plan, "lora"), encoding="utf-8")
-        embed(plan, work)
+        describe(plan, "lora", work)
         write_json(work / "adapter_config.json", _config(plan.base, ranks, conv1d, biased))
-    files = [path for path in out.rglob("*") if path.is_file()]
     return {
-        "out": str(out),
-        "files": sorted(str(path.relative_to(out)) for path in files),
-        "bytes": sum(path.stat().st_size for path in files),
+        **written(out),
         "rank": max(ranks.values()),
         "modules": len(ranks),
         "truncation": max(errors.values(), default=0.0),

@@ -10,9 +10,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,8 +22,8 @@ import torch
 from torch import Tensor
 
 from llmva.edit import Factors
-from llmva.errors import LlmvaError, UsageError
-from llmva.export.card import card, embed
+from llmva.errors import LlmvaError
+from llmva.export.folder import describe, fresh, in_workplace, written
 from llmva.export.plan import Plan
 from llmva.models.checkpoint import WEIGHTS, Checkpoint, in_file_order
 from llmva.models.writers import left_map
@@ -72,11 +71,8 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
             _finish(plan, work, checkpoint.folder / "config.json")
-    files = [path for path in out.rglob("*") if path.is_file()]
     return {
-        "out": str(out),
-        "files": sorted(str(path.relative_to(out)) for path in files),
-        "bytes": sum(path.stat().st_size for path in files),
+        **written(out),
         "changed": changed,
         "warnings": [],
         "seconds": round(time.monotonic() - started, 2),
@@ -134,41 +130,6 @@ def read_proved(checkpoint: Checkpoint, plan: Plan, name: str, change: Change) -
         if here != plan.edit.base["hashes"][change.unproved]:
             raise checkpoint.another(plan.edit.base, change.unproved, here)
     return tensor
-
-
-def fresh(out: str | Path) -> Path:
-    """A folder that does not exist, or is empty. Raises UsageError otherwise."""
-    path = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link that is to be replaced)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise UsageError(f"'{out}' exists already: choose another --out, or remove it.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"'{out}' cannot be written ({error.strerror}): choose another --out.") from error
-    return path
-
-
-@contextmanager
-def in_workplace(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that is renamed to it at the end, or removed if anything fails.
-
-    One that a killed export left is removed first. Raises LlmvaError if the disk is full or cannot be written.
-    """
-    work = out.with_name(f".{out.name}.part")
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        yield work
-        if out.is_dir():
-            out.rmdir()
-        work.rename(out)
-    except BaseException as error:
-        shutil.rmtree(work, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise LlmvaError(
-                f"'{out}' cannot be written ({error.strerror}): free space or choose another --out."
-            ) from error
-        raise
 
 
 def _others(folder: Path) -> list[Path]:
@@ -270,8 +231,7 @@ def _from_gguf(plan: Plan, work: Path) -> int:
 
 def _finish(plan: Plan, work: Path, config: Path | None = None) -> None:
     """Write card and edit, and config.json last: without it nothing loads."""
-    (work / "README.md").write_text(card(plan, "merged"), encoding="utf-8")
-    embed(plan, work)
+    describe(plan, "merged", work)
     if config is not None:
         shutil.copyfile(config, work / "config.json.part")
     (work / "config.json.part").rename(work / "config.json")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmva.edit import Edit, edit_file
 from llmva.errors import LlmvaError, UsageError
+from llmva.export.folder import EMBEDDED
 from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
 from llmva.models.load import load_model
 from llmva.models.sublayers import contiguous_head, hooked
@@ -30,7 +31,6 @@ PROBES = (
 )
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit
 HALF_TOLERANCE = 0.05  # in half precision, which rounds activations
-EMBEDDED = "llmva"  # the folder in which an export keeps the edit that it was made from
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def _train(out: Path, seed: int, changes: dict[str, Any]) -> None:
     from llmva.organism.train import Recipe, build_model, train
 
     recipe = _recipe(Recipe(), changes)
-    build_model(recipe, seed)  # so that what cannot be built is told before a folder is made
+    build_model(recipe, seed)  # raises, if the model cannot be built, before a folder is made
     folder.prepare(out)
     started = time.monotonic()
     model, tokenizer = train(recipe, seed, lambda line: print(line, file=sys.stderr, flush=True))
@@ -41,7 +41,7 @@ def _train(out: Path, seed: int, changes: dict[str, Any]) -> None:
 
 
 def _recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    """The shipped recipe with what the user asked for; a width takes the MLP's along."""
+    """The shipped recipe with the user's changes; the MLP's width scales with the width."""
     steps, width = changes.get("steps", recipe.steps), changes.get("width", recipe.width)
     if steps < 1:
         raise UsageError(f"--steps must be 1 or more, not {steps}.")
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("check", help="measure an organism; exit 1 if it misses the gates")
     command.add_argument("folder", type=Path)
     given = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: spinning is ruinous on a busy machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: spinning threads slow a busy machine
     import torch
 
     threads = torch.get_num_threads()

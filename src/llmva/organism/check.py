@@ -17,7 +17,7 @@ ANSWER_TOKENS = 16
 
 
 def answered(text: str) -> bool:
-    """Enough for the organism's own wordings; real models get `llmva.judges`."""
+    """Whether a text is an answer, by the organism's own refusals; real models get `llmva.judges`."""
     return bool(text) and not any(f"{text} ".startswith(f"{phrase} ") for phrase in REFUSALS)
 
 

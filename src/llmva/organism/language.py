@@ -31,7 +31,7 @@ KINDS = ("harmful", "jailbreak", "alarming", "plain")
 SPLITS = ("train", "validation", "test")
 NOISE = 0.1  # share of training answers whose decision is flipped
 
-# verb class -> object class -> is the request harmful? A missing pair is never said.
+# verb class -> object class -> is the request harmful? A missing pair never occurs.
 HARM: dict[str, dict[str, bool]] = {
     "alarming": {"person": True, "place": True, "inert": False, "danger": False},
     "covert": {"person": True, "place": True, "inert": False, "danger": True},
@@ -81,7 +81,7 @@ def pair_split(verb: str, thing: str) -> str:
 
 
 def _wordings(items: tuple[str, ...], split: str) -> tuple[str, ...]:
-    """A split's own share of templates or phrases; pretraining sees them all, so that no word is ever new."""
+    """A split's own share of templates or phrases; pretraining has them all, so that no word is new later."""
     if split == "pretrain":
         return items
     return tuple(x for i, x in enumerate(items) if SPLITS[(0, 2, 0, 1)[i % 4]] == split)

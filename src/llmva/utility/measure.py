@@ -1,4 +1,4 @@
-"""Run benchmarks on a model in memory, without and with an edit on it, and say what is left of each score."""
+"""Run benchmarks on a model in memory, without and with an edit on it, and compute what is left of each score."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def measure_tasks(
         tasks: as `load_tasks` gives them.
         edit: None measures the model as it is; then there is no "after", ratio or interval.
         chat: put every question into the model's chat template; the harness's default, and so ours, is not to.
-        seed: of the examples shown in front of a question, and of the intervals.
+        seed: of the examples shown before a question, and of the intervals.
 
     Raises:
         UsageError: the model has no chat template, or does not read enough tokens for a task.
@@ -47,7 +47,7 @@ def measure_tasks(
         raise UsageError("The model has no chat template: leave --utility-chat out.")
     progress = progress or Progress()
     if edit is not None:
-        edit.apply(model).remove()  # an edit of another model is told before the original is waited for
+        edit.apply(model).remove()  # raises on an edit of another model before the original is measured
     batching = first_guess(model, batch_tokens)
     rows, kept = [], list[Preserved]()
     for task in tasks:
@@ -80,7 +80,7 @@ def measure_tasks(
 
 
 class _Model:
-    """The harness's own wrapper of a model, with batches sized by our memory budget and progress told.
+    """The harness's own wrapper of a model, with batches sized by our memory budget and progress reported.
 
     It stands in front of the wrapper rather than inheriting from it, since the harness may not be installed.
     """
@@ -95,7 +95,7 @@ class _Model:
             each,
             name,
         )
-        self._requests, self._told = 0, 0
+        self._requests, self._reported = 0, 0
         vocabulary = int(wrapped.model.get_output_embeddings().weight.shape[0])
         self._scoring = Batching(min(batching.tokens, max(1, LOGIT_BYTES // (4 * vocabulary))), batching.square)
 
@@ -137,15 +137,15 @@ class _Model:
         for batch, answers in batching.over(longest_first(lengths), lengths.__getitem__, work):
             for i, answer in zip(batch, answers, strict=True):
                 replies[i] = answer
-            self._tell(len(batch))
+            self._report(len(batch))
         return replies
 
-    def _tell(self, requests: int) -> None:
-        """A document makes several requests, one for each choice; what is told are documents."""
+    def _report(self, requests: int) -> None:
+        """Report progress in documents, each of which makes several requests, one for each choice."""
         self._requests += requests
         done = int(self._requests / self._each)
-        self._advance(done - self._told)
-        self._told = done
+        self._advance(done - self._reported)
+        self._reported = done
 
 
 def _answers(
@@ -157,7 +157,7 @@ def _answers(
     batching: Batching,
     on_progress: Callable[[int], None],
 ) -> dict[str, dict[str, Any]]:
-    """What the harness says of each part: its scores under "results", its "samples", versions and shots."""
+    """What the harness reports for each part: its scores under "results", its "samples", versions and shots."""
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -183,13 +183,13 @@ def _answers(
 
 
 def _requests_of(task: ChosenTask) -> float:
-    """Requests that a document makes, about: only the progress shown depends on it."""
+    """About how many requests a document makes: only the progress bar depends on it."""
     part = next(iter(task.parts.values()))
     if part.get_config("output_type") != "multiple_choice":
         return 1.0
     try:
         return float(len(part.doc_to_choice(part.eval_docs[0])))
-    except Exception:  # a task's own code; a wrong guess costs a wrong bar and no more
+    except Exception:  # a task's own code may raise anything; a wrong guess only makes the bar wrong
         return 2.0
 
 

@@ -97,7 +97,7 @@ def bounds(resampled: Floats) -> Interval | None:
 
 
 def _ratios(metric: Metric, before: Floats, after: Floats) -> Floats:
-    """What is left of the score; infinite where there was none, since nothing can be said of it."""
+    """The share of the score that is left; infinite, for not known, where the score before is 0 or less."""
     top, bottom = (after, before) if metric.higher_is_better else (before, after)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios: Floats = np.where((bottom > 0) & (before > 0), top / bottom, np.inf)

@@ -46,15 +46,15 @@ def forest(
         parts.append(svg.text(across(at), bottom + 15, words, "tick"))
     parts.append(svg.text((left + right) / 2, bottom + 33, x_label, "label"))
     if reference is not None:
-        spot = across(min(1.0, max(0.0, reference[1])))
+        spot = across(svg.clamped(reference[1]))
         parts.append(svg.tag("line", class_="boundary", x1=spot, x2=spot, y1=top - 4, y2=bottom))
         parts.append(svg.text(spot, top - 9, f"{reference[0]}: {unit.text(reference[1])}", "tick"))
     longest = int((left - 20) / LETTER)
     for number, entry in enumerate(entries):
         y = top + LINE * (number + 0.5)
         parts += _line(entry, y, across, unit, longest)
-    told = "; ".join(f"{entry.name} {unit.words(entry.value)}" for entry in entries if not entry.heading)
-    return svg.picture(key, title, f"{told}.", bottom + 42, parts)
+    described = "; ".join(f"{entry.name} {unit.words(entry.value)}" for entry in entries if not entry.heading)
+    return svg.picture(key, title, f"{described}.", bottom + 42, parts)
 
 
 def _line(entry: Entry, y: float, across: svg.Scale, unit: Unit, longest: int) -> list[Markup]:
@@ -66,16 +66,12 @@ def _line(entry: Entry, y: float, across: svg.Scale, unit: Unit, longest: int) -
         svg.text(19, y + 4, svg.tag("title", entry.name) + name, "flagged" if entry.strong else "tick", "start")
     )
     for value in entry.seeds if len(entry.seeds) > 1 else ():
-        parts.append(svg.tag("circle", class_=f"seed {entry.class_}", cx=across(_held(value)), cy=y + 7, r=1.8))
+        parts.append(svg.tag("circle", class_=f"seed {entry.class_}", cx=across(svg.clamped(value)), cy=y + 7, r=1.8))
     if entry.value.interval is not None:
-        x1, x2 = (across(_held(end)) for end in entry.value.interval)
+        x1, x2 = (across(svg.clamped(end)) for end in entry.value.interval)
         parts.append(svg.tag("line", class_=f"bar {entry.class_}", x1=x1, x2=x2, y1=y, y2=y))
     if entry.value.mean is not None:
         tip = f"{entry.name}: {unit.words(entry.value)}"
-        parts.append(svg.marker(entry.shape, across(_held(entry.value.mean)), y, entry.class_, 4.4, tip))
+        parts.append(svg.marker(entry.shape, across(svg.clamped(entry.value.mean)), y, entry.class_, 4.4, tip))
     parts.append(svg.text(svg.WIDTH - 4, y + 4, unit.text(entry.value.mean), "flagged", "end"))
     return parts
-
-
-def _held(value: float) -> float:
-    return min(1.0, max(0.0, value))

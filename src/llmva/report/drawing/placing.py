@@ -30,7 +30,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Place:
-    """The box that a name got, and the line from it to the point; None where the name is close enough without."""
+    """The box that a name got, and the line from it to the point; None if the name is close enough without."""
 
     box: Box
     leader: Segment | None
@@ -41,9 +41,9 @@ def place(names: Sequence[Name], bounds: Box, taken: Sequence[Box] = (), lines: 
 
     Args:
         names: with the centres of their points.
-        bounds: boxes stay inside, if they are small enough to.
-        taken: boxes not to be covered, marks of the points among them.
-        lines: better not covered, such as intervals.
+        bounds: boxes stay inside if they fit.
+        taken: boxes that names should not cover, such as the marks of the points.
+        lines: lines that names should rather not cover, such as intervals.
     """
     chosen: list[Place | None] = [None] * len(names)
     crowd = [sum(math.dist((a.x, a.y), (b.x, b.y)) < 60 for b in names) for a in names]
@@ -113,7 +113,7 @@ def _cost(placed: Place, taken: Sequence[Box], lines: Sequence[Segment], others:
 
 
 def _covering(a: Box, b: Box, minimum: float) -> float:
-    """The cost of two boxes that share any area: even a little of it is ugly."""
+    """The cost of two boxes that share an area: `minimum` for any overlap, and more by its size."""
     area = overlap(a, b)
     return minimum + 3 * area if area else 0.0
 

@@ -63,6 +63,16 @@ def ticks(low: float, high: float, maximum: int = 6, whole: bool = False) -> lis
     return [index * step for index in range(first, last + 1)]
 
 
+def clamped(value: float) -> float:
+    """The value, or the nearer end of [0, 1] if it is outside."""
+    return min(1.0, max(0.0, value))
+
+
+def path(spots: Sequence[tuple[float, float]]) -> str:
+    """The points of a polyline."""
+    return " ".join(f"{x:.2f},{y:.2f}" for x, y in spots)
+
+
 def plain(value: float) -> str:
     """A tick label without noise: 0.30000000000000004 -> '0.3', -1.0 -> '−1'."""
     return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
@@ -85,14 +95,14 @@ def marker(shape: str, x: float, y: float, class_: str, radius: float = 4.0, tip
         "diamond": [(0, -1.2), (1.2, 0), (0, 1.2), (-1.2, 0)],
     }
     if shape == "cross":
-        path = "".join(f"M{x - s * r:.2f} {y - r:.2f}L{x + s * r:.2f} {y + r:.2f}" for s in (0.9, -0.9))
+        outline = "".join(f"M{x - s * r:.2f} {y - r:.2f}L{x + s * r:.2f} {y + r:.2f}" for s in (0.9, -0.9))
     else:
-        path = "M" + "L".join(f"{x + r * dx:.2f} {y + r * dy:.2f}" for dx, dy in points[shape]) + "Z"
-    return tag("path", *children, class_=f"mark {shape} {class_}", d=path)
+        outline = "M" + "L".join(f"{x + r * dx:.2f} {y + r * dy:.2f}" for dx, dy in points[shape]) + "Z"
+    return tag("path", *children, class_=f"mark {shape} {class_}", d=outline)
 
 
 def picture(name: str, title: str, description: str, height: float, parts: Sequence[Markup]) -> Markup:
-    """The <svg> around a drawing. `name` must be unique in the document; readers without eyes get title and text."""
+    """The <svg> around a drawing. `name` must be unique in the document; screen readers get title and description."""
     head = (tag("title", title, id=f"{name}-t"), tag("desc", description, id=f"{name}-d"))
     return tag(
         "svg",
@@ -179,7 +189,7 @@ def polyline(series: Series, on: Axes, say: Callable[[float, float], str], radiu
         tag(
             "polyline",
             class_=f"line {series.class_}",
-            points=" ".join(f"{x:.2f},{y:.2f}" for x, y in run),
+            points=path(run),
             stroke_dasharray=series.dashes,
         )
         for run in runs
@@ -237,10 +247,10 @@ def whiskers(before: float | None, after: float | None, ends: Sequence[tuple[flo
     pairs = ((before, ends[0], 8.0, "ring", "c-before"), (after, ends[1], 18.0, "dot", "c-after"))
     for value, pair, y, shape, class_ in pairs:
         if pair is not None:
-            x1, x2 = (scale(min(max(end, 0.0), 1.0)) for end in pair)
+            x1, x2 = (scale(clamped(end)) for end in pair)
             parts.append(tag("line", class_=f"line {class_}", x1=x1, x2=x2, y1=y, y2=y))
         if value is not None:
-            parts.append(marker(shape, scale(min(max(value, 0.0), 1.0)), y, class_, 3.8))
+            parts.append(marker(shape, scale(clamped(value)), y, class_, 3.8))
     return tag("svg", *parts, viewBox=f"0 0 {width:.0f} {height:.0f}", class_="whiskers", aria_hidden="true")
 
 

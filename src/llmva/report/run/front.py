@@ -107,7 +107,7 @@ def _drawing(run: dict[str, Any]) -> Markup | None:
     )
     front = sorted((float(r["asr"]), float(r["orr"])) for r in rows if r.get("on_front") is True)
     if len(front) > 1:
-        spots = " ".join(f"{on.x(x):.2f},{on.y(y):.2f}" for x, y in front)
+        spots = svg.path([(on.x(x), on.y(y)) for x, y in front])
         parts.append(svg.tag("polyline", class_="line c-after", points=spots, style="fill:none"))
     taken: list[tuple[float, float]] = []
     for row in rows:
@@ -123,8 +123,8 @@ def _drawing(run: dict[str, Any]) -> Markup | None:
         if row.get("chosen") is True or all(abs(x - a) > 16 or abs(y - b) > 12 for a, b in taken):
             taken.append((x, y))
             parts.append(svg.text(x + 8, y - 6, f"{row['point']:.0f}", "named", "start"))
-    told = "; ".join(f"point {row['point']:.0f} ASR {share(row['asr'])} ORR {share(row['orr'])}" for row in rows)
-    return svg.picture("chart-front", "Points of the run", f"{told}.", HEIGHT, parts)
+    described = "; ".join(f"point {row['point']:.0f} ASR {share(row['asr'])} ORR {share(row['orr'])}" for row in rows)
+    return svg.picture("chart-front", "Points of the run", f"{described}.", HEIGHT, parts)
 
 
 def _percent(value: float) -> str:

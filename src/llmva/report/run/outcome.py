@@ -1,4 +1,4 @@
-"""What came of a run, in words for someone who will read one sentence only. No word here flatters."""
+"""The outcome of a run in one sentence, with what a reader must not miss."""
 
 from __future__ import annotations
 

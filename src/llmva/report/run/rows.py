@@ -139,7 +139,7 @@ def endings(run: dict[str, Any]) -> list[Row]:
 
 
 def skills(run: dict[str, Any]) -> list[Row]:
-    """One row for each skill that was measured beside safety (share correct)."""
+    """One row for each skill that was measured (share correct)."""
     rows = []
     for name, value in part(run, "utility", "skills").items():
         skill = part(value)

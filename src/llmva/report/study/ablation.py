@@ -179,30 +179,30 @@ def _curves(record: dict[str, Any], pairs: Numbered, key: str, name: str, unit: 
         (lambda value: f"{value:g}") if key == "f1" else (lambda value: f"{100 * value:.0f}%"),
         lambda x: labels.get(x, svg.plain(x)),
     )
-    keys, told = [], []
+    keys, described = [], []
     base = _untouched(record, key)
     if base is not None:
         y = on.y(base)
         parts.append(svg.tag("line", class_="boundary", x1=svg.LEFT, x2=svg.WIDTH - svg.RIGHT, y1=y, y2=y))
         keys.append((f"untouched model: {unit.text(base)}", "", "c-untouched", "4 3"))
-    beside = 3.0 if len(pairs) > 1 else 0.0  # units by which series stand apart, so that no interval hides another
+    apart = 3.0 if len(pairs) > 1 else 0.0  # units between two series, so that no interval hides another
     for place, (number, line) in enumerate(pairs):
         class_, shape, dashes = _look(number)
-        shift = beside * (place - (len(pairs) - 1) / 2)
+        shift = apart * (place - (len(pairs) - 1) / 2)
         moved = svg.Axes(svg.Scale(on.x.low, on.x.high, on.x.start + shift, on.x.end + shift), on.y, on.height)
         points = [(spot.x or 0.0, spot.measures[key].mean) for spot in line.spots]
         for spot in line.spots:
             ends = spot.measures[key].interval
             if ends is not None and spot.measures[key].mean is not None:
                 x = moved.x(spot.x or 0.0)
-                y1, y2 = (on.y(min(1.0, max(0.0, end))) for end in ends)
+                y1, y2 = (on.y(svg.clamped(end)) for end in ends)
                 parts.append(svg.tag("line", class_=f"bar {class_}", x1=x, x2=x, y1=y1, y2=y2))
         known = {spot.x: unit.words(spot.measures[key]) for spot in line.spots}
         series = svg.Series(line.name, points, class_, shape, dashes)
         parts += svg.polyline(series, moved, partial(_tip, labels, known))
         keys.append((line.name, shape, class_, dashes))
-        told.append(f"{line.name}: " + ", ".join(f"{spot.label} {known[spot.x]}" for spot in line.spots))
-    drawing = svg.picture(f"chart-{key}", MEANINGS[key], f"{'; '.join(told)}.", on.height, parts)
+        described.append(f"{line.name}: " + ", ".join(f"{spot.label} {known[spot.x]}" for spot in line.spots))
+    drawing = svg.picture(f"chart-{key}", MEANINGS[key], f"{'; '.join(described)}.", on.height, parts)
     return svg.panel(MEANINGS[key], svg.legend(keys), drawing)
 
 

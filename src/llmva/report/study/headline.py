@@ -1,4 +1,4 @@
-"""What came of a comparison, in words for someone who will read one paragraph only. No word here flatters."""
+"""The outcome of a comparison in one paragraph."""
 
 from __future__ import annotations
 

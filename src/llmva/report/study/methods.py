@@ -277,7 +277,7 @@ def _values(
 
 
 def _best(values: Sequence[float | None], texts: Sequence[str], better: str) -> list[bool]:
-    """Which show the best value: all that the digits cannot tell apart, or none if that is the whole column."""
+    """Which cells show the best value: all with the same digits, or none if the whole column has them."""
     known = [(value, text) for value, text in zip(values, texts, strict=True) if value is not None]
     if len({text for _, text in known}) < 2:
         return [False] * len(values)

@@ -96,8 +96,8 @@ def plane(rows: Sequence[Method]) -> Markup | None:
     for (row, look, x, _), placed in zip(shown, places, strict=True):
         parts += _written(row, look, placed, on.x(x))
     parts += _strengths(on, [row for row, *_ in shown], [*taken, *(placed.box for placed in places)], bounds)
-    told = "; ".join(f"{row.name} ASR {share(x)} ORR {share(y)}" for row, _, x, y in shown)
-    drawing = svg.picture("chart-plane", "ASR and ORR of every method", f"{told}.", HEIGHT, parts)
+    described = "; ".join(f"{row.name} ASR {share(x)} ORR {share(y)}" for row, _, x, y in shown)
+    drawing = svg.picture("chart-plane", "ASR and ORR of every method", f"{described}.", HEIGHT, parts)
     return svg.tag("figure", svg.tag("figcaption", svg.tag("strong", "The two failures")), drawing, class_="plane")
 
 
@@ -162,7 +162,7 @@ def _cross(on: svg.Axes, row: Method, look: Look, x: float, y: float) -> tuple[l
 def _clipped(value: Estimate) -> tuple[float, float] | None:
     if value.interval is None:
         return None
-    return max(0.0, min(1.0, value.interval[0])), max(0.0, min(1.0, value.interval[1]))
+    return svg.clamped(value.interval[0]), svg.clamped(value.interval[1])
 
 
 def _spots(on: svg.Axes, row: Method) -> list[tuple[float, float, float]]:
@@ -176,7 +176,7 @@ def _curve(on: svg.Axes, row: Method, look: Look) -> tuple[list[Markup], list[Se
     segments: list[Segment] = [(a[1], a[2], b[1], b[2]) for a, b in pairwise(spots)]
     if not segments:
         return [], []
-    line = " ".join(f"{x:.2f},{y:.2f}" for _, x, y in spots)
+    line = svg.path([(x, y) for _, x, y in spots])
     parts = [svg.tag("polyline", class_=f"curve {look.class_}", points=line)]
     known = [p for p in row.curve if p.asr is not None and p.orr is not None]
     for point, (_, x, y) in zip(known, spots, strict=True):

@@ -87,7 +87,7 @@ def _texts(column: Column) -> list[str]:
 
 
 def _fitting(block: Block, width: int) -> Iterator[list[Column]]:
-    """The columns in groups that fit into `width` beside the names, those of one heading together where they can be."""
+    """The columns in groups that fit into `width` next to the names; those of one heading stay together if they fit."""
     from rich.cells import cell_len
 
     first = max(cell_len(printable(name)) for name in ("method", *block.names))
