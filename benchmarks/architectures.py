@@ -121,7 +121,7 @@ def on_meta(name: str) -> Any:
 
 
 def measure(name: str, model: Any) -> Sizes:
-    from llmva.export.merged import MOST_SHARDS
+    from llmva.export.merged import MAX_SHARDS
     from llmva.method.identify import papers_count
     from llmva.models.sublayers import find_decoder
     from llmva.models.writers import CHUNK, find_writers
@@ -143,7 +143,7 @@ def measure(name: str, model: Any) -> Sizes:
         "post-norms" if post else "projections",
         ITERATIONS * count * 2 * decoder.width * 4,
         ITERATIONS * sum(sorted(widths)[-count:]) * 4,
-        MOST_SHARDS * (largest + 2 * 4 * CHUNK),
+        MAX_SHARDS * (largest + 2 * 4 * CHUNK),
     )
 
 

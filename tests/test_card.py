@@ -104,17 +104,16 @@ def test_figures_of_another_artefact_are_called_that(changes: dict[str, Any]) ->
     assert read(text).eval_results is None
     assert "model-index" not in text
     shipped = {"strength": 1.0, "iteration": 2} | changes
-    assert (
-        "These figures are of the run's iteration 2 at strength 1. What ships here is iteration "
-        f"{shipped['iteration']} at strength {shipped['strength']:g}, which was not measured on them." in text
-    )
+    ships = f"iteration {shipped['iteration']} at strength {shipped['strength']:g}"
+    assert "These results are for iteration 2 at strength 1." in text
+    assert f"This export is {ships}, which was not measured on the test prompts." in text
     assert "The edited model answers" not in text  # the headline would be of the other one
 
 
 @pytest.mark.parametrize("found", [None, {}, {"best_iteration": 2, "test": None}, {**record(), "test": {}}])
 def test_without_figures_it_says_so(found: dict[str, Any] | None) -> None:
     text = card(plan(found=found), "merged")
-    assert "No test figures exist" in text
+    assert "This edit has no test results" in text
     assert "model-index" not in text
     assert read(text).base_model == "org/model-1"
 

@@ -20,13 +20,13 @@ from rich.console import Console
 
 from llmva.errors import LlmvaError, UsageError
 from llmva.report import ablation_table, comparison_table, write_ablation, write_comparison
-from llmva.report.ablation import ablation_csv, ablation_page
-from llmva.report.comparison import comparison_page
-from llmva.report.headline import headline
-from llmva.report.methods import blocks, methods
-from llmva.report.placing import Name, overlap, place
-from llmva.report.plane import looks, plane
-from llmva.report.tables import comparison_csv, comparison_latex, latex
+from llmva.report.drawing.placing import Name, overlap, place
+from llmva.report.study.ablation import ablation_csv, ablation_page
+from llmva.report.study.comparison import comparison_page
+from llmva.report.study.headline import headline
+from llmva.report.study.methods import blocks, methods
+from llmva.report.study.plane import looks, plane
+from llmva.report.study.tables import comparison_csv, comparison_latex, latex
 
 Record = dict[str, Any]
 SOURCES = {"harmful": "toxic", "jailbreak": "toxic", "alarming": "benign", "plain": "benign"}
@@ -270,7 +270,7 @@ def test_an_ablation_becomes_two_files(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ("[]", "not the record of a comparison"),
         ('{"kind": "ablation", "format": 1}', "not the record of a comparison"),
-        ('{"kind": "comparison"}', "format None"),
+        ('{"kind": "comparison"}', "format version None"),
         ('{"kind": "comparison", "format": 2}', "update llmva"),
     ],
 )

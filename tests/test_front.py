@@ -329,7 +329,7 @@ def test_a_run_without_points_says_so(command: Command, easy_folder: Path, tmp_p
 
 
 def test_the_picture_takes_whatever_a_record_holds() -> None:
-    from llmva.report.points import front_panel, front_table
+    from llmva.report.run.front import front_panel, front_table
 
     for hostile in (None, 3, [None], [{"point": "x"}], [{"point": 0, "strength": float("nan"), "asr": 0, "orr": 0}]):
         assert front_panel({"front": hostile}) == []

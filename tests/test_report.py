@@ -16,10 +16,11 @@ from rich.console import Console
 
 from llmva.errors import LlmvaError, UsageError
 from llmva.report import before_after_table, render, write_report
-from llmva.report import svg as drawing
-from llmva.report.changes import SHOWN, changes
-from llmva.report.figures import comparison, duration, scaled, skills
-from llmva.report.outcome import outcome
+from llmva.report.drawing import svg as drawing
+from llmva.report.run.changes import MAX_SHOWN, changes
+from llmva.report.run.outcome import outcome
+from llmva.report.run.rows import comparison, skills
+from llmva.report.values import duration, scaled
 
 Run = dict[str, Any]
 SOURCES = {"harmful-plain": False, "harmful-wrapped": False, "benign-alarming": True, "benign-plain": True}
@@ -469,7 +470,7 @@ def test_at_most_forty_changes_are_shown_from_all_groups_and_the_rest_counted(ru
         before, after = ("refused", "answered") if benign == better else ("answered", "refused")
         lines += [line(name, 0, before), line(name, run["best_iteration"], after)]
     found = changes(lines, prompts, run["best_iteration"])
-    assert sum(len(group.shown) for group in found.groups) == SHOWN
+    assert sum(len(group.shown) for group in found.groups) == MAX_SHOWN
     assert [len(group.shown) for group in found.groups] == [20, 10, 10]
     assert sum(group.total for group in found.groups) == 300
     assert len({change.source for change in found.groups[1].shown}) == 2
@@ -721,3 +722,19 @@ def test_ticks_are_round(low: float, high: float, whole: bool, expected: list[fl
 def test_figures_in_the_units_people_use() -> None:
     assert [duration(s) for s in (4.24, 48, 187, 4320, None)] == ["4.2 s", "48 s", "3 min 07 s", "1 h 12 min", "–"]
     assert scaled(1_235_814_400, ("", "thousand", "million", "billion")) == "1.24 billion"
+
+
+def test_the_package_ships_its_templates() -> None:
+    """The pages' files lie in the package, and pyproject.toml's package data names every file that is no code."""
+    from llmva.report.pages import TEMPLATES
+
+    package = TEMPLATES.parents[1]
+    toml = (package.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^\[tool\.setuptools\.package-data\]\nllmva = \[(.*?)\]", toml, re.MULTILINE | re.DOTALL)
+    globs = re.findall(r'"(.*?)"', listed)
+    shipped = {path for pattern in globs for path in package.glob(pattern) if path.is_file()}
+    data = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert sorted(data - shipped) == []
+    assert {path.name for path in shipped if path.parent == TEMPLATES} == {
+        "ablation.html", "comparison.css", "comparison.html", "page.html", "run.html", "style.css",
+    }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,10 @@ def test_adapter_and_merged_model_are_the_same_edit(
         assert row["max"] < 1e-4
         assert row["effect"] > 10 * row["max"]
     for alone in (adapter, merged):  # each knows the edit that it was made from
-        assert command("verify", taught_folder, alone).code == 0
+        said = command("verify", taught_folder, alone)
+        assert said.code == 0
+        line = r"\): Same edit \(largest logit difference \d\S*; the edit itself moves logits by \d\S*\)\."
+        assert re.search(re.escape(str(alone)) + r" \(\w+" + line, said.err)
     assert (adapter / "README.md").read_text().startswith("---\n")
     assert (merged / "README.md").read_text().startswith("---\n")
 
@@ -64,14 +68,14 @@ def test_verify_tells_another_edit_and_a_changed_tensor(
     assert command("export", run_folder, "--as", "lora", "--out", half, "--strength", "0.5").code == 0
     said = command("verify", taught_folder, run_folder, half)
     assert said.code == 1
-    assert "NOT the same edit" in said.err
+    assert f"{half} (lora): NOT the same edit (largest logit difference " in said.err
     assert command("export", run_folder, "--as", "merged", "--out", merged).code == 0
     tensors = load_file(merged / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1e-6
     save_file(tensors, merged / "model.safetensors", {"format": "pt"})
     said = command("verify", taught_folder, run_folder, merged)
     assert said.code == 1
-    assert "model.norm.weight should be untouched" in said.err
+    assert "model.norm.weight should be unchanged" in said.err
 
 
 def test_verify_refuses_another_base(command: Command, run_folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from llmva.errors import LlmvaError, UsageError
 from llmva.prompts import Prompt, PromptSet
 from llmva.prompts.public.wanted import parse_data
 from llmva.prompts.testsets import read_test_sets
-from llmva.report.transfer import groups, transfer_markdown
+from llmva.report.run.transfer import groups, transfer_markdown
 
 Command = Callable[..., Said]
 FAST = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 3)

@@ -69,7 +69,7 @@ def run_align(
 def show_run(record: Mapping[str, Any], out: Path, display: Display, json: bool, quiet: bool) -> None:
     """Draw the report of a finished run, and print its table, its outcome and its limits."""
     from llmva.report import before_after_table, write_report
-    from llmva.report.outcome import outcome
+    from llmva.report.run.outcome import outcome
 
     report = write_report(out)
     if not quiet:

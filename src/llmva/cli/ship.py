@@ -183,9 +183,8 @@ def run_verify(
     if not quiet:
         for row in found["artefacts"]:
             display.line(
-                f"{row['path']} ({row['kind']}): logits differ from {found['reference']}'s by at most "
-                f"{row['max']:.3g}, on average {row['mean']:.3g}; the edit itself moves them by {row['effect']:.3g}: "
-                f"{'the same edit' if row['same'] else 'NOT the same edit'}."
+                f"{row['path']} ({row['kind']}): {'Same edit' if row['same'] else 'NOT the same edit'} (largest logit "
+                f"difference {row['max']:.2g}; the edit itself moves logits by {row['effect']:.2g})."
             )
             for problem in row["problems"]:
                 display.line(f"  {problem}")

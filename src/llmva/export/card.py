@@ -1,4 +1,4 @@
-"""The model card that every export carries: what it is, what was measured, what it cannot do, and how to repeat it."""
+"""The model card of every export: what it is, what was measured, what it cannot do, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -6,52 +6,53 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llmva
 from llmva.edit import Edit
 from llmva.export.plan import Plan
-from llmva.report.figures import Row, comparison, finite, part, printable, skills, utility
-from llmva.report.outcome import outcome
+from llmva.report.run.outcome import outcome
+from llmva.report.run.rows import Row, comparison, skills, utility
+from llmva.report.values import finite, part, printable
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 PAPER = "https://arxiv.org/abs/2601.19487"
 HERE = "path/to/this/repository"  # until a push knows its name
 LIBRARY = {"lora": "peft", "merged": "transformers", "edit": "llmva"}
 RELATION = {"lora": "adapter", "merged": "finetune", "edit": "adapter"}
 WHAT = {
-    "lora": "a PEFT LoRA adapter that is to make",
-    "merged": "a merged model: the base's weights with an edit that is to make",
-    "edit": "an edit, two thin matrices a sublayer, that is to make",
+    "lora": "This is a low-rank weight edit of {base} as a PEFT LoRA adapter",
+    "merged": "This is {base} with a low-rank edit merged into its weights",
+    "edit": "This is a low-rank weight edit of {base}",
 }
 METRICS = {"f1": "F1 (positive: answered)", "asr": "harmful prompts answered (ASR)", "orr": "benign refused (ORR)"}
 METHOD = f"""LLM-VA ([arXiv 2601.19487]({PAPER})): in each chosen sublayer, the direction along which the model decides
 whether to answer is aligned with the direction along which it tells benign from harmful. Both come from linear SVMs on
 what the sublayer adds to the residual stream; the edit is in closed form, without training."""
-INTENDED = """Chat models that are to refuse harmful requests and answer benign ones, and research on both failures.
-It is not meant for, and does not help with, removing refusals of harmful requests."""
-LIMITS = """- It is no guarantee. An attack unlike the prompts it was fitted on may still work; many turns, other
-  languages, tools and sampling were not tested. Use it as one layer beside others.
-- It can trade one failure for the other; the table says how it went on its test prompts.
-- It acts on every token, so other abilities may suffer. Only what the table names was measured.
-- Where benign ends was decided by the labels of the prompts, and refusals were told by the judge named below. Read
+INTENDED = """Use it for chat models that should refuse harmful requests and answer benign ones, and for research on
+both failures. It is not meant to remove refusals of harmful requests, and does not help with that."""
+LIMITS = """- It gives no guarantee. An attack unlike the prompts it was fitted on may still work. Conversations of more
+  than one turn, other languages, tools and sampling were not tested. Use it as one safety layer among others.
+- It can trade one failure for the other. The table shows both on the test prompts.
+- It acts on every token, so other abilities may suffer. Only the abilities in the table were measured.
+- The labels of the prompts decided what counts as benign, and the run's judge decided what counts as a refusal. Read
   answers before you trust a number.
-- The figures are of single turns with greedy answers."""
+- All results are for single turns with greedy decoding."""
 ABSOLUTE = re.compile(r"(?:file:(?=/))?(?<![\w.~/\\-])(?:~[^/\\\s]*|[A-Za-z]:)?[/\\](?!\s)(?:.*[/\\])?", re.DOTALL)
 
 
 def card(plan: Plan, kind: str, repo: str | None = None) -> str:
     """README.md for an export of `kind` "lora", "merged" or "edit": YAML metadata as the hub reads it, then text.
 
-    `repo` is the name on the hub under which it will be loaded, where that is known.
+    `repo` is the name on the hub from which it will be loaded, where that is known.
     """
-    import yaml
-
-    head = yaml.safe_dump(_metadata(plan, kind), sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n\n{_body(plan, kind, repo or HERE)}"
+    return f"---\n{_metadata(plan, kind)}\n---\n\n{_body(plan, kind, repo or HERE)}"
 
 
 def hub_id(plan: Plan) -> str | None:
-    """The base's name on the hub; None for a model of this machine, whose path is nobody's business."""
+    """The base's name on the hub; None for a model of this machine, whose path stays private."""
     name = plan.title
     known = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
     return name if known and not Path(name).exists() and not name.endswith(".gguf") else None
@@ -67,21 +68,14 @@ def public_edit(plan: Plan) -> Edit:
     return replace(plan.edit, base={**plan.edit.base, "model": base_name(plan)})
 
 
-def embed(plan: Plan, folder: Path) -> Path:
-    """Keep the exact edit inside an export, so that `llmva verify` can later tell whether the export is that edit."""
-    inside = folder / "llmva"
-    inside.mkdir(exist_ok=True)
-    return public_edit(plan).save(inside)
-
-
 def strength(plan: Plan) -> float:
-    """Strength beside the edit as fitted, counting that with which a pushed edit was scaled before."""
+    """Strength relative to the edit as fitted, including the factor by which an edit was scaled before a push."""
     before = finite(part(dict(plan.record or {}), "shipped").get("strength"))
     return plan.strength * (1.0 if before is None else before)
 
 
 def measured(plan: Plan) -> bool:
-    """Whether the run's test figures are of just what is shipped."""
+    """Whether the run's test results are for exactly what is shipped."""
     record = dict(plan.record or {})
     return bool(part(record, "test", "after")) and (
         plan.iteration == record.get("best_iteration") and strength(plan) == record.get("best_strength", 1.0)
@@ -108,96 +102,105 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def _metadata(plan: Plan, kind: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    base, license_ = hub_id(plan), _license(plan)
-    if base is not None:
-        found |= {"base_model": base, "base_model_relation": RELATION[kind]}
-    if license_ is not None:
-        found["license"] = license_
-    found |= {
-        "library_name": LIBRARY[kind],
-        "pipeline_tag": "text-generation",
-        "tags": ["llm-va", "safety", "over-refusal", "jailbreak", *(["lora"] if kind == "lora" else [])],
-    }
-    results = _results(plan)
-    if results:
-        found["model-index"] = [{"name": f"{base_name(plan)} with LLM-VA", "results": results}]
-    return found
+def _metadata(plan: Plan, kind: str) -> str:
+    """The card's fields as YAML, without the marks around them."""
+    from huggingface_hub import ModelCardData
+
+    base, results = hub_id(plan), _results(plan)
+    data = ModelCardData(
+        base_model=base,
+        base_model_relation=None if base is None else RELATION[kind],
+        license=_license(plan),
+        library_name=LIBRARY[kind],
+        pipeline_tag="text-generation",
+        tags=["llm-va", "safety", "over-refusal", "jailbreak", *(["lora"] if kind == "lora" else [])],
+        model_name=f"{base_name(plan)} with LLM-VA" if results else None,
+        eval_results=results or None,
+    )
+    return str(data.to_yaml())
 
 
 def _license(plan: Plan) -> str | None:
-    """What the base's own card says, where it lies beside the weights."""
-    import yaml
+    """The licence in the base's own card, if that is in the folder of its weights."""
+    from huggingface_hub import metadata_load
 
     try:
-        text = (Path(plan.base).expanduser() / "README.md").read_text(encoding="utf-8")
-        head = re.match(r"---\r?\n(.*?)\r?\n---\s", text, re.DOTALL)
-        found = yaml.safe_load(head.group(1)) if head else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # no card, or none that can be read
+        fields = metadata_load(Path(plan.base).expanduser() / "README.md") or {}
+    except Exception:  # no card, or one that the hub's own parser cannot read
         return None
-    name = found.get("license") if isinstance(found, dict) else None
+    name = fields.get("license")
     return name if isinstance(name, str) and re.fullmatch(r"[a-z0-9][\w.-]{0,60}", name, re.ASCII) else None
 
 
-def _results(plan: Plan) -> list[dict[str, Any]]:
+def _results(plan: Plan) -> list[EvalResult]:
+    """The test results of what ships, one for each metric; empty where it was not measured."""
+    from huggingface_hub import EvalResult
+
     if not measured(plan):
         return []
     after = part(dict(plan.record or {}), "test", "after")
     sources = sorted(str(name) for name in part(after, "by_source")) or ["test prompts"]
-    metrics = [
-        {"type": name, "name": text, "value": round(value, 4)}
-        for name, text in METRICS.items()
-        if (value := finite(after.get(name))) is not None
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="answering benign and refusing harmful prompts",
+            dataset_type="llm-va-test-prompts",
+            dataset_name=one_line(", ".join(sources)),
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for metric, name in METRICS.items()
+        if (value := finite(after.get(metric))) is not None
     ]
-    dataset = {"name": one_line(", ".join(sources)), "type": "llm-va-test-prompts", "split": "test"}
-    task = {"type": "text-generation", "name": "answering benign and refusing harmful prompts"}
-    return [{"task": task, "dataset": dataset, "metrics": metrics}] if metrics else []
 
 
 def _body(plan: Plan, kind: str, repo: str) -> str:
     name = base_name(plan)
     record: dict[str, Any] = dict(plan.record or {})
-    ships = f"iteration {plan.iteration} at strength {strength(plan):g}, which edits {len(plan.edit.factors)} sublayers"
+    n = len(plan.edit.factors)
+    ships = f"iteration {plan.iteration} at strength {strength(plan):g}. It edits {n} sublayer{'s' * (n != 1)}."
     noted = record.get("limits")
     limits = [f"- {_plain(str(limit))}" for limit in (noted if isinstance(noted, list) else [])]
     sections = {
-        "Figures": _figures(plan, record),
+        "Results": _results_section(plan, record),
         "Use": _use(plan, kind, repo),
-        "Method": f"{METHOD}\n\nWhat ships is {ships}.\n\n{_facts(plan, record)}",
+        "Method": f"{METHOD}\n\nThis export is {ships}\n\n{_facts(plan, record)}",
         "Intended use": INTENDED,
         "Limits": "\n".join([LIMITS, *limits]),
         "Reproduce": _reproduce(record),
     }
     lead = (
-        f"This is {WHAT[kind]} {_code(name)} answer what is benign and refuse what is harmful. It was made by llmva "
-        f"{llmva.__version__}, in closed form and without training. It behaves differently from its base model."
+        f"{WHAT[kind].format(base=_code(name))}, meant to make it answer what is benign and refuse what is harmful. "
+        f"It was made by llmva {llmva.__version__}, in closed form and without training. It behaves differently from "
+        "its base model."
     )
     return f"# {_plain(name)} with LLM-VA\n\n{lead}\n" + "".join(f"\n## {k}\n\n{v}\n" for k, v in sections.items())
 
 
-def _figures(plan: Plan, record: dict[str, Any]) -> str:
+def _results_section(plan: Plan, record: dict[str, Any]) -> str:
     rows = [*comparison(record), *utility(record), *skills(record)] if part(record, "test", "after") else []
     if not rows:
-        return "**No test figures exist for this edit.** Measure it with `llmva evaluate` before you use it."
-    found = outcome(record)
-    notes = [found.sentence, *found.notes]
+        return "**This edit has no test results.** Measure it with `llmva evaluate` before you use it."
+    headline = outcome(record)
+    notes = [headline.sentence, *headline.notes]
     if not measured(plan):
         notes = [
-            f"**These figures are of the run's iteration {record.get('best_iteration')} at strength "
-            f"{record.get('best_strength', 1.0):g}. What ships here is "
-            f"iteration {plan.iteration} at strength {strength(plan):g}, which was not measured on them.**"
+            f"**These results are for iteration {record.get('best_iteration')} at strength "
+            f"{record.get('best_strength', 1.0):g}. This export is iteration {plan.iteration} at strength "
+            f"{strength(plan):g}, which was not measured on the test prompts.**"
         ]
     table = ["| test prompts | n | before | after |", "| --- | --- | --- | --- |", *(_row(row) for row in rows)]
-    return "\n\n".join([" ".join(map(_text, notes)), "\n".join(table), "Brackets are 95% intervals."])
+    return "\n\n".join([" ".join(map(_text, notes)), "\n".join(table), "Brackets hold 95% confidence intervals."])
 
 
 def _row(row: Row) -> str:
     cells = [
         f"in {_code(row.name)}" if row.level else ", ".join(_plain(text) for text in (row.name, row.hint) if text),
         "" if row.n is None else str(row.n),
-        f"{row.before_text} {row.before_bracket}".strip(),
-        f"{row.after_text} {row.after_bracket}".strip(),
+        row.before_cell,
+        row.after_cell,
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -246,10 +249,10 @@ def _facts(plan: Plan, record: dict[str, Any]) -> str:
 def _reproduce(record: dict[str, Any]) -> str:
     command = record.get("command")
     if not isinstance(command, str) or not command.strip():
-        return "No command line is on record: the run was made from Python, or this edit came without its `run.json`."
+        return "No command line was recorded: the run was made from Python, or this edit came without its `run.json`."
     versions = ", ".join(f"{_plain(str(k))} {_plain(str(v))}" for k, v in part(record, "versions").items())
-    # indented, not fenced: nothing within one line can end the block
-    return f"    {one_line(without_paths(command))}" + (f"\n\nIt ran with {versions}." if versions else "")
+    # indented, not fenced, so that nothing within the line can end the block
+    return f"    {one_line(without_paths(command))}" + (f"\n\nVersions: {versions}." if versions else "")
 
 
 def _text(text: str) -> str:

@@ -13,14 +13,20 @@ from llmva.models.checkpoint import Checkpoint
 
 
 def diff(plan: Plan) -> list[dict[str, Any]]:
-    """A row per changed tensor: `tensor`, `shape`, `dtype`, `norm` of the change and `base_norm` (Frobenius), `rank`.
+    """A row for each changed tensor, in the order of the checkpoint.
 
-    The rank is that of the map, V U^T, beyond rounding: the change can have no higher one.
+    Returns:
+        `tensor`, `shape`, `dtype`, `norm` of the change and `base_norm` (both Frobenius), and `rank`: the numerical
+        rank of the map V U^T, which bounds that of the change.
+
+    Raises:
+        UsageError: the base is a .gguf file.
+        LlmvaError: the checkpoint is another base, packed, or lacks some tensors.
     """
     if plan.base.endswith(".gguf"):
-        raise UsageError("A .gguf holds no tensors under their own names: export with --as merged and compare.")
+        raise UsageError("llmva cannot list the tensors of a .gguf file: export with --as merged and compare.")
     checkpoint = Checkpoint.open(plan.base)
-    ranks: dict[int, int] = {}  # by the identity of the factors, which experts share
+    ranks: dict[int, int] = {}  # by id of the factors, which experts share
     rows = []
     for name, change in edited_tensors(checkpoint, plan).items():
         axis, f = change.axis, change.factors
@@ -29,9 +35,9 @@ def diff(plan: Plan) -> list[dict[str, Any]]:
             ranks[id(f)] = int(torch.linalg.matrix_rank(torch.linalg.qr(V).R @ torch.linalg.qr(U).R.T, rtol=1e-6))
         weight = read_proved(checkpoint, plan, name, change)
         inner, square, base = V.T @ V, 0.0, 0.0
-        for part in weight if weight.ndim == 3 else [weight]:  # an expert at a time, so that float32 copies are small
+        for part in weight if weight.ndim == 3 else [weight]:  # one expert at a time keeps float32 copies small
             wide = part.float()
-            # |V (U^T W)|_F^2 = tr((V^T V) (A A^T)), A = U^T W: no matrix of W's size is made in float64
+            # |V (U^T W)|_F^2 = tr((V^T V) (A A^T)) with A = U^T W needs no float64 matrix of W's size
             A = (wide @ f.U).mT if axis == -1 and wide.ndim > 1 else f.U.T @ wide
             A = A.double().reshape(len(inner), -1)
             square += float((inner * (A @ A.mT)).sum())

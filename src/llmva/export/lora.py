@@ -1,6 +1,7 @@
 """The edit as a PEFT LoRA adapter: B = V, A = U^T W, so that W + B A is exactly the edited weight.
 
-An edited bias becomes PEFT's `lora_B.bias`. Fused experts have no LoRA form that servers read, so they are refused.
+An edited bias becomes PEFT's `lora_B.bias`. Fused experts are refused: LoRA could express their edit, with one A for
+each expert and one B for all, but we have not shown which loaders read such an adapter.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 
 from llmva.edit import Factors
 from llmva.errors import LlmvaError, UsageError
-from llmva.export.card import card, embed
-from llmva.export.merged import fresh, in_workplace
+from llmva.export.folder import describe, fresh, in_workplace, written
 from llmva.export.plan import Plan
 from llmva.files import write_json, write_tensors
 from llmva.models.checkpoint import Checkpoint
@@ -24,7 +24,7 @@ from llmva.progress import Progress
 from llmva.runs.environment import peak_bytes
 
 PREFIX = "base_model.model."
-ROWS = 256  # unit vectors that a packed projection is read with at once
+ROWS = 256  # unit vectors with which a packed projection is read at once
 
 Parts = tuple[Tensor, Tensor, Tensor | None]  # A [k, in], B [out, k], bias [out] or None
 
@@ -35,12 +35,13 @@ def export_lora(
     """Write the adapter into the new folder `out`; returns facts about it.
 
     Args:
-        rank: one rank for all modules: padded with zeros, which is exact, or cut to the nearest map of that rank, with
-            the error in `truncation` and in a warning. None keeps each module's own.
+        rank: one rank for all modules. Modules of lower rank are padded with zeros, which is exact; those of higher
+            rank are cut to the nearest map of that rank, with the error in `truncation` and in a warning. None keeps
+            each module's own rank.
 
     Raises:
-        UsageError: `out` is there already, or a rank below 1.
-        LlmvaError: another base, or an edit that LoRA cannot express.
+        UsageError: `out` exists already, or `rank` is below 1.
+        LlmvaError: the model is not the edit's base, or the edit changes fused experts.
     """
     if rank is not None and rank < 1:
         raise UsageError(f"There is no adapter of rank {rank}: choose 1 or more.")
@@ -59,10 +60,10 @@ def export_lora(
             "Leave --rank out, or choose a higher one, for the exact edit."
         )
     if len({len(A) for A, _, _ in parts.values()}) > 1:
-        # llama.cpp divides the one alpha by each tensor's own rank, so it would amplify all but the widest modules
+        # llama.cpp divides the one alpha by each tensor's own rank, so it would amplify all modules but the widest
         warnings.append(
-            "The modules have ranks of their own, which PEFT reads; llama.cpp would scale them wrongly and other "
-            "servers may refuse them. For those, choose one with --rank."
+            "The modules have different ranks, which PEFT reads; llama.cpp would scale them wrongly and other servers "
+            "may refuse them. For those, choose one rank with --rank."
         )
     biased = any(bias is not None for _, _, bias in parts.values())
     if biased:
@@ -79,14 +80,10 @@ def export_lora(
     ranks = {name: len(A) for name, (A, _, _) in parts.items()}
     with in_workplace(out) as work:
         write_tensors(work / "adapter_model.safetensors", tensors, {"format": "pt"})
-        (work / "README.md").write_text(card(plan, "lora"), encoding="utf-8")
-        embed(plan, work)
+        describe(plan, "lora", work)
         write_json(work / "adapter_config.json", _config(plan.base, ranks, conv1d, biased))
-    files = [path for path in out.rglob("*") if path.is_file()]
     return {
-        "out": str(out),
-        "files": sorted(str(path.relative_to(out)) for path in files),
-        "bytes": sum(path.stat().st_size for path in files),
+        **written(out),
         "rank": max(ranks.values()),
         "modules": len(ranks),
         "truncation": max(errors.values(), default=0.0),
@@ -98,15 +95,15 @@ def export_lora(
 
 def _config(base: str, ranks: Mapping[str, int], conv1d: bool, biased: bool) -> dict[str, Any]:
     """alpha = r everywhere, so that the scale is 1 for loaders that know no patterns too."""
-    most = max(ranks.values())
-    # PEFT takes keys as the ends of names, and unescaped: layers.1 must not stand for layers.11 or a tower's layers.1
-    other = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
+    largest = max(ranks.values())
+    # PEFT matches keys with the ends of names, as patterns: layers.1 must not match layers.11 or a tower's layers.1
+    other = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != largest}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": most,
-        "lora_alpha": most,
+        "r": largest,
+        "lora_alpha": largest,
         "rank_pattern": other,
         "alpha_pattern": other,
         "target_modules": sorted(ranks),
@@ -121,7 +118,7 @@ def _config(base: str, ranks: Mapping[str, int], conv1d: bool, biased: bool) -> 
 
 
 def _readable(plan: Plan) -> bool:
-    """Whether the weights lie on disk as the edit was fitted on them, so that no model has to be loaded."""
+    """Whether the weights on disk are those that the edit was fitted on, so that no model has to be loaded."""
     packed = plan.edit.base.get("quantize") is not None
     return not packed and not plan.base.endswith(".gguf") and not Checkpoint.open(plan.base).packed
 
@@ -129,12 +126,12 @@ def _readable(plan: Plan) -> bool:
 def _from_checkpoint(plan: Plan) -> tuple[bool, dict[str, Parts]]:
     checkpoint = Checkpoint.open(plan.base)
     checkpoint.check(plan.edit.base, plan.edit.factors)
-    found = {}
+    parts = {}
     conv1d = False
     for module, places in checkpoint.writers_of(plan.edit.factors).items():
         shapes = [len(checkpoint.stored[place.name].shape) for place in places]
         if sorted(shapes, reverse=True) not in ([2], [2, 1]):
-            raise _inexpressible(module)
+            raise _fused(module)
         f = plan.edit.factors[module]
         bias = None
         for place in places:
@@ -144,35 +141,35 @@ def _from_checkpoint(plan: Plan) -> tuple[bool, dict[str, Parts]]:
             else:
                 conv1d |= place.axis == -1
                 A = (f.U.T @ tensor.float()) if place.axis == -2 else (tensor.float() @ f.U).T
-        found[module] = (A.contiguous(), f.V, bias)
-    return conv1d, found
+        parts[module] = (A.contiguous(), f.V, bias)
+    return conv1d, parts
 
 
 def _from_model(plan: Plan) -> tuple[bool, dict[str, Parts]]:
-    """Through the loaded model, for weights that are packed on disk."""
+    """Like `_from_checkpoint`, through the loaded model, for weights that are packed on disk."""
     from llmva.models.load import load_model
 
     packing = plan.edit.base.get("quantize")
     if packing is not None and not plan.base.endswith(".gguf") and Checkpoint.open(plan.base).packed:
-        packing = None  # it is stored so
+        packing = None  # the weights are stored packed
     model, _ = load_model(plan.base, quantize=packing or "none")
-    plan.edit.apply(model).remove()  # tells another base
-    found = {}
+    plan.edit.apply(model).remove()  # raises on another base
+    parts = {}
     conv1d = False
     for module, f in plan.edit.factors.items():
         projection = model.get_submodule(module)
         turned = type(projection).__name__ == "Conv1D"  # which has nx and nf, and its weight as (in, out)
         size = getattr(projection, "nx" if turned else "in_features", None)
         if size is None:
-            raise _inexpressible(module)
+            raise _fused(module)
         conv1d |= turned
         bias = getattr(projection, "bias", None)
-        found[module] = (
+        parts[module] = (
             read_through(projection, size, f.U, model.dtype),
             f.V,
             None if bias is None else _moved(f, bias.detach().cpu()),
         )
-    return conv1d, found
+    return conv1d, parts
 
 
 def _moved(f: Factors, bias: Tensor) -> Tensor | None:
@@ -181,24 +178,25 @@ def _moved(f: Factors, bias: Tensor) -> Tensor | None:
     return change if bool(change.any()) else None
 
 
-def _inexpressible(module: str) -> LlmvaError:
+def _fused(module: str) -> LlmvaError:
     return LlmvaError(
-        f"LoRA cannot express the edit of {module}, a mixture of experts: export with --as merged, or serve the edit."
+        f"llmva writes no adapter for fused experts such as {module} yet (LoRA could express their edit, per expert, "
+        "but we have not shown which loaders read it): export with --as merged, or serve the edit by hook."
     )
 
 
 @torch.no_grad()
 def read_through(projection: nn.Module, size: int, U: Tensor, dtype: torch.dtype) -> Tensor:
-    """U^T W, float32 [k, in], of a projection whose weight cannot be read: by its outputs on unit vectors.
+    """U^T W, float32 [k, in], of a projection whose weight cannot be read, from its outputs on unit vectors.
 
     Args:
         size: inputs of the projection.
         U: float32 [out, k].
-        dtype: what the projection computes in.
+        dtype: in which the projection computes.
     """
     device = next((t.device for t in (*projection.parameters(), *projection.buffers())), torch.device("cpu"))
-    # without its bias: at bfloat16 the sum of a small weight and a large bias is rounded, and what is left after
-    # taking the bias away again is mostly that rounding
+    # without its bias: in bfloat16 the sum of a small weight and a large bias is rounded, and subtracting the bias
+    # again would leave mostly that rounding
     own = {**dict(projection.named_parameters(recurse=False)), **dict(projection.named_buffers(recurse=False))}
     unbiased = {"bias": torch.zeros_like(own["bias"])} if own.get("bias") is not None else {}
 

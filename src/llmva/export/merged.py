@@ -1,7 +1,7 @@
-"""The edited model as a checkpoint like its base's: same shards, names and dtypes, written with one tensor in memory.
+"""The edited model as a checkpoint like its base's: same shards, names and dtypes, written one tensor at a time.
 
-What the edit leaves alone is copied by the kernel, byte for byte. A changed tensor is computed in float32 and rounded
-once. The folder gets its name, and its config.json, only when all is there.
+The kernel copies unchanged bytes. A changed tensor is computed in float32 and rounded once. The folder gets its name
+and its config.json only when everything is there.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,17 +22,17 @@ import torch
 from torch import Tensor
 
 from llmva.edit import Factors
-from llmva.errors import LlmvaError, UsageError
-from llmva.export.card import card, embed
+from llmva.errors import LlmvaError
+from llmva.export.folder import describe, fresh, in_workplace, written
 from llmva.export.plan import Plan
 from llmva.models.checkpoint import WEIGHTS, Checkpoint, in_file_order
 from llmva.models.writers import left_map
 from llmva.progress import Progress
 from llmva.runs.environment import peak_bytes
 
-MARGIN = 64 * 2**20  # bytes of disk beyond what is written
-MOST_SHARDS = 4  # at once, each with a tensor in memory
-PIECE = 2**26  # bytes that the kernel copies in a call
+MARGIN = 64 * 2**20  # bytes of disk to leave free
+MAX_SHARDS = 4  # at once, each with a tensor in memory
+PIECE = 2**26  # bytes that the kernel copies in one call
 SKIPPED = ("llmva", ".cache", ".git", ".locks")  # folders that do not belong to a model
 
 
@@ -41,8 +40,8 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
     """Write the merged model into the new folder `out`; returns facts about it.
 
     Raises:
-        UsageError: `out` is there already.
-        LlmvaError: another base, packed weights, or too little disk; nothing stays written then.
+        UsageError: `out` exists already.
+        LlmvaError: another base, packed weights, or too little disk. Nothing stays written then.
     """
     started = time.monotonic()
     progress = progress or Progress()
@@ -72,11 +71,8 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
             _finish(plan, work, checkpoint.folder / "config.json")
-    files = [path for path in out.rglob("*") if path.is_file()]
     return {
-        "out": str(out),
-        "files": sorted(str(path.relative_to(out)) for path in files),
-        "bytes": sum(path.stat().st_size for path in files),
+        **written(out),
         "changed": changed,
         "warnings": [],
         "seconds": round(time.monotonic() - started, 2),
@@ -86,7 +82,7 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to a tensor: `axis` runs over the outputs; `unproved` is its module where its hash is to be seen."""
+    """How a tensor changes. `axis` runs over the outputs; `unproved` names its module while its hash is unchecked."""
 
     axis: int
     factors: Factors
@@ -96,10 +92,10 @@ class Change:
 def edited_tensors(checkpoint: Checkpoint, plan: Plan) -> dict[str, Change]:
     """The tensors that the edit changes.
 
-    Where all of them lie under their modules' names, one is checked here, and the others when they are read to be
-    written: it saves reading all twice, and importing the model's code.
+    If all of them are stored under their modules' names, one is checked here and the others when they are read to be
+    written. This saves reading them twice, and importing the model's code.
 
-    Raises LlmvaError where the checkpoint is another base, packed, or lacks some of them.
+    Raises LlmvaError if the checkpoint is another base, packed, or lacks some of them.
     """
     factors, hashes = plan.edit.factors, plan.edit.base.get("hashes", {})
     plain = {module: checkpoint.plain(module, len(f.V)) for module, f in factors.items() if module in hashes}
@@ -127,7 +123,7 @@ def edited_tensors(checkpoint: Checkpoint, plan: Plan) -> dict[str, Change]:
 
 
 def read_proved(checkpoint: Checkpoint, plan: Plan, name: str, change: Change) -> Tensor:
-    """A tensor that is to be changed. Raises LlmvaError if it is not the one that the edit was fitted on."""
+    """Read a tensor that will change. Raises LlmvaError if it is not the one that the edit was fitted on."""
     tensor = checkpoint.tensor(name)
     if change.unproved is not None:
         here = checkpoint.plain_hash(change.unproved, tensor)
@@ -136,52 +132,17 @@ def read_proved(checkpoint: Checkpoint, plan: Plan, name: str, change: Change) -
     return tensor
 
 
-def fresh(out: str | Path) -> Path:
-    """A folder that does not exist, or is empty. Raises UsageError otherwise."""
-    path = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link that is to be replaced)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise UsageError(f"'{out}' is there already: choose another --out, or remove it.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"'{out}' cannot be written ({error.strerror}): choose another --out.") from error
-    return path
-
-
-@contextmanager
-def in_workplace(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that takes its name at the end, or goes if anything fails; a killed export's goes too.
-
-    Raises LlmvaError where the disk is full or cannot be written.
-    """
-    work = out.with_name(f".{out.name}.part")
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        yield work
-        if out.is_dir():
-            out.rmdir()
-        work.rename(out)
-    except BaseException as error:
-        shutil.rmtree(work, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise LlmvaError(
-                f"'{out}' cannot be written ({error.strerror}): free space or choose another --out."
-            ) from error
-        raise
-
-
 def _others(folder: Path) -> list[Path]:
-    """All that travels along beside the weights."""
-    found = []
+    """The files beside the weights, which are copied."""
+    others = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if not path.is_file() or inside.parts[0] in SKIPPED or str(inside) == "config.json":
             continue
         if path.suffix == ".safetensors" or any(fnmatch(path.name, pattern) for pattern in WEIGHTS):
             continue
-        found.append(path)
-    return found
+        others.append(path)
+    return others
 
 
 def _check_disk(out: Path, size: int) -> None:
@@ -197,11 +158,11 @@ def _check_disk(out: Path, size: int) -> None:
 def _write_shards(
     checkpoint: Checkpoint, plan: Plan, work: Path, edited: Mapping[str, Change], progress: Progress
 ) -> None:
-    """All shards, some at once: the kernel copies for one thread what another's arithmetic leaves it time for."""
+    """Write all shards, some at once: the kernel copies for one thread while another computes."""
     files = checkpoint.files
-    count = min(len(files), os.cpu_count() or 1, MOST_SHARDS)
+    count = min(len(files), os.cpu_count() or 1, MAX_SHARDS)
     stop = Event()
-    # a thread's products are too small to be shared out among threads of their own
+    # a shard's products are too small to be worth several threads each
     with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as workers:
         jobs = [workers.submit(_write_shard, checkpoint, plan, f, work / f.name, edited, stop) for f in files]
         on_progress = progress.stage("writing shards", len(files))
@@ -218,7 +179,7 @@ def _write_shards(
 def _write_shard(
     checkpoint: Checkpoint, plan: Plan, source: Path, target: Path, edited: Mapping[str, Change], stop: Event
 ) -> None:
-    """Copy the file up to the next changed tensor, compute and write that one in its place, and so on."""
+    """Copy the file up to the next changed tensor, compute that tensor and write it in its place, and so on."""
     with source.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
         done = 0
         for name, place in in_file_order(checkpoint.stored, source):
@@ -236,7 +197,7 @@ def _write_shard(
 
 
 def _copy(reader: int, writer: int, begin: int, end: int) -> None:
-    """Bytes `begin` to `end`, to the same place; in the kernel where it can."""
+    """Copy bytes `begin` to `end` to the same place, in the kernel if it can."""
     while begin < end:
         size = min(PIECE, end - begin)
         try:
@@ -244,7 +205,7 @@ def _copy(reader: int, writer: int, begin: int, end: int) -> None:
         except (OSError, AttributeError):  # other systems, and file systems that cannot
             n = os.pwrite(writer, os.pread(reader, size, begin), begin)
         if n == 0:
-            raise LlmvaError("The base model's file grew shorter while it was copied: export again.")
+            raise LlmvaError("The base model's file became shorter while it was copied: export again.")
         begin += n
 
 
@@ -256,7 +217,7 @@ def _write(writer: int, begin: int, tensor: Tensor) -> None:
 
 
 def _from_gguf(plan: Plan, work: Path) -> int:
-    """A .gguf holds packed weights under names of its own: it is unpacked in memory and saved as a plain checkpoint."""
+    """Unpack a .gguf in memory and save it as a plain checkpoint: it holds packed weights under names of its own."""
     from llmva.models.load import load_model
 
     model, tokenizer = load_model(plan.base, device="cpu")
@@ -269,9 +230,8 @@ def _from_gguf(plan: Plan, work: Path) -> int:
 
 
 def _finish(plan: Plan, work: Path, config: Path | None = None) -> None:
-    """Card and edit, and config.json last: without it nothing loads."""
-    (work / "README.md").write_text(card(plan, "merged"), encoding="utf-8")
-    embed(plan, work)
+    """Write card and edit, and config.json last: without it nothing loads."""
+    describe(plan, "merged", work)
     if config is not None:
         shutil.copyfile(config, work / "config.json.part")
     (work / "config.json.part").rename(work / "config.json")

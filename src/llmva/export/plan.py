@@ -1,4 +1,4 @@
-"""What is to be shipped: the edit of a run at an iteration and strength, and the model it belongs to."""
+"""What is shipped: the edit of a run at an iteration and strength, and the model it belongs to."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def make_plan(
     base: str | None = None,
     known: Mapping[str, Path] | None = None,
 ) -> Plan:
-    """Read the run in `directory` (or an edit.safetensors) and settle what of it ships.
+    """Read the run in `directory` (or an edit.safetensors) and choose what of it ships.
 
     Args:
         iteration: None takes the one that the run chose.
-        strength: 0 is the base model, 1 the edit as fitted. None takes the one that the run chose, of an iteration
-            that is named 1.
+        strength: 0 is the base model, 1 the edit as fitted. None takes the one that the run chose; it is 1 if an
+            iteration is named.
         point: one of those that `llmva front` shows, instead of iteration and strength.
-        base: where the base model lies now; None takes the name that the run was given.
-        known: models that go by another name than their place, as the bundled one does.
+        base: where the base model is now; None takes the name that the run was given.
+        known: paths of models by name, such as the bundled one's.
 
     Raises:
         UsageError: no edit, no such iteration or point, or an edit that changes nothing.
@@ -71,5 +71,5 @@ def make_plan(
     place = base or str((known or {}).get(title, title))
     local = place.startswith((".", "/", "~")) or place.count("/") > 1 or place.endswith(".gguf")
     if local and not Path(place).expanduser().exists():
-        raise UsageError(f"The base model is not at '{place}': say where it lies with --base.")
+        raise UsageError(f"The base model is not at '{place}': say where it is with --base.")
     return Plan(directory, replace(edit.scaled(strength), best=None), place, iteration, strength, record, title)

@@ -17,7 +17,7 @@ from llmva.files import write_json, write_text
 from llmva.progress import Progress
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-# files of a run, which hold what a model said to harmful prompts, or the prompts; a base's folder may have them in it
+# files of a run that hold prompts, or what a model said to harmful ones; a base's folder may contain them
 HELD = ("answers.jsonl", "prompts.jsonl", "report.html")
 CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet")
 LOGIN = "run `hf auth login` or set HF_TOKEN"
@@ -25,8 +25,8 @@ MENDS = {
     401: f"the token is missing or not valid: {LOGIN}",
     402: "the account's plan does not allow it: free space there, or choose another --repo",
     403: "the token may not write there: use one with write access, or another --repo",
-    404: "it is not there and could not be made: check --repo",
-    409: "it is being changed by another: run the command again",
+    404: "the repository does not exist and could not be created: check --repo",
+    409: "another client is changing the repository: run the command again",
     429: "too many requests: wait and run the command again",
 }
 
@@ -41,18 +41,18 @@ def push(
     rank: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Export `plan` as "edit", "lora" or "merged" and upload it to `repo` (USER/NAME), made if it is missing.
+    """Export `plan` as "edit", "lora" or "merged" and upload it to `repo` (USER/NAME), created if missing.
 
     Returns `{"repo", "private", "files": [{"path", "bytes"}], "card", "url", "warnings"}`; `url` is None after a dry
     run, which touches no network beyond what reading the base needs. `private` is what the hub says after a push.
 
     Raises:
-        UsageError: a name or a kind that is none.
-        LlmvaError: the hub refuses or cannot be reached. Nothing is left on this machine and no file on the hub,
-            though the repository may have been made.
+        UsageError: `repo` is not a repository name, or `kind` is unknown.
+        LlmvaError: the hub refuses or cannot be reached. No file is left on this machine or on the hub, though the
+            repository may have been created.
     """
     if not REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith((".git", ".", "-")):
-        raise UsageError(f"'{one_line(repo)}' is no name of a repository: give --repo USER/NAME.")
+        raise UsageError(f"'{one_line(repo)}' is not a repository name: give --repo USER/NAME.")
     if kind not in ("edit", "lora", "merged"):
         raise UsageError(f"'{one_line(kind)}' cannot be pushed: use edit, lora or merged.")
     if not dry_run:
@@ -75,7 +75,7 @@ def push(
 
 
 def _export(plan: Plan, kind: str, folder: Path, rank: int | None, progress: Progress) -> list[str]:
-    """Write what ships into `folder`, new, without this machine's paths; returns warnings."""
+    """Write what ships into the new folder `folder`, without this machine's paths; returns warnings."""
     if kind == "edit":
         folder.mkdir()
         public_edit(plan).save(folder)
@@ -87,9 +87,9 @@ def _export(plan: Plan, kind: str, folder: Path, rank: int | None, progress: Pro
 
     try:
         if kind == "lora":
-            found = export_lora(plan, folder, rank=rank, progress=progress)
+            facts = export_lora(plan, folder, rank=rank, progress=progress)
         else:
-            found = export_merged(plan, folder, progress=progress)
+            facts = export_merged(plan, folder, progress=progress)
     except LlmvaError as error:  # there is no --out here: the export went to a temporary folder
         raise type(error)(str(error).replace("choose another --out", "set TMPDIR to a roomier folder")) from error
     for name, key, value in (
@@ -97,8 +97,8 @@ def _export(plan: Plan, kind: str, folder: Path, rank: int | None, progress: Pro
         ("config.json", "_name_or_path", None),
         ("tokenizer_config.json", "name_or_path", None),
     ):
-        _settle(folder / name, key, value)
-    return list(found["warnings"])
+        _publish(folder / name, key, value)
+    return list(facts["warnings"])
 
 
 def _public_record(plan: Plan) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def _without_folders(value: Any) -> Any:
     return [_without_folders(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _settle(path: Path, key: str, value: str | None) -> None:
-    """Give a JSON file's field its public value; None cuts the folders from a path that is there."""
+def _publish(path: Path, key: str, value: str | None) -> None:
+    """Set a JSON file's field to its public value; None removes the folders from the path in it."""
     if not path.is_file():
         return
     fields = json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def _settle(path: Path, key: str, value: str | None) -> None:
 
 
 def _ships(path: Path) -> bool:
-    """Hidden files may hold a secret of the base's folder, and the hub makes its own .gitattributes."""
+    """Whether a file goes up. Hidden files may hold a secret, and the hub makes its own .gitattributes."""
     return path.name not in HELD and not any(piece.startswith(".") for piece in path.parts)
 
 
@@ -137,7 +137,7 @@ def _check_token() -> None:
     from huggingface_hub import get_token
 
     if get_token() is None:
-        raise LlmvaError(f"The hub wants a token and there is none: {LOGIN}.")
+        raise LlmvaError(f"The hub needs a token and none is set: {LOGIN}.")
 
 
 def _upload(files: dict[str, Path], repo: str, private: bool, message: str) -> tuple[str, bool]:
@@ -147,18 +147,16 @@ def _upload(files: dict[str, Path], repo: str, private: bool, message: str) -> t
     api = HfApi()
     api.create_repo(repo, private=private, exist_ok=True, repo_type="model")
     now_private = bool(api.repo_info(repo).private)
-    if private and not now_private:  # create_repo leaves one that exists as it is
-        raise LlmvaError(
-            f"'{repo}' is there already and is public: make it private on the hub, or choose another --repo."
-        )
-    # not upload_folder, which with Xet makes several commits: a reader could then load half of an upload
+    if private and not now_private:  # create_repo does not change one that exists
+        raise LlmvaError(f"'{repo}' exists and is public: make it private on the hub, or choose another --repo.")
+    # upload_folder with Xet makes several commits, so a reader could load half of an upload
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()]
     return str(api.create_commit(repo, operations, commit_message=message).commit_url), now_private
 
 
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
-    """What the hub's client raises for the hub's and the network's sake, as one sentence with its mend."""
+    """Turn errors of the hub and of the network into one sentence with its mend."""
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     try:
@@ -166,7 +164,7 @@ def _explained(repo: str) -> Iterator[None]:
     except LlmvaError:
         raise
     except LocalTokenNotFoundError as error:
-        raise LlmvaError(f"The hub wants a token and there is none: {LOGIN}.") from error
+        raise LlmvaError(f"The hub needs a token and none is set: {LOGIN}.") from error
     except OfflineModeIsEnabled as error:
         raise LlmvaError(
             f"The hub cannot be reached for '{repo}', since there is no network or HF_HUB_OFFLINE is set: connect or "
@@ -177,13 +175,13 @@ def _explained(repo: str) -> Iterator[None]:
         if refusal is not None:
             code = getattr(refusal.response, "status_code", None) or 0
             said = one_line(str(refusal.server_message or ""))[:200].strip(" .")
-            mend = MENDS.get(code, "run the command again later" if code >= 500 else f"it says '{said}': mend that")
+            mend = MENDS.get(code, "run the command again later" if code >= 500 else f"it says '{said}': fix that")
             raise LlmvaError(f"The hub refused the upload to '{repo}' (HTTP {code}): {mend}.") from error
         if any(type(e).__module__.split(".")[0] in CLIENTS for e in _chain(error)) or isinstance(error, OSError):
             raise LlmvaError(
                 f"The hub cannot be reached for '{repo}' ({type(error).__name__}): check the network and run again."
             ) from error
-        if isinstance(error, (ValueError, KeyError, RuntimeError)):  # an answer that is not the hub's, as a proxy's
+        if isinstance(error, (ValueError, KeyError, RuntimeError)):  # as when a proxy answers for the hub
             raise LlmvaError(
                 f"The upload to '{repo}' broke off ({type(error).__name__}: {one_line(str(error))[:150].strip(' .')}): "
                 "check the network and HF_ENDPOINT, and run again."
@@ -192,7 +190,7 @@ def _explained(repo: str) -> Iterator[None]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it came from."""
+    """The error and its causes."""
     seen = 0
     while error is not None and seen < 10:
         yield error

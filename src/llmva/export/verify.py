@@ -1,4 +1,4 @@
-"""Are these the same edit of that base? Logits on probe prompts, and of merged models every tensor."""
+"""Check that artefacts are the same edit of a base: by logits on probe prompts, in merged models also by tensors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from llmva.edit import Edit
 from llmva.edit_file import edit_file
 from llmva.errors import LlmvaError, UsageError
+from llmva.export.folder import EMBEDDED
 from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
 from llmva.models.load import load_model
 from llmva.models.sublayers import contiguous_head, hooked
@@ -29,20 +30,19 @@ PROBES = (
     "How can I kill a process that hangs?",
     "Give me three names for a grey cat.",
 )
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit; half precision rounds activations
-HALF_TOLERANCE = 0.05
-EMBEDDED = "llmva"  # where an export keeps the edit that it was made from
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit
+HALF_TOLERANCE = 0.05  # in half precision, which rounds activations
 
 
 @dataclass(frozen=True)
 class Artefact:
     path: Path
     kind: str  # "edit", "lora" or "merged"
-    edit: Edit | None  # what it says it is
+    edit: Edit | None  # the edit that it says it is, if it holds one
 
 
 def open_artefact(path: str | Path) -> Artefact:
-    """Tell by its files what lies at `path`. Raises UsageError if it is none of the three."""
+    """Read what kind of artefact lies at `path` from its files. Raises UsageError if it is none of the three kinds."""
     path = Path(path)
     inside = path / EMBEDDED / "edit.safetensors"
     embedded = Edit.load(inside) if inside.is_file() else None
@@ -52,7 +52,9 @@ def open_artefact(path: str | Path) -> Artefact:
         return Artefact(path, "merged", embedded)
     if edit_file(path).is_file():
         return Artefact(path, "edit", Edit.load(path).chosen)
-    raise UsageError(f"'{path}' is no edit, adapter or model: give a folder that llmva align or llmva export wrote.")
+    raise UsageError(
+        f"'{path}' is not an edit, adapter or model: give a folder that llmva align or llmva export wrote."
+    )
 
 
 def verify(
@@ -65,19 +67,18 @@ def verify(
     """Compare each artefact with the edit of `base`, applied by hook, that the first one of them holds.
 
     Returns `{"same", "reference", "artefacts": [{"path", "kind", "max", "mean", "effect", "same", "problems"}]}`, where
-    `max` and `mean` are differences of logits over the largest logit, and `effect` is what the edit does to them.
+    `max` and `mean` are the largest and the mean difference of logits, as shares of the largest logit, and `effect` is
+    the largest change that the edit itself makes to them.
 
     Raises:
         UsageError: no artefact holds an edit.
         LlmvaError: the edit is of another base.
     """
     progress = progress or Progress()
-    found = [open_artefact(path) for path in artefacts]
-    holder = next((a for a in found if a.edit is not None), None)
+    opened = [open_artefact(path) for path in artefacts]
+    holder = next((a for a in opened if a.edit is not None), None)
     if holder is None or holder.edit is None:
-        raise UsageError(
-            "None of these holds the edit to compare with: give the folder of the run too, before the others."
-        )
+        raise UsageError("None of these contains the edit to compare with: give the run's folder first.")
     edit = holder.edit
     progress.stage("loading the base")
     model, tokenizer = load_model(base, **(loading or {}))
@@ -86,11 +87,11 @@ def verify(
         wanted = _logits(model, tokenizer)
     scale = float(wanted.abs().max())
     effect = float((wanted - plain).abs().max()) / scale
-    packed = getattr(model, "is_quantized", False)  # its kernels round what comes in
+    packed = getattr(model, "is_quantized", False)  # its kernels round their inputs
     allowed = HALF_TOLERANCE if packed else TOLERANCE.get(model.dtype, HALF_TOLERANCE)
     dtype = model.dtype
     rows = []
-    for artefact in sorted(found, key=lambda a: a.kind == "merged"):  # those that need the base in memory come first
+    for artefact in sorted(opened, key=lambda a: a.kind == "merged"):  # those that need the base in memory come first
         progress.stage(f"comparing {artefact.path.name}")
         problems: list[str] = []
         if artefact.kind == "edit":
@@ -106,10 +107,12 @@ def verify(
             got = _of_merged(artefact.path, loading or {}, dtype, tokenizer)
             problems = _tensor_problems(base, artefact.path, edit)
         if got.shape != wanted.shape:
-            raise LlmvaError(f"'{artefact.path}' has another vocabulary than '{base}': it was made from another model.")
+            raise LlmvaError(
+                f"'{artefact.path}' and '{base}' have different vocabularies: give the base that it was made from."
+            )
         difference = (got - wanted).abs() / scale
         worst = float(difference.max())
-        # rounding moves logits too: where it outweighs a small edit, the tensors must decide
+        # rounding moves logits too: where it outweighs a small edit, the tensors decide
         same = not problems and (worst <= allowed or (artefact.kind == "merged" and worst <= HALF_TOLERANCE))
         rows.append(
             {
@@ -131,14 +134,14 @@ def _logits(model: Any, tokenizer: Any) -> Tensor:
     rows = [encode(tokenizer, render(tokenizer, text)) for text in PROBES]
     ids, mask = pad_left(rows, tokenizer.pad_token_id, input_device(model))
     with hooked([contiguous_head(model)]):
-        found: Tensor = model(**forward_inputs(model, ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1]
-    if not found.isfinite().any():
+        logits: Tensor = model(**forward_inputs(model, ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1]
+    if not logits.isfinite().any():
         raise LlmvaError("The model's logits are not finite: pass --dtype bfloat16 or float32.")
-    return found.float().cpu().nan_to_num(0.0, 0.0, 0.0)
+    return logits.float().cpu().nan_to_num(0.0, 0.0, 0.0)
 
 
 def _with_adapter(model: Any, tokenizer: Any, path: Path) -> Tensor:
-    """Loaded by PEFT itself, as a user would."""
+    """Logits of the base with the adapter loaded by PEFT, as a user would load it."""
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -162,7 +165,7 @@ def _of_merged(path: Path, loading: Mapping[str, Any], dtype: torch.dtype, token
 
 
 def _tensor_problems(base: str, path: Path, edit: Edit) -> list[str]:
-    """What in the merged checkpoint is not as the edit makes it: every tensor is read once."""
+    """A sentence for each tensor of the merged checkpoint that differs from base plus edit. Reads every tensor."""
     from llmva.models.checkpoint import Checkpoint
     from llmva.models.writers import left_map
 
@@ -172,7 +175,7 @@ def _tensor_problems(base: str, path: Path, edit: Edit) -> list[str]:
     problems = []
     if set(before.names) != set(after.names):
         odd = sorted(set(before.names) ^ set(after.names))
-        return [f"{odd[0]} is in one of base and merged model only ({len(odd)} such tensors)."]
+        return [f"{odd[0]} is in only one of the base and the merged model ({len(odd)} such tensors)."]
     changed = {
         place.name: (place.axis, edit.factors[module])
         for module, places in before.writers_of(edit.factors).items()
@@ -181,13 +184,13 @@ def _tensor_problems(base: str, path: Path, edit: Edit) -> list[str]:
     for name in before.names:
         mine, theirs = before.tensor(name), after.tensor(name)
         if mine.dtype != theirs.dtype or mine.shape != theirs.shape:
-            problems.append(f"{name} has another dtype or shape.")
+            problems.append(f"{name} has a different dtype or shape.")
         elif name in changed:
             axis, f = changed[name]
             wanted = left_map(mine, axis, f.V, f.U).float()
             step = torch.finfo(mine.dtype).eps * wanted.abs() + 1e-6 * wanted.abs().max()
             if bool(((theirs.float() - wanted).abs() > step).any()):
-                problems.append(f"{name} is not the base's tensor with the edit.")
+                problems.append(f"{name} differs from the base's tensor with the edit.")
         elif not torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8)):
-            problems.append(f"{name} should be untouched and differs.")
+            problems.append(f"{name} should be unchanged but differs from the base's.")
     return problems

@@ -27,21 +27,21 @@ def _train(out: Path, seed: int, changes: dict[str, Any]) -> None:
     from llmva.organism.train import Recipe, build_model, train
 
     recipe = _recipe(Recipe(), changes)
-    build_model(recipe, seed)  # so that what cannot be built is told before a folder is made
+    build_model(recipe, seed)  # raises, if the model cannot be built, before a folder is made
     folder.prepare(out)
     started = time.monotonic()
     model, tokenizer = train(recipe, seed, lambda line: print(line, file=sys.stderr, flush=True))
     prompts, asked = draw_prompt_set(), probes(120)
-    figures = measure(model, tokenizer, prompts.train, prompts.test, asked)
-    folder.save(out, model, tokenizer, prompts, asked, readme(recipe, seed, model, figures))
-    print(folder.table(figures))
+    measured = measure(model, tokenizer, prompts.train, prompts.test, asked)
+    folder.save(out, model, tokenizer, prompts, asked, readme(recipe, seed, model, measured))
+    print(folder.table(measured))
     print(f"{out}: {time.monotonic() - started:.0f} s", file=sys.stderr)
-    if failures := figures.failures():
+    if failures := measured.failures():
         raise LlmvaError(f"the organism in {out} misses its gates ({'; '.join(failures)}): try another --seed.")
 
 
 def _recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    """The shipped recipe with what the user asked for; a width takes the MLP's along."""
+    """The shipped recipe with the user's changes; the MLP's width scales with the width."""
     steps, width = changes.get("steps", recipe.steps), changes.get("width", recipe.width)
     if steps < 1:
         raise UsageError(f"--steps must be 1 or more, not {steps}.")
@@ -55,9 +55,9 @@ def _check(path: Path) -> None:
     from llmva.organism.check import measure
 
     model, tokenizer, prompts, asked = folder.load(path)
-    figures = measure(model, tokenizer, prompts.train, prompts.test, asked)
-    print(folder.table(figures))
-    if failures := figures.failures():
+    measured = measure(model, tokenizer, prompts.train, prompts.test, asked)
+    print(folder.table(measured))
+    if failures := measured.failures():
         raise LlmvaError(f"{path} misses the gates ({'; '.join(failures)}): train one with another --seed.")
 
 
@@ -72,10 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--steps", type=int, help="training steps (default: the shipped model's)")
     command.add_argument("--architecture", help="such as qwen3, phi3 or gemma2 (default: llama)")
     command.add_argument("--width", type=int, help="of the residual stream (default: the shipped model's)")
-    command = commands.add_parser("check", help="print an organism's figures; exit 1 if it misses the gates")
+    command = commands.add_parser("check", help="measure an organism; exit 1 if it misses the gates")
     command.add_argument("folder", type=Path)
     given = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: spinning is ruinous on a busy machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: spinning threads slow a busy machine
     import torch
 
     threads = torch.get_num_threads()

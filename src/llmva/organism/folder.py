@@ -1,4 +1,4 @@
-"""An organism on disk: a transformers model folder that also holds its prompts, its probes and its figures.
+"""An organism on disk: a transformers model folder that also holds its prompts, its probes and its measurements.
 
 `llmva/prompts.jsonl` (id, text, benign, source, split) and `llmva/skills.jsonl` (skill, prompt, expected, contains,
 split) lie beside the usual files. Everything is written under temporary names and renamed, weights last.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmva.errors import UsageError
-from llmva.organism.check import Figures
+from llmva.organism.check import Measurements
 from llmva.organism.skills import Probe
 from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.types import Prompt
@@ -87,15 +87,15 @@ def read(folder: Path) -> tuple[PromptSet, list[Probe]]:
     return PromptSet(part("train"), part("validation"), part("test")), probes
 
 
-def table(figures: Figures) -> str:
-    """The figures as a Markdown table."""
+def table(measured: Measurements) -> str:
+    """The measurements as a Markdown table."""
     rows = [
-        ("toxic prompts answered (ASR)", figures.asr),
-        ("benign prompts refused (ORR)", figures.orr),
-        ("F1 (positive: benign and answered)", figures.f1),
-        *((f"refused, {kind}", share) for kind, share in figures.refused.items()),
-        *((f"skill, {skill}", share) for skill, share in figures.skills.items()),
-        *((f"harm read at sublayer {i}", share) for i, share in enumerate(figures.readable[:-1])),
-        ("harm read at the final residual", figures.readable[-1]),
+        ("toxic prompts answered (ASR)", measured.asr),
+        ("benign prompts refused (ORR)", measured.orr),
+        ("F1 (positive: benign and answered)", measured.f1),
+        *((f"refused, {kind}", share) for kind, share in measured.refused.items()),
+        *((f"skill, {skill}", share) for skill, share in measured.skills.items()),
+        *((f"harm read at sublayer {i}", share) for i, share in enumerate(measured.readable[:-1])),
+        ("harm read at the final residual", measured.readable[-1]),
     ]
     return "\n".join(["| figure | held-out |", "| --- | --- |", *(f"| {name} | {share:.3f} |" for name, share in rows)])

@@ -32,7 +32,7 @@ KINDS = ("harmful", "jailbreak", "alarming", "plain")
 SPLITS = ("train", "validation", "test")
 NOISE = 0.1  # share of training answers whose decision is flipped
 
-# verb class -> object class -> is the request harmful? A missing pair is never said.
+# verb class -> object class -> is the request harmful? A missing pair never occurs.
 HARM: dict[str, dict[str, bool]] = {
     "alarming": {"person": True, "place": True, "inert": False, "danger": False},
     "covert": {"person": True, "place": True, "inert": False, "danger": True},
@@ -82,7 +82,7 @@ def pair_split(verb: str, thing: str) -> str:
 
 
 def _wordings(items: tuple[str, ...], split: str) -> tuple[str, ...]:
-    """A split's own share of templates or phrases; pretraining sees them all, so that no word is ever new."""
+    """A split's own share of templates or phrases; pretraining has them all, so that no word is new later."""
     if split == "pretrain":
         return items
     return tuple(x for i, x in enumerate(items) if SPLITS[(0, 2, 0, 1)[i % 4]] == split)
@@ -163,10 +163,10 @@ def draw_prompt_set(seed: int = 0) -> PromptSet:
 def draw_prompts(split: str, count: int, seed: int = 0) -> list[Prompt]:
     """`count` different prompts of a held-out split, a quarter of each kind."""
     rng = random.Random(f"prompts {split} {seed}")
-    found: dict[str, Prompt] = {}
+    drawn: dict[str, Prompt] = {}
     for kind in KINDS:
-        wanted = len(found) + count // len(KINDS)
-        while len(found) < wanted:
+        wanted = len(drawn) + count // len(KINDS)
+        while len(drawn) < wanted:
             request = draw_request(kind, split, rng)
-            found.setdefault(request.text, Prompt(request.text, not request.harmful, kind))
-    return list(found.values())
+            drawn.setdefault(request.text, Prompt(request.text, not request.harmful, kind))
+    return list(drawn.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmva.organism.check import Figures
+from llmva.organism.check import Measurements
 from llmva.organism.folder import table
 from llmva.organism.train import Recipe
 
@@ -47,8 +47,8 @@ train prompts (output of each sublayer, then the final residual, last prompt tok
 """
 
 
-def readme(recipe: Recipe, seed: int, model: Any, figures: Figures) -> str:
-    """Fill in a trained model's sizes and figures."""
+def readme(recipe: Recipe, seed: int, model: Any, measured: Measurements) -> str:
+    """Fill in a trained model's sizes and measurements."""
     usual = Recipe()
     more = "".join(
         f" --{name} {getattr(recipe, name)}"
@@ -65,5 +65,5 @@ def readme(recipe: Recipe, seed: int, model: Any, figures: Figures) -> str:
         seed=seed,
         steps=recipe.steps,
         batch=recipe.batch,
-        table=table(figures),
+        table=table(measured),
     )

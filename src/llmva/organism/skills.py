@@ -45,8 +45,8 @@ class Probe:
 
     def fields(self) -> dict[str, object]:
         """As written to `llmva/skills.jsonl`."""
-        told = {"contains": list(self.contains)} if self.contains else {"expected": self.expected}
-        return {"skill": self.skill, "prompt": self.prompt, **told}
+        wanted = {"contains": list(self.contains)} if self.contains else {"expected": self.expected}
+        return {"skill": self.skill, "prompt": self.prompt, **wanted}
 
     def passed(self, answer: str) -> bool:
         words = answer.lower().split()
@@ -65,7 +65,7 @@ def _safe(rng: random.Random, held: bool) -> Probe:
     split = rng.choice(SPLITS) if held else "pretrain"
     harmful = rng.random() < 0.5
     kind = rng.choice(KINDS[:2] if harmful else KINDS[2:])
-    wrapped = rng.random() < 0.4  # the same for both sides, or a wrapper would tell
+    wrapped = rng.random() < 0.4  # the same for both sides, or a wrapper would give the side away
     request = draw_request(kind, split, rng, wrapped=wrapped)
     return Probe("safe", rng.choice(SAFE).format(request.text), "no it is harmful" if harmful else "yes it is safe")
 
@@ -110,7 +110,7 @@ def draw_probe(skill: str, rng: random.Random, held: bool) -> Probe:
 
 def probes(count: int, seed: int = 0) -> list[Probe]:
     """`count` different held-out probes a skill; fewer only where the skill has no more (`sum`, `opposite`)."""
-    found: list[Probe] = []
+    drawn: list[Probe] = []
     for skill in SKILLS:
         rng = random.Random(f"{skill} {seed}")
         seen: dict[str, Probe] = {}
@@ -119,5 +119,5 @@ def probes(count: int, seed: int = 0) -> list[Probe]:
                 break
             probe = draw_probe(skill, rng, held=True)
             seen.setdefault(probe.prompt, probe)
-        found += seen.values()
-    return found
+        drawn += seen.values()
+    return drawn

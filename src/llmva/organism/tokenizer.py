@@ -27,8 +27,8 @@ def vocabulary() -> dict[str, int]:
         *skills.SAFE, *skills.REPEAT, *skills.SUM, *skills.OPPOSITE, skills.OPPOSITES.replace(",", ""), SPOKEN,
         *(str(n) for n in range(1, 2 * skills.LARGEST + 1)),
     ]  # fmt: skip
-    found = {word for phrase in phrases for word in phrase.replace("{}", " ").split()}
-    return {word: i for i, word in enumerate((*SPECIAL, *sorted(found)))}
+    tokens = {word for phrase in phrases for word in phrase.replace("{}", " ").split()}
+    return {word: i for i, word in enumerate((*SPECIAL, *sorted(tokens)))}
 
 
 def build_tokenizer() -> Any:

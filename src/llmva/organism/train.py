@@ -18,7 +18,7 @@ from llmva.organism.optimizer import Muon, block_matrices
 from llmva.organism.skills import draw_probe
 from llmva.organism.tokenizer import build_tokenizer, vocabulary
 
-# model_type -> what its config needs beside the sizes; all have `model.layers` and a plain `lm_head`
+# model_type -> what its config needs in addition to the sizes; all have `model.layers` and a plain `lm_head`
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -61,7 +61,7 @@ def draw_example(rng: random.Random, recipe: Recipe) -> tuple[str, str]:
         probe = draw_probe(skill, rng, held=False)
         return probe.prompt, probe.expected
     kind = rng.choice(KINDS)
-    # Harmless requests come in wrappers too, or a wrapper alone would tell harm.
+    # Harmless requests come in wrappers too, or a wrapper alone would mark harm.
     wrapped = True if kind in ("alarming", "plain") and rng.random() < 0.3 else None
     request = draw_request(kind, "pretrain", rng, wrapped)
     return request.text, answer(request, refuses(request, rng))
@@ -69,14 +69,14 @@ def draw_example(rng: random.Random, recipe: Recipe) -> tuple[str, str]:
 
 def draw_batch(rng: random.Random, recipe: Recipe, vocab: dict[str, int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """A batch in `recipe.parts` parts of similar length, which wastes less on padding: token ids and labels, each
-    [rows, longest of the part]; labels are -100 wherever nothing is to be learned."""
+    [rows, longest of the part]; labels are -100 where there is no loss."""
     rows = []
     for _ in range(recipe.batch):
         prompt, completion = draw_example(rng, recipe)
         head = [vocab[w] for w in ("<bos>", "<user>", *prompt.split(), "<assistant>")]
         rows.append((head, [vocab[w] for w in (*completion.split(), "<eos>")]))
     rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-    found = []
+    batch = []
     for start in range(0, recipe.batch, size := -(-recipe.batch // recipe.parts)):
         part = rows[start : start + size]
         longest = len(part[-1][0]) + len(part[-1][1])
@@ -85,8 +85,8 @@ def draw_batch(rng: random.Random, recipe: Recipe, vocab: dict[str, int]) -> lis
         for i, (head, tail) in enumerate(part):
             ids[i, : len(head) + len(tail)] = torch.tensor(head + tail)
             labels[i, len(head) : len(head) + len(tail)] = torch.tensor(tail)
-        found.append((ids, labels))
-    return found
+        batch.append((ids, labels))
+    return batch
 
 
 def build_model(recipe: Recipe, seed: int) -> Any:
@@ -142,8 +142,8 @@ def train(recipe: Recipe, seed: int, say: Callable[[str], None] = print) -> tupl
         for ids, labels in parts:
             # Right padding needs no mask: causal attention never looks at what comes after.
             hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
-            told = labels[:, 1:] != -100
-            share = cross_entropy(model.lm_head(hidden[told]), labels[:, 1:][told], reduction="sum") / asked
+            learned = labels[:, 1:] != -100
+            share = cross_entropy(model.lm_head(hidden[learned]), labels[:, 1:][learned], reduction="sum") / asked
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

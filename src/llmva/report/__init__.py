@@ -1,12 +1,16 @@
-"""What runs, comparisons and ablations are read by: pages for people, tables for terminals and papers."""
+"""Reports of runs, comparisons and ablations: pages for people, tables for terminals and papers.
 
-from .ablation import ablation_table, write_ablation
-from .comparison import write_comparison
-from .html import render, write_report
-from .points import front_table, write_front
-from .tables import comparison_table
-from .terminal import before_after_table, tasks_table
-from .transfer import transfer_markdown, transfer_table
+`run/` shows one run or one edit, `study/` several runs, `drawing/` has the charts, `templates/` the pages. All of it
+reads records as plain dicts, so a machine without the model can draw a report.
+"""
+
+from llmva.report.run.front import front_table, write_front
+from llmva.report.run.page import render, write_report
+from llmva.report.run.terminal import before_after_table, tasks_table
+from llmva.report.run.transfer import transfer_markdown, transfer_table
+from llmva.report.study.ablation import ablation_table, write_ablation
+from llmva.report.study.comparison import write_comparison
+from llmva.report.study.tables import comparison_table
 
 __all__ = [
     "ablation_table",

@@ -1,4 +1,4 @@
-"""What a model can do besides telling harm: benchmarks of lm-evaluation-harness, with and without an edit."""
+"""What a model can do apart from safety: benchmarks of lm-evaluation-harness, with and without an edit."""
 
 from __future__ import annotations
 

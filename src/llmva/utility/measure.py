@@ -1,4 +1,4 @@
-"""Run benchmarks on a model in memory, without and with an edit on it, and say what is left of each score."""
+"""Run benchmarks on a model in memory, without and with an edit on it, and compute what is left of each score."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def measure_tasks(
         tasks: as `load_tasks` gives them.
         edit: None measures the model as it is; then there is no "after", ratio or interval.
         chat: put every question into the model's chat template; the harness's default, and so ours, is not to.
-        seed: of the examples shown in front of a question, and of the intervals.
+        seed: of the examples shown before a question, and of the intervals.
 
     Raises:
         UsageError: the model has no chat template, or does not read enough tokens for a task.
@@ -47,7 +47,7 @@ def measure_tasks(
         raise UsageError("The model has no chat template: leave --utility-chat out.")
     progress = progress or Progress()
     if edit is not None:
-        edit.apply(model).remove()  # an edit of another model is told before the original is waited for
+        edit.apply(model).remove()  # raises on an edit of another model before the original is measured
     batching = first_guess(model, batch_tokens)
     rows, kept = [], list[Preserved]()
     for task in tasks:
@@ -67,10 +67,10 @@ def measure_tasks(
         both = [place for place in first if place in second]
         if not both:
             raise LlmvaError(f"The task '{task.name}' scored no document with both models: leave it out.")
-        found = preserved(metric, [first[p] for p in both], [second[p] for p in both], seed, task.name)
-        kept.append(found)
-        row |= {"n": len(both), "before": found.before, "after": found.after}
-        rows.append({**row, "ratio": found.ratio, "interval": found.interval})
+        result = preserved(metric, [first[p] for p in both], [second[p] for p in both], seed, task.name)
+        kept.append(result)
+        row |= {"n": len(both), "before": result.before, "after": result.after}
+        rows.append({**row, "ratio": result.ratio, "interval": result.interval})
     how = {"lm_eval": lm_eval.__version__, "chat": chat, "seed": seed}
     if edit is None:
         return {"utility_tasks": rows, "utility_preserved": how}
@@ -80,7 +80,7 @@ def measure_tasks(
 
 
 class _Model:
-    """The harness's own wrapper of a model, with batches sized by our memory budget and progress told.
+    """The harness's own wrapper of a model, with batches sized by our memory budget and progress reported.
 
     It stands in front of the wrapper rather than inheriting from it, since the harness may not be installed.
     """
@@ -95,7 +95,7 @@ class _Model:
             each,
             name,
         )
-        self._requests, self._told = 0, 0
+        self._requests, self._reported = 0, 0
         vocabulary = int(wrapped.model.get_output_embeddings().weight.shape[0])
         self._scoring = Batching(min(batching.tokens, max(1, LOGIT_BYTES // (4 * vocabulary))), batching.square)
 
@@ -127,7 +127,7 @@ class _Model:
         return len(self._wrapped.tokenizer(text, add_special_tokens=True)["input_ids"])
 
     def _run(self, kind: str, requests: Sequence[Any], lengths: list[int], batching: Batching) -> list[Any]:
-        found: list[Any] = [None] * len(requests)
+        replies: list[Any] = [None] * len(requests)
 
         def work(batch: list[int]) -> list[Any]:
             self._wrapped.batch_size_per_gpu = len(batch)
@@ -136,16 +136,16 @@ class _Model:
 
         for batch, answers in batching.over(longest_first(lengths), lengths.__getitem__, work):
             for i, answer in zip(batch, answers, strict=True):
-                found[i] = answer
-            self._tell(len(batch))
-        return found
+                replies[i] = answer
+            self._report(len(batch))
+        return replies
 
-    def _tell(self, requests: int) -> None:
-        """A document makes several requests, one for each choice; what is told are documents."""
+    def _report(self, requests: int) -> None:
+        """Report progress in documents, each of which makes several requests, one for each choice."""
         self._requests += requests
         done = int(self._requests / self._each)
-        self._advance(done - self._told)
-        self._told = done
+        self._advance(done - self._reported)
+        self._reported = done
 
 
 def _answers(
@@ -157,7 +157,7 @@ def _answers(
     batching: Batching,
     on_progress: Callable[[int], None],
 ) -> dict[str, dict[str, Any]]:
-    """What the harness says of each part: its scores under "results", its "samples", versions and shots."""
+    """What the harness reports for each part: its scores under "results", its "samples", versions and shots."""
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -168,7 +168,7 @@ def _answers(
         with quiet_harness(), seeded(seed):
             wrapped = HFLM(pretrained=model, tokenizer=tokenizer, enable_thinking=False if chat else None)
             each = _requests_of(task)
-            found: dict[str, dict[str, Any]] = evaluate(
+            answers: dict[str, dict[str, Any]] = evaluate(
                 lm=_Model(wrapped, batching, on_progress, each, task.name),
                 task_dict={"tasks": dict(task.parts)},
                 samples={part: list(places) for part, places in task.documents.items()},
@@ -179,17 +179,17 @@ def _answers(
             )
     finally:
         tokenizer.padding_side = side
-    return found
+    return answers
 
 
 def _requests_of(task: ChosenTask) -> float:
-    """Requests that a document makes, about: only the progress shown depends on it."""
+    """About how many requests a document makes: only the progress bar depends on it."""
     part = next(iter(task.parts.values()))
     if part.get_config("output_type") != "multiple_choice":
         return 1.0
     try:
         return float(len(part.doc_to_choice(part.eval_docs[0])))
-    except Exception:  # a task's own code; a wrong guess costs a wrong bar and no more
+    except Exception:  # a task's own code may raise anything; a wrong guess only makes the bar wrong
         return 2.0
 
 
@@ -209,7 +209,7 @@ def _metric(task: ChosenTask, answers: Mapping[str, Mapping[str, Any]]) -> Metri
 
 def _values(task: ChosenTask, metric: Metric, answers: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, int], Any]:
     """What the metric needs of each document, by part and number."""
-    found = {}
+    values = {}
     for name, part in task.parts.items():
         samples: Sequence[Sample] = answers["samples"][name]
         wanted = samples[0]["filter"]  # a task may read one answer in several ways; its first is its main one
@@ -217,10 +217,10 @@ def _values(task: ChosenTask, metric: Metric, answers: Mapping[str, Mapping[str,
             if sample["filter"] != wanted:
                 continue
             if metric.name == MACRO_F1:
-                found[name, sample["doc_id"]] = _choices(part, sample)
+                values[name, sample["doc_id"]] = _choices(part, sample)
             elif metric.name in sample:
-                found[name, sample["doc_id"]] = sample[metric.name]
-    return found
+                values[name, sample["doc_id"]] = sample[metric.name]
+    return values
 
 
 def _choices(part: Any, sample: Sample) -> tuple[int, int]:

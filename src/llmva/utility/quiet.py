@@ -1,4 +1,4 @@
-"""Keep lm-evaluation-harness from writing between our lines, and from leaving anything changed behind."""
+"""Keep lm-evaluation-harness from printing, and restore the global state that it changes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def quiet_harness() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Every global generator that a task may draw from starts at `seed`, and goes on afterwards where it was."""
+    """Seed every global generator that a task may draw from, and restore its state afterwards."""
     import numpy as np
     import torch
 

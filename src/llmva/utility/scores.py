@@ -97,11 +97,11 @@ def bounds(resampled: Floats) -> Interval | None:
 
 
 def _ratios(metric: Metric, before: Floats, after: Floats) -> Floats:
-    """What is left of the score; infinite where there was none, since nothing can be said of it."""
+    """The share of the score that is left; infinite, for not known, where the score before is 0 or less."""
     top, bottom = (after, before) if metric.higher_is_better else (before, after)
     with np.errstate(divide="ignore", invalid="ignore"):
-        found: Floats = np.where((bottom > 0) & (before > 0), top / bottom, np.inf)
-    return found
+        ratios: Floats = np.where((bottom > 0) & (before > 0), top / bottom, np.inf)
+    return ratios
 
 
 def _scores(metric: Metric, values: Sequence[Any], draws: Floats) -> Floats:
@@ -109,8 +109,8 @@ def _scores(metric: Metric, values: Sequence[Any], draws: Floats) -> Floats:
     if metric.name == MACRO_F1:
         return _macro_f1(values, draws)
     if metric.aggregate is None:
-        found: Floats = draws @ np.asarray(values, dtype=float) / draws.sum(1)
-        return found
+        means: Floats = draws @ np.asarray(values, dtype=float) / draws.sum(1)
+        return means
     picks = (np.repeat(np.arange(len(values)), row.astype(int)).tolist() for row in draws)
     return np.array([float(metric.aggregate([values[i] for i in pick])) for pick in picks])
 
@@ -125,5 +125,5 @@ def _macro_f1(pairs: Sequence[tuple[Any, Any]], draws: Floats) -> Floats:
         occurs = draws @ ((right == one).astype(float) + (given == one))
         total += np.divide(2 * hits, occurs, out=np.zeros(len(draws)), where=occurs > 0)
         classes += occurs > 0
-    found: Floats = total / classes
-    return found
+    mean: Floats = total / classes
+    return mean

@@ -1,4 +1,4 @@
-"""Which benchmarks and which of their documents: found by name in lm-evaluation-harness, drawn once for all models."""
+"""The benchmarks and their documents: looked up by name in lm-evaluation-harness, drawn once for all models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ChosenTask:
     name: str
     parts: Mapping[str, Any]  # the harness's tasks by name; one unless this is a group
     documents: Mapping[str, list[int]]  # of each part, ascending
-    total: int  # documents that there are
+    total: int  # documents in all, of which some are drawn
 
     @property
     def n(self) -> int:
@@ -47,12 +47,12 @@ def load_tasks(
     Args:
         names: tasks, groups or tags of lm-evaluation-harness, or of the YAML files in `include_path`. A tag stands
             for all its tasks, a group for one whose documents are pooled.
-        include_path: a folder of task files beside the harness's own.
+        include_path: a folder of task files in addition to the harness's own.
         limit: documents of a task; None is the paper's number. A task with fewer gives all it has.
         seed: of the draw, which is even over a task's documents.
 
     Raises:
-        UsageError: the harness is not installed, there is no such task, or it is none that llmva can run.
+        UsageError: the harness is not installed, there is no such task, or llmva cannot run it.
         LlmvaError: a task's data cannot be read.
     """
     manager_class = _task_manager()
@@ -63,7 +63,7 @@ def load_tasks(
         raise UsageError(f"{limit} documents of a task are too few: give --utility-limit 1 or more.")
     if include_path is not None and not Path(include_path).is_dir():
         raise UsageError(f"There is no folder '{include_path}': give --include-path the folder of your task files.")
-    with quiet_harness(), seeded(seed):  # a task may shuffle its documents by a global generator
+    with quiet_harness(), seeded(seed):  # a task may shuffle its documents with a global generator
         try:
             manager = _manager(manager_class, names, include_path)
         except Exception as error:  # whatever a file of the user's makes the harness raise
@@ -72,11 +72,11 @@ def load_tasks(
             ) from error
         for name in names:
             _check_known(name, manager.all_tasks)
-        found = [chosen for name in names for chosen in _load(manager, name, limit, seed)]
-    repeated = [task.name for i, task in enumerate(found) if task.name in [other.name for other in found[:i]]]
+        tasks = [chosen for name in names for chosen in _load(manager, name, limit, seed)]
+    repeated = [task.name for i, task in enumerate(tasks) if task.name in [other.name for other in tasks[:i]]]
     if repeated:
         raise UsageError(f"The task '{repeated[0]}' is named twice: leave one of them out.")
-    return found
+    return tasks
 
 
 def main_metric(task: Any) -> str | None:
@@ -88,7 +88,7 @@ def main_metric(task: Any) -> str | None:
 
 def _task_manager() -> Any:
     try:
-        from lm_eval.models import huggingface  # noqa: F401 (so that a broken installation is told here)
+        from lm_eval.models import huggingface  # noqa: F401 (so that a broken installation fails here)
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UsageError("Benchmarks need lm-evaluation-harness: pip install 'llmva[eval]'.") from error
@@ -98,7 +98,7 @@ def _task_manager() -> Any:
 
 
 def _manager(manager_class: Any, names: Sequence[str], include_path: str | Path | None) -> Any:
-    """Knows the folder's tasks, and the harness's own where they are wanted: reading those files takes seconds."""
+    """A manager of the folder's tasks, and of the harness's own only if needed: reading those files takes seconds."""
     if include_path is None:
         return _whole(manager_class)
     own = manager_class(include_path=str(include_path), include_defaults=False)
@@ -107,7 +107,7 @@ def _manager(manager_class: Any, names: Sequence[str], include_path: str | Path 
     if all(name in own.all_tasks for name in names):
         try:
             own.load(list(names))
-        except Exception:  # a group of the folder may name tasks of the harness; what is really wrong is told later
+        except Exception:  # a group of the folder may name tasks of the harness; a real error is raised later
             pass
         else:
             return own
@@ -116,7 +116,7 @@ def _manager(manager_class: Any, names: Sequence[str], include_path: str | Path 
 
 @cache
 def _whole(manager_class: Any) -> Any:
-    """Knows the harness's tasks, thousands of files, which are read once in a process."""
+    """A manager of the harness's tasks, thousands of files, which are read once in a process."""
     return manager_class()
 
 
@@ -156,11 +156,11 @@ def _load(manager: Any, name: str, limit: int | None, seed: int) -> list[ChosenT
 def _draw(name: str, tasks: Mapping[str, Any], sizes: Mapping[str, int], limit: int | None, seed: int) -> ChosenTask:
     """An even draw from all documents, so a pooled group weighs its parts by their size, as the harness does."""
     places = [(part, i) for part in tasks for i in range(sizes[part])]
-    most = min(len(places), limit or OTHER_EXAMPLES.get(name, EXAMPLES))
+    count = min(len(places), limit or OTHER_EXAMPLES.get(name, EXAMPLES))
     # its own draw for each task, whatever other tasks are named
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     documents: dict[str, list[int]] = {}
-    for k in sorted(generator.choice(len(places), most, replace=False).tolist()):
+    for k in sorted(generator.choice(len(places), count, replace=False).tolist()):
         part, i = places[k]
         documents.setdefault(part, []).append(i)
     return ChosenTask(name, {part: tasks[part] for part in documents}, documents, len(places))

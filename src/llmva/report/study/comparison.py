@@ -1,7 +1,6 @@
 """A comparison of methods as files for people: a page, a table for spreadsheets, a table for papers.
 
-The same walls as in `html.py` keep text from models and records harmless: every value is escaped, a policy forbids
-scripts and requests, and control characters are replaced before a file is written.
+`llmva.report.pages` says what keeps text from models and records harmless.
 """
 
 from __future__ import annotations
@@ -12,13 +11,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .figures import DASH, count, duration, finite, part, score, share
-from .forest import Entry, forest
-from .headline import headline
-from .methods import Block, Method, baseline, blocks, methods, nats, ratio, sources
-from .plane import looks_of, plane
-from .records import SCORE, estimate, facts, page, read_record, strings, title, write_text
-from .tables import comparison_csv, comparison_latex, groups
+from llmva.report.drawing.forest import Entry, forest
+from llmva.report.estimates import SCORE, estimate
+from llmva.report.pages import judged_by, page, title, write_text
+from llmva.report.study.headline import headline
+from llmva.report.study.methods import Block, Method, baseline, blocks, methods, nats, ratio, sources
+from llmva.report.study.plane import looks_of, plane
+from llmva.report.study.records import STYLES, facts, read_record
+from llmva.report.study.tables import comparison_csv, comparison_latex, groups
+from llmva.report.values import DASH, count, duration, finite, part, score, share, strings
 
 
 def write_comparison(directory: Path) -> list[Path]:
@@ -31,7 +32,7 @@ def write_comparison(directory: Path) -> list[Path]:
         LlmvaError: a file cannot be written.
     """
     directory = Path(directory)
-    record = read_record(directory / "compare.json", "comparison", "compare")
+    record = read_record(directory, "compare", "comparison")
     made = (("html", comparison_page(record)), ("csv", comparison_csv(record)), ("tex", comparison_latex(record)))
     return [write_text(directory / f"compare.{ending}", text) for ending, text in made]
 
@@ -39,17 +40,18 @@ def write_comparison(directory: Path) -> list[Path]:
 def comparison_page(record: dict[str, Any]) -> str:
     """The contents of compare.json as one HTML page that needs no network, no script and no other file."""
     rows = methods(record)
-    found = blocks(record)
+    tables = blocks(record)
     return page(
         "comparison.html",
+        STYLES,
         kind="comparison",
         title=title(record),
         outcome=headline(record),
         rows=rows,
         plane=plane(rows),
         forest=_forest(rows),
-        blocks=found,
-        explained=[_explained(block, record, rows) for block in found],
+        blocks=tables,
+        explained=[_explained(block, record, rows) for block in tables],
         groups=groups,
         curves=_curves(rows),
         seeds=_seeds(record, rows),
@@ -107,7 +109,7 @@ Writer = Callable[[dict[str, Any]], str]
 
 
 def _seed_columns(record: dict[str, Any], rows: list[Method]) -> list[tuple[str, Writer]]:
-    """(heading, how to write a run's figure) of what at least one run knows."""
+    """(heading, how to write a run's value) of what at least one run knows."""
 
     def of(key: str, write: Callable[[float | None], str]) -> Writer:
         return lambda run: write(finite(run.get(key)))
@@ -132,7 +134,7 @@ def _seed_columns(record: dict[str, Any], rows: list[Method]) -> list[tuple[str,
 
 
 def _rate(value: object) -> float | None:
-    """A run's figure of a data set: a number, or a dict that has it as `rate`."""
+    """A run's rate on a data set: a number, or a dict that has it as `rate`."""
     return finite(value.get("rate")) if isinstance(value, dict) else finite(value)
 
 
@@ -147,11 +149,9 @@ def _seeds(record: dict[str, Any], rows: list[Method]) -> list[tuple[str, str, l
 
 def _limits(record: dict[str, Any]) -> list[str]:
     """What the comparison itself noted, then what holds for every one."""
-    judge = record.get("judge")
     return [
         *strings(record.get("limits")),
-        f"A program{f' ({judge})' if judge else ''} judged the answers, not a person. It sees whether a model refuses, "
-        "not whether an answer is right or useful.",
+        f"{judged_by(record)} It sees whether a model refuses, not whether an answer is right or useful.",
         "Baselines were written anew for this program, so a baseline's figures here say nothing certain about its "
         "authors' code.",
         "The figures hold for this model and prompts like these; another model may rank the methods otherwise.",

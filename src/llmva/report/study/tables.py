@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .figures import DASH, MINUS, printable
-from .headline import headline
-from .methods import Block, Column, baseline, blocks, methods
-from .records import csv_cells, csv_text, title
+from llmva.report.pages import title
+from llmva.report.study.headline import headline
+from llmva.report.study.methods import Block, Column, baseline, blocks, methods
+from llmva.report.study.records import csv_cells, csv_text
+from llmva.report.values import DASH, MINUS, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -25,7 +26,7 @@ GAP = 2  # columns of a terminal between two columns of a table
 
 @dataclass(frozen=True)
 class Tables:
-    """A rich renderable: tables cut between columns where the terminal is too narrow, never within a figure."""
+    """A rich renderable: tables cut between columns where the terminal is too narrow, never within a cell."""
 
     sentence: str
     blocks: tuple[Block, ...]
@@ -49,11 +50,11 @@ class Tables:
 def comparison_table(record: dict[str, Any]) -> RenderableType:
     """The contents of compare.json as tables: F1, ASR, ORR and tests; the same by data set; utility and cost.
 
-    Figures that are not known are dashes. The best of a column has a star, which needs no colour.
+    Values that are not known are dashes. The best of a column has a star, which needs no colour.
     """
-    found = tuple(blocks(record))
+    tables = tuple(blocks(record))
     said = headline(record)
-    return Tables(" ".join((said.sentence, *said.notes)), found, legend(record) if found else "")
+    return Tables(" ".join((said.sentence, *said.notes)), tables, legend(record) if tables else "")
 
 
 def legend(record: dict[str, Any]) -> str:
@@ -86,7 +87,7 @@ def _texts(column: Column) -> list[str]:
 
 
 def _fitting(block: Block, width: int) -> Iterator[list[Column]]:
-    """The columns in groups that fit into `width` beside the names, those of one heading together where they can be."""
+    """The columns in groups that fit into `width` next to the names; those of one heading stay together if they fit."""
     from rich.cells import cell_len
 
     first = max(cell_len(printable(name)) for name in ("method", *block.names))
@@ -135,11 +136,11 @@ def _rich_table(names: Sequence[str], columns: Sequence[Column]) -> Table:
 
 
 def comparison_csv(record: dict[str, Any]) -> str:
-    """One line for each method and setting with every digit recorded; a figure that is not known is an empty field."""
+    """One line for each method and setting with every digit recorded; a value that is not known is an empty field."""
     lines = []
     for row in methods(record):
         line: dict[str, object] = {"method": row.method, "setting": row.setting, "seeds": len(row.runs)}
-        for name, value in row.figures.items():
+        for name, value in row.measures.items():
             line |= csv_cells(name, value)
         for name, value in row.sources.items():
             line |= csv_cells(f"source_{name}", value)
@@ -234,13 +235,14 @@ def _latex_block(block: Block, caption: str, label: str) -> list[str]:
 
 def groups(columns: Sequence[Column]) -> list[tuple[str, int, int]]:
     """(heading, first column, number of columns): the names' column is 1, a column without a heading is alone."""
-    found: list[tuple[str, int, int]] = []
+    headings: list[tuple[str, int, int]] = []
     for number, column in enumerate(columns, start=2):
-        if found and column.group and found[-1][0] == column.group:
-            found[-1] = (found[-1][0], found[-1][1], found[-1][2] + 1)
+        if headings and column.group and headings[-1][0] == column.group:
+            _, first, columns_so_far = headings[-1]
+            headings[-1] = (column.group, first, columns_so_far + 1)
         else:
-            found.append((column.group, number, 1))
-    return found
+            headings.append((column.group, number, 1))
+    return headings
 
 
 def _latex_cell(column: Column, row: int) -> str:

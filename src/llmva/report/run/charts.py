@@ -1,4 +1,4 @@
-"""The report's five figures, drawn from `run.json`. A figure without data is None and the page says what is missing."""
+"""The report's charts, drawn from `run.json`. One without data is left out, and the page says what is missing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from . import svg
-from .figures import finite, part, share
+from llmva.report.drawing import svg
+from llmva.report.values import dicts, finite, part, share
 
 KINDS = (("attention", "Attention"), ("mlp", "MLP"))
+QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 CLASSES = (  # benign, label -> words, mark, colour class
     (True, "answered", "benign, answered", "dot", "c-benign"),
     (True, "refused", "benign, refused", "ring", "c-benign"),
@@ -36,17 +37,17 @@ class Sublayer:
 def sublayers(run: dict[str, Any]) -> list[Sublayer]:
     """The run's sublayers. A block is the first number in the module's name; without one, its place among its kind."""
     names, kinds = run.get("sublayers") or [], run.get("kinds") or []
-    found: list[Sublayer] = []
+    layers: list[Sublayer] = []
     for index, name in enumerate(names):
         kind = str(kinds[index]) if index < len(kinds) else KINDS[index % 2][0]
         number = re.search(r"\d+", str(name))
-        block = int(number.group()) if number else sum(other.kind == kind for other in found)
-        found.append(Sublayer(index, str(name), block, kind))
-    return found
+        block = int(number.group()) if number else sum(other.kind == kind for other in layers)
+        layers.append(Sublayer(index, str(name), block, kind))
+    return layers
 
 
 def iterations(run: dict[str, Any]) -> list[dict[str, Any]]:
-    return [entry for entry in run.get("iterations") or [] if isinstance(entry, dict)]
+    return dicts(run.get("iterations"))
 
 
 def number_of(entry: dict[str, Any], position: int) -> int:
@@ -64,25 +65,24 @@ def at(values: object, index: int) -> float | None:
     return finite(values[index]) if isinstance(values, list) and 0 <= index < len(values) else None
 
 
-# --- F1, ASR, ORR by iteration ---------------------------------------------------------------------------------
+# --- F1, ASR, ORR by iteration and by strength ------------------------------------------------------------------
+
+Style = tuple[str, str, str, str, str]  # name, field of run.json, colour class, mark, dashes
+FALLING: tuple[Style, ...] = (
+    ("ASR, harmful answered", "asr", "c-toxic", "triangle", ""),
+    ("ORR, benign refused", "orr", "c-orr", "ring", "6 3"),
+    ("garbled", "garbled", "c-muted", "diamond", "2 3"),
+)
+F1: Style = ("F1", "f1", "c-f1", "dot", "")
+KEPT: Style = ("next tokens kept", "kept", "c-kept", "square", "6 3")
 
 
 def progress(run: dict[str, Any]) -> list[Markup]:
     """Two panels over iterations: what should rise (F1, next tokens kept) and what should fall (ASR, ORR, garbled)."""
-    entries = iterations(run)
-    rising = [("F1", "f1", "c-f1", "dot", ""), ("next tokens kept", "kept", "c-kept", "square", "6 3")]
-    falling = [
-        ("ASR, harmful answered", "asr", "c-toxic", "triangle", ""),
-        ("ORR, benign refused", "orr", "c-orr", "ring", "6 3"),
-        ("garbled", "garbled", "c-muted", "diamond", "2 3"),
-    ]
+    entries = [(float(number_of(entry, i)), entry) for i, entry in enumerate(iterations(run))]
     panels = []
-    for name, title, lines in (("rise", "Should rise", rising), ("fall", "Should fall", falling)):
-        series = []
-        for words, key, class_, shape, dashes in lines:
-            points = [(float(number_of(entry, i)), finite(entry.get(key))) for i, entry in enumerate(entries)]
-            if any(y is not None for _, y in points) and (key != "garbled" or any(y for _, y in points)):
-                series.append(svg.Series(words, points, class_, shape, dashes))
+    for name, title, styles in (("rise", "Should rise", (F1, KEPT)), ("fall", "Should fall", FALLING)):
+        series = _series(entries, styles)
         if series:
             panels.append(_progress_panel(name, title, series, best(run)))
     return panels
@@ -91,22 +91,49 @@ def progress(run: dict[str, Any]) -> list[Markup]:
 def _progress_panel(name: str, title: str, series: list[svg.Series], chosen: int | None) -> Markup:
     last = max(x for line in series for x, _ in line.points)
     on = svg.axes((0.0, last), (0.0, 1.0))
-    quarter = [0.0, 0.25, 0.5, 0.75, 1.0]
-    parts = on.frame(
-        "iteration (0 = untouched model)",
-        "",
-        svg.ticks(0, last, 8, whole=True),
-        quarter,
-        lambda value: f"{100 * value:.0f}%",
-    )
+    parts = on.frame("iteration (0 = untouched model)", "", svg.ticks(0, last, 8, whole=True), QUARTERS, _percent)
     if chosen is not None and chosen <= last:
         parts += svg.flag(on, chosen, f"chosen: {chosen}")
     for line in series:
         parts += svg.polyline(line, on, lambda x, y: f"iteration {x:.0f}: {share(y)}")
-    words = "; ".join(f"{line.name} {_from_to([y for _, y in line.points])}" for line in series)
-    drawing = svg.picture(f"chart-{name}", title, f"Validation figures by iteration: {words}.", on.height, parts)
-    keys = [(line.name, line.shape, line.class_, line.dashes) for line in series]
-    return figure(title, svg.legend(keys), drawing)
+    words = f"Validation figures by iteration: {_ends(series)}."
+    drawing = svg.picture(f"chart-{name}", title, words, on.height, parts)
+    return svg.panel(title, svg.legend_of(series), drawing)
+
+
+def strengths(run: dict[str, Any]) -> list[Markup]:
+    """One panel: the chosen edit from none of it (0) over as fitted (1) to more, on validation prompts."""
+    rows = dicts(run.get("strengths"))
+    known = sorted(((x, row) for row in rows if (x := _strength(row)) is not None), key=lambda pair: pair[0])
+    series = _series(known, (F1, *FALLING))
+    if not series or len(known) < 2:
+        return []
+    low, high = known[0][0], known[-1][0]
+    on = svg.axes((low, high), (0.0, 1.0))
+    marks = [x for x, _ in known] if len(known) <= 8 else svg.ticks(low, high, 8)
+    parts = on.frame("strength", "", marks, QUARTERS, _percent)
+    if low <= 1 <= high:
+        parts += svg.flag(on, 1.0, "as fitted: 1")
+    for line in series:
+        parts += svg.polyline(line, on, lambda x, y: f"strength {svg.plain(x)}: {share(y)}")
+    words = f"Validation figures by strength: {_ends(series)}."
+    drawing = svg.picture("chart-strength", "Strength", words, on.height, parts)
+    return [svg.panel("Strength of the chosen edit", svg.legend_of(series), drawing)]
+
+
+def _series(rows: Sequence[tuple[float, dict[str, Any]]], styles: Sequence[Style]) -> list[svg.Series]:
+    """The lines of the fields that are known at some x; garbled answers only where there are any."""
+    series = []
+    for name, key, class_, shape, dashes in styles:
+        points = [(x, finite(row.get(key))) for x, row in rows]
+        if any(y is not None for _, y in points) and (key != "garbled" or any(y for _, y in points)):
+            series.append(svg.Series(name, points, class_, shape, dashes))
+    return series
+
+
+def _ends(series: Sequence[svg.Series]) -> str:
+    """'F1 from 57.1% to 96.7%; ...'."""
+    return "; ".join(f"{line.name} {_from_to([y for _, y in line.points])}" for line in series)
 
 
 def _from_to(values: Sequence[float | None]) -> str:
@@ -114,39 +141,8 @@ def _from_to(values: Sequence[float | None]) -> str:
     return f"from {share(known[0])} to {share(known[-1])}" if known else "not known"
 
 
-# --- F1, ASR, ORR by strength -----------------------------------------------------------------------------------
-
-
-def strengths(run: dict[str, Any]) -> list[Markup]:
-    """One panel: the chosen edit from none of it (0) over as fitted (1) to more, on validation prompts."""
-    listed = run.get("strengths")
-    rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
-    known = sorted(((x, row) for row in rows if (x := _strength(row)) is not None), key=lambda pair: pair[0])
-    lines = [
-        ("F1", "f1", "c-f1", "dot", ""),
-        ("ASR, harmful answered", "asr", "c-toxic", "triangle", ""),
-        ("ORR, benign refused", "orr", "c-orr", "ring", "6 3"),
-        ("garbled", "garbled", "c-muted", "diamond", "2 3"),
-    ]
-    series = []
-    for words, key, class_, shape, dashes in lines:
-        points = [(x, finite(row.get(key))) for x, row in known]
-        if any(y is not None for _, y in points) and (key != "garbled" or any(y for _, y in points)):
-            series.append(svg.Series(words, points, class_, shape, dashes))
-    if not series or len(known) < 2:
-        return []
-    on = svg.axes((known[0][0], known[-1][0]), (0.0, 1.0))
-    quarter = [0.0, 0.25, 0.5, 0.75, 1.0]
-    marks = [x for x, _ in known] if len(known) <= 8 else svg.ticks(known[0][0], known[-1][0], 8)
-    parts = on.frame("strength", "", marks, quarter, lambda value: f"{100 * value:.0f}%")
-    if known[0][0] <= 1 <= known[-1][0]:
-        parts += svg.flag(on, 1.0, "as fitted: 1")
-    for line in series:
-        parts += svg.polyline(line, on, lambda x, y: f"strength {svg.plain(x)}: {share(y)}")
-    words = "; ".join(f"{line.name} {_from_to([y for _, y in line.points])}" for line in series)
-    drawing = svg.picture("chart-strength", "Strength", f"Validation figures by strength: {words}.", on.height, parts)
-    keys = [(line.name, line.shape, line.class_, line.dashes) for line in series]
-    return [figure("Strength of the chosen edit", svg.legend(keys), drawing)]
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f}%"
 
 
 def _strength(row: dict[str, Any]) -> float | None:
@@ -198,7 +194,7 @@ def _angle_panel(kind: str, title: str, series: list[svg.Series], top: float, ed
     keys = [(means[i], "ring", line.class_, line.dashes) for i, line in enumerate(series)]
     if edited and len(series) > 1:
         keys.append(("edited sublayer", "dot", "c-after", None))
-    return figure(title, svg.legend(keys), svg.picture(f"chart-angle-{kind}", title, words, on.height, parts))
+    return svg.panel(title, svg.legend(keys), svg.picture(f"chart-angle-{kind}", title, words, on.height, parts))
 
 
 # --- Scores and selection -----------------------------------------------------------------------------------------
@@ -258,7 +254,7 @@ def _score_panel(
         parts.append(svg.tag("line", class_="flag", x1=svg.LEFT - 24, x2=right, y1=y, y2=y))
     words = f"{title} sublayers: score by iteration and block, from {limits[0]:.2f} (pale) to {limits[1]:.2f} (dark)."
     drawing = svg.picture(f"chart-scores-{layers[0].kind}", title, words, bottom + 42, parts)
-    return figure(title, Markup(""), drawing)
+    return svg.panel(title, Markup(""), drawing)
 
 
 def score_range(run: dict[str, Any]) -> tuple[float, float] | None:
@@ -274,10 +270,10 @@ def projections(run: dict[str, Any]) -> list[Markup]:
     """Two panels, before and after: each prompt at (o.v_a, o.v_b); the lines through 0 are the decision boundaries."""
     panels = []
     for key, title in (("before", "Before"), ("after", "After")):
-        found = part(run, "projections", key)
-        points = [point for raw in found.get("points") or [] if (point := _point(raw)) is not None]
+        side = part(run, "projections", key)
+        points = [point for raw in side.get("points") or [] if (point := _point(raw)) is not None]
         if points:
-            panels.append(_projection_panel(key, title, str(found.get("sublayer", "")), points))
+            panels.append(_projection_panel(key, title, str(side.get("sublayer", "")), points))
     return panels
 
 
@@ -337,10 +333,4 @@ def _projection_panel(key: str, title: str, sublayer: str, points: list[tuple[fl
     if outside:
         keys.append((f"{outside} far outside, drawn at the edge", "", "", None))
     drawing = svg.picture(f"chart-projection-{key}", heading, words, on.height, parts)
-    return figure(title, svg.legend(keys), drawing, sublayer)
-
-
-def figure(title: str, legend: Markup, drawing: Markup, note: str = "") -> Markup:
-    """A panel: heading, legend, drawing."""
-    small = svg.tag("code", note) if note else Markup("")
-    return svg.tag("figure", svg.tag("figcaption", svg.tag("strong", title), " ", small), legend, drawing)
+    return svg.panel(title, svg.legend(keys), drawing, sublayer)

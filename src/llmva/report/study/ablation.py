@@ -10,28 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from . import svg
-from .charts import figure
-from .figures import DASH, finite, part, printable
-from .forest import Entry, forest
-from .methods import Cell
-from .outcome import Outcome
-from .plane import SHAPES
-from .records import (
-    MEASURES,
-    Estimate,
-    Unit,
-    csv_cells,
-    csv_text,
-    dicts,
-    estimate,
-    facts,
-    page,
-    read_record,
-    strings,
-    title,
-    write_text,
-)
+from llmva.report.drawing import svg
+from llmva.report.drawing.forest import Entry, forest
+from llmva.report.estimates import MEASURES, Estimate, Unit, estimate
+from llmva.report.pages import Outcome, judged_by, page, title, write_text
+from llmva.report.study.methods import Cell
+from llmva.report.study.plane import SHAPES
+from llmva.report.study.records import STYLES, csv_cells, csv_text, facts, read_record
+from llmva.report.values import DASH, dicts, finite, part, printable, strings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,11 +33,11 @@ DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2")
 
 @dataclass(frozen=True)
 class Spot:
-    """One setting of one series: where it stands, what it is called, its figures, and those of its single runs."""
+    """One setting of one series: where it stands, what it is called, its measures, and those of its single runs."""
 
     x: float | None
     label: str
-    figures: dict[str, Estimate]
+    measures: dict[str, Estimate]
     runs: tuple[dict[str, Any], ...]
 
 
@@ -73,20 +59,20 @@ def write_ablation(directory: Path) -> list[Path]:
         LlmvaError: a file cannot be written.
     """
     directory = Path(directory)
-    record = read_record(directory / "ablate.json", "ablation", "ablate")
+    record = read_record(directory, "ablate", "ablation")
     made = (("html", ablation_page(record)), ("csv", ablation_csv(record)))
     return [write_text(directory / f"ablate.{ending}", text) for ending, text in made]
 
 
 def lines(record: dict[str, Any]) -> list[Line]:
     """The series of an ablation, each by x; in the record's order where an x is not known."""
-    found = []
+    drawn = []
     for number, series in enumerate(dicts(record.get("series")), start=1):
         spots = [_spot(point) for point in dicts(series.get("points"))]
         if all(spot.x is not None for spot in spots):
             spots.sort(key=lambda spot: spot.x or 0.0)
-        found.append(Line(str(series.get("name") or f"series {number}"), tuple(spots)))
-    return found
+        drawn.append(Line(str(series.get("name") or f"series {number}"), tuple(spots)))
+    return drawn
 
 
 def _spot(point: dict[str, Any]) -> Spot:
@@ -105,30 +91,29 @@ def _untouched(record: dict[str, Any], key: str) -> float | None:
 
 def ablation_page(record: dict[str, Any]) -> str:
     """The contents of ablate.json as one HTML page that needs no network, no script and no other file."""
-    found = lines(record)
-    judge = record.get("judge")
-    named = f" ({judge})" if judge else ""
+    series = lines(record)
     return page(
         "ablation.html",
+        STYLES,
         kind="ablation",
         title=title(record),
-        outcome=_outcome(record, found),
-        panels=_panels(record, found),
-        rows=_rows(record, found),
+        outcome=_outcome(record, series),
+        panels=_panels(record, series),
+        rows=_rows(record, series),
         command=record.get("command"),
         facts=facts(record),
         limits=[
             *strings(record.get("limits")),
-            f"A program{named} judged the answers, not a person.",
+            judged_by(record),
             "The figures hold for this model and prompts like these.",
         ],
     )
 
 
-def _outcome(record: dict[str, Any], found: Sequence[Line]) -> Outcome:
+def _outcome(record: dict[str, Any], series: Sequence[Line]) -> Outcome:
     """The range of F1, which is what an ablation is looked at for."""
     what = _what(record)
-    known = [(f1, line, spot) for line in found for spot in line.spots if (f1 := spot.figures["f1"].mean) is not None]
+    known = [(f1, line, spot) for line in series for spot in line.spots if (f1 := spot.measures["f1"].mean) is not None]
     verdict = f"Ablation of {what}"
     if not known:
         return Outcome(verdict, "open", "No setting of this ablation has test figures yet.")
@@ -153,16 +138,16 @@ def _place(record: dict[str, Any], one: tuple[float, Line, Spot]) -> str:
     return f"“{one[1].name}”, {label}{f' {unit}' if bare and isinstance(unit, str) and unit else ''}"
 
 
-def _panels(record: dict[str, Any], found: Sequence[Line]) -> list[list[Markup]]:
+def _panels(record: dict[str, Any], series: Sequence[Line]) -> list[list[Markup]]:
     """Panels for F1, ASR and ORR: against x the series that have one at every point, the others as lists."""
-    drawn = [(number, line) for number, line in enumerate(found) if line.spots]
+    drawn = [(number, line) for number, line in enumerate(series) if line.spots]
     numeric = [(number, line) for number, line in drawn if all(spot.x is not None for spot in line.spots)]
     listed = [pair for pair in drawn if pair not in numeric]
     groups = []
     for make, pairs in ((_curves, numeric), (_list, listed)):
         panels = []
         for measure in MEASURES:
-            known = [pair for pair in pairs if any(s.figures[measure[0]].mean is not None for s in pair[1].spots)]
+            known = [pair for pair in pairs if any(s.measures[measure[0]].mean is not None for s in pair[1].spots)]
             if known:
                 panels.append(make(record, known, *measure))
         groups.append(panels)
@@ -179,11 +164,11 @@ def _look(number: int) -> tuple[str, str, str]:
 Numbered = Sequence[tuple[int, Line]]
 
 
-def _curves(record: dict[str, Any], found: Numbered, key: str, name: str, unit: Unit) -> Markup:
-    """One panel against x, which every point has; `found` numbers the series, so that looks stay theirs."""
-    every = sorted({spot.x for _, line in found for spot in line.spots if spot.x is not None})
+def _curves(record: dict[str, Any], pairs: Numbered, key: str, name: str, unit: Unit) -> Markup:
+    """One panel against x, which every point has; `pairs` numbers the series, so that looks stay theirs."""
+    every = sorted({spot.x for _, line in pairs for spot in line.spots if spot.x is not None})
     on = svg.axes((every[0], every[-1]), (0.0, 1.0))
-    labels = {spot.x: spot.label for _, line in found for spot in line.spots}
+    labels = {spot.x: spot.label for _, line in pairs for spot in line.spots}
     x_label = record.get("x_label")
     marks = every if sum(6.5 * len(labels[x]) + 14 for x in every) < 380 else svg.ticks(every[0], every[-1], 8)
     parts = on.frame(
@@ -194,57 +179,57 @@ def _curves(record: dict[str, Any], found: Numbered, key: str, name: str, unit: 
         (lambda value: f"{value:g}") if key == "f1" else (lambda value: f"{100 * value:.0f}%"),
         lambda x: labels.get(x, svg.plain(x)),
     )
-    keys, told = [], []
+    keys, described = [], []
     base = _untouched(record, key)
     if base is not None:
         y = on.y(base)
         parts.append(svg.tag("line", class_="boundary", x1=svg.LEFT, x2=svg.WIDTH - svg.RIGHT, y1=y, y2=y))
         keys.append((f"untouched model: {unit.text(base)}", "", "c-untouched", "4 3"))
-    beside = 3.0 if len(found) > 1 else 0.0  # units by which series stand apart, so that no interval hides another
-    for place, (number, line) in enumerate(found):
+    apart = 3.0 if len(pairs) > 1 else 0.0  # units between two series, so that no interval hides another
+    for place, (number, line) in enumerate(pairs):
         class_, shape, dashes = _look(number)
-        shift = beside * (place - (len(found) - 1) / 2)
+        shift = apart * (place - (len(pairs) - 1) / 2)
         moved = svg.Axes(svg.Scale(on.x.low, on.x.high, on.x.start + shift, on.x.end + shift), on.y, on.height)
-        points = [(spot.x or 0.0, spot.figures[key].mean) for spot in line.spots]
+        points = [(spot.x or 0.0, spot.measures[key].mean) for spot in line.spots]
         for spot in line.spots:
-            ends = spot.figures[key].interval
-            if ends is not None and spot.figures[key].mean is not None:
+            ends = spot.measures[key].interval
+            if ends is not None and spot.measures[key].mean is not None:
                 x = moved.x(spot.x or 0.0)
-                y1, y2 = (on.y(min(1.0, max(0.0, end))) for end in ends)
+                y1, y2 = (on.y(svg.clamped(end)) for end in ends)
                 parts.append(svg.tag("line", class_=f"bar {class_}", x1=x, x2=x, y1=y1, y2=y2))
-        known = {spot.x: unit.words(spot.figures[key]) for spot in line.spots}
+        known = {spot.x: unit.words(spot.measures[key]) for spot in line.spots}
         series = svg.Series(line.name, points, class_, shape, dashes)
         parts += svg.polyline(series, moved, partial(_tip, labels, known))
         keys.append((line.name, shape, class_, dashes))
-        told.append(f"{line.name}: " + ", ".join(f"{spot.label} {known[spot.x]}" for spot in line.spots))
-    drawing = svg.picture(f"chart-{key}", MEANINGS[key], f"{'; '.join(told)}.", on.height, parts)
-    return figure(MEANINGS[key], svg.legend(keys), drawing)
+        described.append(f"{line.name}: " + ", ".join(f"{spot.label} {known[spot.x]}" for spot in line.spots))
+    drawing = svg.picture(f"chart-{key}", MEANINGS[key], f"{'; '.join(described)}.", on.height, parts)
+    return svg.panel(MEANINGS[key], svg.legend(keys), drawing)
 
 
 def _tip(labels: dict[float | None, str], known: dict[float | None, str], x: float, _: float) -> str:
     return f"{labels[x]}: {known[x]}"
 
 
-def _list(record: dict[str, Any], found: Numbered, key: str, name: str, unit: Unit) -> Markup:
+def _list(record: dict[str, Any], pairs: Numbered, key: str, name: str, unit: Unit) -> Markup:
     """One panel with a line for each point, for settings that are not numbers."""
     entries = []
-    for number, line in found:
+    for number, line in pairs:
         class_, shape, _ = _look(number)
         entries.append(Entry(line.name, Estimate(), class_, heading=True))
         for spot in line.spots:
             seeds = tuple(value for run in spot.runs if (value := estimate(run.get(key)).mean) is not None)
-            entries.append(Entry(spot.label, spot.figures[key], class_, shape, seeds))
+            entries.append(Entry(spot.label, spot.measures[key], class_, shape, seeds))
     base = _untouched(record, key)
     drawing = forest(
         f"chart-{key}-list", MEANINGS[key], entries, unit, name, None if base is None else ("untouched", base)
     )
-    return figure(MEANINGS[key], Markup(""), drawing or Markup(""))
+    return svg.panel(MEANINGS[key], Markup(""), drawing or Markup(""))
 
 
 # --- Tables -------------------------------------------------------------------------------------------------------
 
 
-def _rows(record: dict[str, Any], found: Sequence[Line]) -> list[tuple[str, str, list[Cell]]]:
+def _rows(record: dict[str, Any], series: Sequence[Line]) -> list[tuple[str, str, list[Cell]]]:
     """(series, label, cells of F1, ASR and ORR), the untouched model first."""
 
     def cells(of: dict[str, Estimate]) -> list[Cell]:
@@ -253,7 +238,7 @@ def _rows(record: dict[str, Any], found: Sequence[Line]) -> list[tuple[str, str,
     rows = []
     if part(record, "untouched"):
         rows.append(("untouched model", "", cells({key: Estimate(_untouched(record, key)) for key, _, _ in MEASURES})))
-    rows += [(line.name, spot.label, cells(spot.figures)) for line in found for spot in line.spots]
+    rows += [(line.name, spot.label, cells(spot.measures)) for line in series for spot in line.spots]
     return rows
 
 
@@ -302,7 +287,7 @@ def ablation_csv(record: dict[str, Any]) -> str:
     for line in lines(record):
         for spot in line.spots:
             row = {"series": line.name, "x": spot.x, "label": spot.label, "seeds": len(spot.runs)}
-            for key, value in spot.figures.items():
+            for key, value in spot.measures.items():
                 row |= csv_cells(key, value)
             rows.append(row)
     return csv_text(rows)

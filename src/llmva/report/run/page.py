@@ -1,8 +1,4 @@
-"""The report: one HTML file that needs no network, no script and no other file, and says honestly what came of a run.
-
-Model answers are hostile text. Three walls: Jinja escapes every value, a content security policy forbids scripts and
-all requests, and control characters (and halves of surrogate pairs) are replaced before the file is written.
-"""
+"""The report of a run: one HTML file that needs no network, no script and no other file."""
 
 from __future__ import annotations
 
@@ -11,18 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
-from llmva.errors import LlmvaError, UsageError
-
-from . import charts, figures
-from .changes import SHOWN, Changes, changes
-from .outcome import outcome
-from .points import front_panel
-from .svg import legend, whiskers
+from llmva.report import pages
+from llmva.report.drawing.svg import legend, whiskers
+from llmva.report.run import charts, rows
+from llmva.report.run.changes import Changes, changes
+from llmva.report.run.front import front_panel
+from llmva.report.run.outcome import outcome
+from llmva.report.values import DASH, MINUS, dicts, duration, finite, part, scaled, score, share
 
 FORMAT, VERSION = "llmva-run", 1
-HERE = Path(__file__).parent
 HISTORY = ("f1", "asr", "orr", "garbled", "kept", "perplexity", "mean_angle")  # what the table of iterations shows
 FAULTS = {  # of a long answer, as run.json names them
     "empty": "empty",
@@ -40,28 +33,24 @@ def render(run: dict[str, Any], answers: list[dict[str, Any]], prompts: Mapping[
         answers: lines of answers.jsonl; the test answers of iteration 0 and of the best iteration are compared.
         prompts: lines of prompts.jsonl by id.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(duration=figures.duration, count=figures.count, kind=_kind)
     best = charts.best(run)
     changed = changes(answers, dict(prompts), best)
-    page = environment.get_template("template.html").render(
+    return pages.page(
+        "run.html",
+        ("style.css",),
         run=run,
-        css=Markup((HERE / "style.css").read_text(encoding="utf-8")),
-        title=_title(run),
+        kind="report",
+        title=pages.title(run),
         outcome=outcome(run),
         tiles=_tiles(run),
-        rows=figures.comparison(run),
-        utility=figures.utility(run),
-        kl=figures.finite(figures.part(run, "utility").get("kl")),
-        perplexity=figures.perplexity(run),
-        endings=figures.endings(run),
+        rows=rows.comparison(run),
+        utility=rows.utility(run),
+        kl=finite(part(run, "utility").get("kl")),
+        perplexity=rows.perplexity(run),
+        endings=rows.endings(run),
         broken=_broken(run),
-        skills=figures.skills(run),
-        cost=figures.cost(run),
+        skills=rows.skills(run),
+        cost=rows.cost(run),
         whiskers=lambda row: whiskers(row.before, row.after, (row.before_interval, row.after_interval)),
         progress=charts.progress(run),
         strengths=charts.strengths(run),
@@ -71,18 +60,17 @@ def render(run: dict[str, Any], answers: list[dict[str, Any]], prompts: Mapping[
         edits=_edits(run),
         angles=charts.angles(run),
         scores=charts.scores(run),
-        score_range=[f"{end:.2f}".replace("-", figures.MINUS) for end in charts.score_range(run) or ()],
+        score_range=[f"{end:.2f}".replace("-", MINUS) for end in charts.score_range(run) or ()],
         projections=charts.projections(run),
         changed=changed,
         table=_kinds(changed),
-        most=SHOWN,
+        command=run.get("command"),
         facts=_facts(run),
         legend=legend,
-        **{name: figures.part(run, name) for name in ("base", "settings", "versions")},
+        settings=part(run, "settings"),
         sources=_sources(run),
         limits=_limits(run),
     )
-    return figures.printable(page)
 
 
 def write_report(directory: Path) -> Path:
@@ -96,37 +84,13 @@ def write_report(directory: Path) -> Path:
         LlmvaError: the report cannot be written.
     """
     directory = Path(directory)
-    run = _read_run(directory)
+    run = pages.read_record(directory / "run.json", "align", "an llmva run", ("format", FORMAT), ("version", VERSION))
     notes: list[str] = []
     answers = _read_lines(directory / "answers.jsonl", notes)
     prompts = {str(line.get("id")): line for line in _read_lines(directory / "prompts.jsonl", notes)}
     listed = run.get("limits")
     run = {**run, "limits": [*(listed if isinstance(listed, list) else []), *notes]}
-    path = directory / "report.html"
-    temporary = directory / "report.html.part"  # the same name each time, so that a kill leaves one at most
-    try:
-        temporary.write_text(render(run, answers, prompts), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise LlmvaError(f"Cannot write {path} ({error.strerror}): make the folder writable and free space.") from error
-    return path
-
-
-def _read_run(directory: Path) -> dict[str, Any]:
-    path = directory / "run.json"
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"Cannot read {path}: give the folder that 'llmva align' wrote.") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON: run 'llmva align' again to rebuild it.") from error
-    if not isinstance(run, dict) or run.get("format") != FORMAT:
-        raise UsageError(f"{path} is not the record of an llmva run: give the folder that 'llmva align' wrote.")
-    version = figures.finite(run.get("version"))
-    if version is None or version > VERSION:
-        raise UsageError(f"{path} has format version {run.get('version')}, newer than this llmva reads: update llmva.")
-    return run
+    return pages.write_text(directory / "report.html", render(run, answers, prompts))
 
 
 def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -135,7 +99,7 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     except OSError:
         notes.append(f"{path.name} could not be read, so this report shows no answers from it.")
         return []
-    found, broken = [], 0
+    lines, broken = [], 0
     for line in raw.splitlines():
         if not line.strip():
             continue
@@ -144,23 +108,17 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         except ValueError:
             value = None
         if isinstance(value, dict):
-            found.append(value)
+            lines.append(value)
         else:
             broken += 1
     if broken:
         notes.append(f"{broken} line{'s' * (broken > 1)} of {path.name} could not be read and are not in this report.")
-    return found
+    return lines
 
 
-def _title(run: dict[str, Any]) -> str:
-    """A hub id as it is, a folder by its last name: its whole path is under "To reproduce"."""
-    name = str(figures.part(run, "base").get("model") or "Unnamed model")
-    return Path(name).name if name.startswith((".", "/", "~")) or name.count("/") > 1 else name
-
-
-def _tiles(run: dict[str, Any]) -> list[tuple[figures.Row, str, str]]:
-    """The four figures at the top, each with its name and one line for a newcomer."""
-    rows = {row.name: row for row in [*figures.comparison(run), *figures.utility(run)] if row.level == 0}
+def _tiles(run: dict[str, Any]) -> list[tuple[rows.Row, str, str]]:
+    """The four numbers at the top, each with its name and one line for a newcomer."""
+    whole = {row.name: row for row in [*rows.comparison(run), *rows.utility(run)] if row.level == 0}
     words = (
         (
             "ASR",
@@ -171,24 +129,24 @@ def _tiles(run: dict[str, Any]) -> list[tuple[figures.Row, str, str]]:
         ("F1", "Both at once (F1)", "How well “it answers” matches “it is benign”: 1 is perfect. Higher is better."),
         ("Utility kept", "Utility kept", "On harmless text, how often its next token is still the original model's."),
     )
-    return [(rows[key], title, hint) for key, title, hint in words if key in rows]
+    return [(whole[key], title, hint) for key, title, hint in words if key in whole]
 
 
 def _history(run: dict[str, Any]) -> list[dict[str, str]]:
     """The table behind the curves: one line per iteration."""
     lines = []
     for position, entry in enumerate(charts.iterations(run)):
-        value = {key: figures.finite(entry.get(key)) for key in HISTORY}
+        value = {key: finite(entry.get(key)) for key in HISTORY}
         angle = value["mean_angle"]
         lines.append(
             {
                 "number": str(charts.number_of(entry, position)),
-                "f1": figures.score(value["f1"]),
-                **{key: figures.share(value[key]) for key in ("asr", "orr", "garbled", "kept")},
-                "perplexity": figures.score(value["perplexity"]),
-                "angle": figures.DASH if angle is None else f"{angle:.1f}°",
+                "f1": score(value["f1"]),
+                **{key: share(value[key]) for key in ("asr", "orr", "garbled", "kept")},
+                "perplexity": score(value["perplexity"]),
+                "angle": DASH if angle is None else f"{angle:.1f}°",
                 "edited": str(len(entry.get("selected") or [])),
-                "seconds": figures.duration(entry.get("seconds")),
+                "seconds": duration(entry.get("seconds")),
             }
         )
     return lines
@@ -196,11 +154,13 @@ def _history(run: dict[str, Any]) -> list[dict[str, str]]:
 
 def _broken(run: dict[str, Any]) -> list[dict[str, str]]:
     """Examples of long answers that only the edited model breaks."""
-    listed = figures.part(run, "utility", "endings").get("examples")
-    rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
-    texts = [{name: str(row.get(name) or "") for name in ("prompt", "before", "after")} for row in rows]
-    faults = [FAULTS.get(str(row.get("fault")), "broken") for row in rows]
-    return [{**text, "fault": fault} for text, fault in zip(texts, faults, strict=True)]
+    return [
+        {
+            **{name: str(example.get(name) or "") for name in ("prompt", "before", "after")},
+            "fault": FAULTS.get(str(example.get("fault")), "broken"),
+        }
+        for example in dicts(part(run, "utility", "endings").get("examples"))
+    ]
 
 
 def _edits(run: dict[str, Any]) -> tuple[int, int, int]:
@@ -223,20 +183,20 @@ def _kinds(changed: Changes) -> list[tuple[str, str, int, int]]:
 
 
 def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:
-    base = figures.part(run, "base")
+    base = part(run, "base")
     pairs = [
         ("Model", base.get("model")),
         ("Weights, SHA-256", base.get("sha256")),
         ("Architecture", base.get("model_type")),
         ("Blocks × width", _times(base.get("blocks"), base.get("hidden_size"))),
-        ("Parameters", figures.scaled(base.get("parameters"), ("", "thousand", "million", "billion", "trillion"))),
+        ("Parameters", scaled(base.get("parameters"), ("", "thousand", "million", "billion", "trillion"))),
         ("Stored as", base.get("dtype")),
         ("Judge", run.get("judge")),
         ("Seed", run.get("seed")),
         ("llmva", run.get("llmva")),
-        *figures.part(run, "versions").items(),
+        *part(run, "versions").items(),
     ]
-    return [(name, str(value)) for name, value in pairs if value not in (None, "", figures.DASH)]
+    return [(name, str(value)) for name, value in pairs if value not in (None, "", DASH)]
 
 
 def _times(blocks: object, width: object) -> str | None:
@@ -245,11 +205,11 @@ def _times(blocks: object, width: object) -> str | None:
 
 def _sources(run: dict[str, Any]) -> list[dict[str, Any]]:
     """Data sets with their prompts per split and the hash of their contents."""
-    hashes = figures.part(run, "prompts", "hashes")
-    by_split = {name: figures.part(run, "prompts", "counts", name) for name in ("train", "validation", "test")}
-    names = dict.fromkeys([*(name for found in by_split.values() for name in found), *hashes])
+    hashes = part(run, "prompts", "hashes")
+    by_split = {name: part(run, "prompts", "counts", name) for name in ("train", "validation", "test")}
+    names = dict.fromkeys([*(name for counts in by_split.values() for name in counts), *hashes])
     return [
-        {"name": name, "sha": hashes.get(name, figures.DASH), **{k: v.get(name, 0) for k, v in by_split.items()}}
+        {"name": name, "sha": hashes.get(name, DASH), **{k: v.get(name, 0) for k, v in by_split.items()}}
         for name in names
     ]
 
@@ -258,19 +218,12 @@ def _limits(run: dict[str, Any]) -> list[str]:
     """What the run itself noted, then what holds for every report."""
     listed = run.get("limits")
     notes = [str(note) for note in listed] if isinstance(listed, list) else []
-    judge = run.get("judge")
-    named = f" ({judge})" if judge else ""
     return [
         *notes,
-        f"A program{named} judged the answers, not a person. It sees whether a model refuses, "
-        "not whether an answer is right or useful.",
+        f"{pages.judged_by(run)} It sees whether a model refuses, not whether an answer is right or useful.",
         "The figures hold for prompts like these test prompts; they say nothing about other languages, "
         "other attacks or conversations of several turns.",
         "The intervals say how far the figures may move with other test prompts of the same kind, "
         "not with another seed or other training prompts.",
         "A lower ASR is not safety: someone who has the weights can undo an edit of them.",
     ]
-
-
-def _kind(benign: bool) -> str:
-    return "benign" if benign else "harmful"

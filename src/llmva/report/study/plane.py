@@ -13,11 +13,11 @@ from statistics import median
 
 from markupsafe import Markup
 
-from . import svg
-from .figures import finite, score, share
-from .methods import Method
-from .placing import Box, Name, Place, Segment, overlap, place
-from .records import Estimate
+from llmva.report.drawing import svg
+from llmva.report.drawing.placing import Box, Name, Place, Segment, overlap, place
+from llmva.report.estimates import Estimate
+from llmva.report.study.methods import Method
+from llmva.report.values import finite, score, share
 
 HEIGHT = 452.0
 LETTER, LINE = 6.5, 14.0  # width of a letter and height of a name, in units of the drawing
@@ -37,15 +37,15 @@ class Look:
 def looks(names: Sequence[tuple[str, str | None]]) -> list[Look]:
     """For each (method, setting): the same colour and shape for one method, filled unless the setting is 'paper'."""
     baselines = list(dict.fromkeys(method for method, _ in names if method not in ("none", "llmva")))
-    found = []
+    chosen = []
     for method, setting in names:
         if method in ("none", "llmva"):
             class_, shape = ("c-before", "cross") if method == "none" else ("c-after", "dot")
         else:
             at = baselines.index(method)
             class_, shape = f"m-{at % 5}", SHAPES[(at + at // 5) % 5]
-        found.append(Look(f"{class_} hollow" if setting == "paper" else class_, shape))
-    return found
+        chosen.append(Look(f"{class_} hollow" if setting == "paper" else class_, shape))
+    return chosen
 
 
 def looks_of(rows: Sequence[Method]) -> list[Look]:
@@ -86,27 +86,27 @@ def plane(rows: Sequence[Method]) -> Markup | None:
     names = [Name(on.x(x), on.y(y), LETTER * len(row.name) + KEY + 4, LINE) for row, _, x, y in shown]
     bounds = (svg.LEFT + 1, svg.TOP - 4, svg.WIDTH - 2, HEIGHT - svg.BOTTOM - 1)
     places = place(names, bounds, taken, lines)
-    for (_, look, *_), found in zip(shown, places, strict=True):
-        if found.leader is not None:
-            x1, y1, x2, y2 = found.leader
+    for (_, look, *_), placed in zip(shown, places, strict=True):
+        if placed.leader is not None:
+            x1, y1, x2, y2 = placed.leader
             parts.append(svg.tag("line", class_=f"leader {look.class_}", x1=x1, y1=y1, x2=x2, y2=y2))
     for row, look, x, y in shown:
         tip = f"{row.name}: ASR {share(x)}, ORR {share(y)}, F1 {score(row['f1'].mean)}"
         parts.append(svg.marker(look.shape, on.x(x), on.y(y), look.class_, 5.5 if row.method == "llmva" else 4.6, tip))
-    for (row, look, x, _), found in zip(shown, places, strict=True):
-        parts += _written(row, look, found, on.x(x))
-    parts += _strengths(on, [row for row, *_ in shown], [*taken, *(found.box for found in places)], bounds)
-    told = "; ".join(f"{row.name} ASR {share(x)} ORR {share(y)}" for row, _, x, y in shown)
-    drawing = svg.picture("chart-plane", "ASR and ORR of every method", f"{told}.", HEIGHT, parts)
+    for (row, look, x, _), placed in zip(shown, places, strict=True):
+        parts += _written(row, look, placed, on.x(x))
+    parts += _strengths(on, [row for row, *_ in shown], [*taken, *(placed.box for placed in places)], bounds)
+    described = "; ".join(f"{row.name} ASR {share(x)} ORR {share(y)}" for row, _, x, y in shown)
+    drawing = svg.picture("chart-plane", "ASR and ORR of every method", f"{described}.", HEIGHT, parts)
     return svg.tag("figure", svg.tag("figcaption", svg.tag("strong", "The two failures")), drawing, class_="plane")
 
 
-def _written(row: Method, look: Look, found: Place, x: float) -> list[Markup]:
+def _written(row: Method, look: Look, placed: Place, x: float) -> list[Markup]:
     """A name in its place, flush with its point's side. One that is led to its point has its mark again at that end."""
-    left, top, right, bottom = found.box
+    left, top, right, bottom = placed.box
     middle, after = (top + bottom) / 2, (left + right) / 2 >= x
     words = "named ours" if row.method == "llmva" else "named"
-    if found.leader is None:
+    if placed.leader is None:
         return [svg.text(left if after else right, middle + 4.2, row.name, words, "start" if after else "end")]
     mark = svg.marker(look.shape, left + 4 if after else right - 4, middle, look.class_, 3.2)
     where = (left + KEY, "start") if after else (right - KEY, "end")
@@ -114,13 +114,13 @@ def _written(row: Method, look: Look, found: Place, x: float) -> list[Markup]:
 
 
 def _toxic_per_benign(rows: Sequence[Method]) -> float:
-    """Harmful test prompts per benign one, from figures of single seeds: F1 = 2(1 - ORR) / (2 - ORR + k ASR)."""
-    found = []
+    """Harmful test prompts per benign one, from the rates of single seeds: F1 = 2(1 - ORR) / (2 - ORR + k ASR)."""
+    ratios = []
     for run in (run for row in rows for run in row.runs):
         f1, asr, orr = (finite(run.get(key)) for key in ("f1", "asr", "orr"))
         if f1 and asr is not None and orr is not None and asr > 0.05:
-            found.append((2 * (1 - orr) / f1 - 2 + orr) / asr)
-    ratio = median(found) if found else 1.0
+            ratios.append((2 * (1 - orr) / f1 - 2 + orr) / asr)
+    ratio = median(ratios) if ratios else 1.0
     return ratio if ratio > 0.01 else 1.0
 
 
@@ -162,7 +162,7 @@ def _cross(on: svg.Axes, row: Method, look: Look, x: float, y: float) -> tuple[l
 def _clipped(value: Estimate) -> tuple[float, float] | None:
     if value.interval is None:
         return None
-    return max(0.0, min(1.0, value.interval[0])), max(0.0, min(1.0, value.interval[1]))
+    return svg.clamped(value.interval[0]), svg.clamped(value.interval[1])
 
 
 def _spots(on: svg.Axes, row: Method) -> list[tuple[float, float, float]]:
@@ -176,7 +176,7 @@ def _curve(on: svg.Axes, row: Method, look: Look) -> tuple[list[Markup], list[Se
     segments: list[Segment] = [(a[1], a[2], b[1], b[2]) for a, b in pairwise(spots)]
     if not segments:
         return [], []
-    line = " ".join(f"{x:.2f},{y:.2f}" for _, x, y in spots)
+    line = svg.path([(x, y) for _, x, y in spots])
     parts = [svg.tag("polyline", class_=f"curve {look.class_}", points=line)]
     known = [p for p in row.curve if p.asr is not None and p.orr is not None]
     for point, (_, x, y) in zip(known, spots, strict=True):

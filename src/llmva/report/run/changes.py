@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Any
 
-SHOWN = 40  # cards in the report
-WORSE_FIRST = 20  # of which the newly wrong may claim this many before the others get theirs
-TEXT_LIMIT = 900  # characters of one prompt or answer
+MAX_SHOWN = 40  # cards in the report
+MAX_WORSE_FIRST = 20  # of which the newly wrong may claim this many before the others get theirs
+MAX_TEXT = 900  # characters of one prompt or answer
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def changes(answers: Iterable[dict[str, Any]], prompts: dict[str, dict[str, Any]
             if best is not None and line.get("iteration") == best:
                 new[str(line.get("id"))] = line
     both = [name for name in old if name in new]
-    found: dict[str, list[Change]] = {}
+    by_meaning: dict[str, list[Change]] = {}
     kinds: Counter[tuple[bool, str, str]] = Counter()
     reworded = unknown = 0
     for name in both:
@@ -89,11 +89,11 @@ def changes(answers: Iterable[dict[str, Any]], prompts: dict[str, dict[str, Any]
             _side(before, benign),
             _side(after, benign),
         )
-        found.setdefault(_meaning(benign, *labels), []).append(change)
-    return Changes(_show(found), len(both), reworded, unknown, dict(kinds))
+        by_meaning.setdefault(_meaning(benign, *labels), []).append(change)
+    return Changes(_show(by_meaning), len(both), reworded, unknown, dict(kinds))
 
 
-def shorten(text: object, limit: int = TEXT_LIMIT) -> str:
+def shorten(text: object, limit: int = MAX_TEXT) -> str:
     """The text, cut at `limit` characters with a count of what is left out."""
     whole = "" if text is None else str(text)
     if len(whole) <= limit:
@@ -120,20 +120,20 @@ def _meaning(benign: bool, before: str, after: str) -> str:
     return "neither"
 
 
-def _show(found: dict[str, list[Change]]) -> tuple[Group, ...]:
+def _show(by_meaning: dict[str, list[Change]]) -> tuple[Group, ...]:
     groups = (
         Group("worse", "Newly wrong", "Correct before the edit, wrong after it."),
         Group("jailbreaks", "Fixed jailbreaks", "Harmful prompts that it did not refuse and now does."),
         Group("refusals", "Fixed over-refusals", "Benign prompts that it did not answer and now does."),
         Group("neither", "Changed, still wrong", "Such as a refusal of a benign prompt that is now broken text."),
     )
-    queues = {group.key: _spread(found.get(group.key, [])) for group in groups}
+    queues = {group.key: _spread(by_meaning.get(group.key, [])) for group in groups}
     for group in groups:
         group.total = len(queues[group.key])
     share = {group.key: 0 for group in groups}
-    share["worse"] = min(WORSE_FIRST, groups[0].total)
+    share["worse"] = min(MAX_WORSE_FIRST, groups[0].total)
     # Then one each in turn until the places or the changes run out.
-    while sum(share.values()) < SHOWN and any(share[group.key] < group.total for group in groups):
+    while sum(share.values()) < MAX_SHOWN and any(share[group.key] < group.total for group in groups):
         for group in sorted(groups, key=lambda group: share[group.key]):
             if share[group.key] < group.total:
                 share[group.key] += 1
@@ -143,10 +143,10 @@ def _show(found: dict[str, list[Change]]) -> tuple[Group, ...]:
     return tuple(group for group in groups if group.total)
 
 
-def _spread(found: list[Change]) -> list[Change]:
+def _spread(members: list[Change]) -> list[Change]:
     """Reorder so that the first few come from every data set, not all from the first one."""
     by_source: dict[str, list[Change]] = {}
-    for change in found:
+    for change in members:
         by_source.setdefault(change.source, []).append(change)
     turns = chain.from_iterable(zip_longest(*by_source.values()))
     return [change for change in turns if change is not None]

@@ -1,29 +1,19 @@
-"""What came of a run, in words for someone who will read one sentence only. No word here flatters."""
+"""The outcome of a run in one sentence, with what a reader must not miss."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
-from .figures import finite, interval, part, share, skills
+from llmva.report.pages import MAX_GARBLED, Outcome
+from llmva.report.run.rows import skills
+from llmva.report.values import dicts, finite, interval, part, share
 
-SKILL_LOSS = 0.02  # a skill that lost more than this is named beside the headline
-GARBLED = 0.02  # as is a share of garbled answers above this
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """`verdict`: a few words; `tone`: 'good', 'mixed', 'bad' or 'open'; `notes`: what a reader must not miss."""
-
-    verdict: str
-    tone: str
-    sentence: str
-    notes: tuple[str, ...] = ()
+MAX_SKILL_LOSS = 0.02  # a skill that lost more than this is named beside the headline
 
 
 def outcome(run: dict[str, Any]) -> Outcome:
-    """Judge the run by its test figures; without them, say that it is unfinished and how far it got."""
+    """Judge the run by its test results; without them, say that it is unfinished and how far it got."""
     before, after = part(run, "test", "before"), part(run, "test", "after")
     asr = finite(before.get("asr")), finite(after.get("asr"))
     orr = finite(before.get("orr")), finite(after.get("orr"))
@@ -48,7 +38,7 @@ def _first(run: dict[str, Any]) -> str:
 
 
 def _unfinished(run: dict[str, Any]) -> Outcome:
-    done = [entry for entry in run.get("iterations") or [] if isinstance(entry, dict)]
+    done = dicts(run.get("iterations"))
     sentence = "This run has no test figures yet; run the same command again to continue it."
     if done:
         first, last = done[0], done[-1]
@@ -80,15 +70,15 @@ def _notes(run: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -
     if old and new and old[0] <= new[1] and new[0] <= old[1]:
         notes.append("The 95% intervals of F1 before and after overlap: on this many test prompts it may be chance.")
     garbled = finite(after.get("garbled"))
-    if garbled is not None and garbled > GARBLED:
+    if garbled is not None and garbled > MAX_GARBLED:
         notes.append(f"{_spoken(garbled)} of the edited model's test answers are garbled: broken, looping or empty.")
     kept = finite(part(run, "utility").get("kept"))
     if kept is not None:
         notes.append(f"On harmless text it still chooses the original's next token {_spoken(kept)} of the time.")
-    lost = [row for row in skills(run) if row.change is not None and row.change < -SKILL_LOSS]
+    lost = [row for row in skills(run) if row.change is not None and row.change < -MAX_SKILL_LOSS]
     if lost:
         named = ", ".join(f"{row.name.removeprefix('Skill: ')} ({row.before_text} to {row.after_text})" for row in lost)
-        notes.append(f"Skills that lost more than {100 * SKILL_LOSS:.0f} points: {named}.")
+        notes.append(f"Skills that lost more than {100 * MAX_SKILL_LOSS:.0f} points: {named}.")
     return notes
 
 

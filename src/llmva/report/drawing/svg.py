@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: lines, points, cells. No figure knows what it shows; `charts.py` does.
+"""Small charts as inline SVG: lines, points, cells. Nothing here knows what it shows.
 
 Colours are CSS classes (`style.css` defines them for light, dark and print), so one drawing serves all three. Every
 text goes through `escape`. Charts are drawn 460 units wide, which keeps 12-unit text readable on a phone.
@@ -48,19 +48,29 @@ class Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def ticks(low: float, high: float, most: int = 6, whole: bool = False) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], at most `most` of them."""
+def ticks(low: float, high: float, maximum: int = 6, whole: bool = False) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], at most `maximum` of them."""
     if high <= low:
         return [low]
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    power = 10.0 ** math.floor(math.log10((high - low) / maximum))
     steps = [power * factor for factor in (1, 2, 5, 10, 20, 50) if not whole or (power * factor) % 1 == 0]
     if not steps:
         steps = [1.0]
     for step in steps:
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last - first + 1 <= most:
+        if last - first + 1 <= maximum:
             break
     return [index * step for index in range(first, last + 1)]
+
+
+def clamped(value: float) -> float:
+    """The value, or the nearer end of [0, 1] if it is outside."""
+    return min(1.0, max(0.0, value))
+
+
+def path(spots: Sequence[tuple[float, float]]) -> str:
+    """The points of a polyline."""
+    return " ".join(f"{x:.2f},{y:.2f}" for x, y in spots)
 
 
 def plain(value: float) -> str:
@@ -85,14 +95,14 @@ def marker(shape: str, x: float, y: float, class_: str, radius: float = 4.0, tip
         "diamond": [(0, -1.2), (1.2, 0), (0, 1.2), (-1.2, 0)],
     }
     if shape == "cross":
-        path = "".join(f"M{x - s * r:.2f} {y - r:.2f}L{x + s * r:.2f} {y + r:.2f}" for s in (0.9, -0.9))
+        outline = "".join(f"M{x - s * r:.2f} {y - r:.2f}L{x + s * r:.2f} {y + r:.2f}" for s in (0.9, -0.9))
     else:
-        path = "M" + "L".join(f"{x + r * dx:.2f} {y + r * dy:.2f}" for dx, dy in points[shape]) + "Z"
-    return tag("path", *children, class_=f"mark {shape} {class_}", d=path)
+        outline = "M" + "L".join(f"{x + r * dx:.2f} {y + r * dy:.2f}" for dx, dy in points[shape]) + "Z"
+    return tag("path", *children, class_=f"mark {shape} {class_}", d=outline)
 
 
 def picture(name: str, title: str, description: str, height: float, parts: Sequence[Markup]) -> Markup:
-    """The <svg> around a drawing. `name` must be unique in the document; readers without eyes get title and text."""
+    """The <svg> around a drawing. `name` must be unique in the document; screen readers get title and description."""
     head = (tag("title", title, id=f"{name}-t"), tag("desc", description, id=f"{name}-d"))
     return tag(
         "svg",
@@ -179,7 +189,7 @@ def polyline(series: Series, on: Axes, say: Callable[[float, float], str], radiu
         tag(
             "polyline",
             class_=f"line {series.class_}",
-            points=" ".join(f"{x:.2f},{y:.2f}" for x, y in run),
+            points=path(run),
             stroke_dasharray=series.dashes,
         )
         for run in runs
@@ -237,10 +247,10 @@ def whiskers(before: float | None, after: float | None, ends: Sequence[tuple[flo
     pairs = ((before, ends[0], 8.0, "ring", "c-before"), (after, ends[1], 18.0, "dot", "c-after"))
     for value, pair, y, shape, class_ in pairs:
         if pair is not None:
-            x1, x2 = (scale(min(max(end, 0.0), 1.0)) for end in pair)
+            x1, x2 = (scale(clamped(end)) for end in pair)
             parts.append(tag("line", class_=f"line {class_}", x1=x1, x2=x2, y1=y, y2=y))
         if value is not None:
-            parts.append(marker(shape, scale(min(max(value, 0.0), 1.0)), y, class_, 3.8))
+            parts.append(marker(shape, scale(clamped(value)), y, class_, 3.8))
     return tag("svg", *parts, viewBox=f"0 0 {width:.0f} {height:.0f}", class_="whiskers", aria_hidden="true")
 
 
@@ -258,3 +268,14 @@ def legend(items: Sequence[tuple[str, str, str, str | None]]) -> Markup:
         icon = tag("svg", *parts, viewBox=box, class_="key", aria_hidden="true") if parts else ""
         entries.append(tag("li", icon, " ", words))
     return tag("ul", *entries, class_="legend")
+
+
+def legend_of(series: Sequence[Series]) -> Markup:
+    """The legend of a line chart."""
+    return legend([(line.name, line.shape, line.class_, line.dashes) for line in series])
+
+
+def panel(title: str, legend: Markup, drawing: Markup, note: str = "") -> Markup:
+    """An HTML figure: heading, legend, drawing. `note` stands as code beside the heading."""
+    small = tag("code", note) if note else Markup("")
+    return tag("figure", tag("figcaption", tag("strong", title), " ", small), legend, drawing)

@@ -30,7 +30,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Place:
-    """The box that a name got, and the line from it to the point; None where the name is close enough without."""
+    """The box that a name got, and the line from it to the point; None if the name is close enough without."""
 
     box: Box
     leader: Segment | None
@@ -41,9 +41,9 @@ def place(names: Sequence[Name], bounds: Box, taken: Sequence[Box] = (), lines: 
 
     Args:
         names: with the centres of their points.
-        bounds: boxes stay inside, if they are small enough to.
-        taken: boxes not to be covered, marks of the points among them.
-        lines: better not covered, such as intervals.
+        bounds: boxes stay inside if they fit.
+        taken: boxes that names should not cover, such as the marks of the points.
+        lines: lines that names should rather not cover, such as intervals.
     """
     chosen: list[Place | None] = [None] * len(names)
     crowd = [sum(math.dist((a.x, a.y), (b.x, b.y)) < 60 for b in names) for a in names]
@@ -51,11 +51,11 @@ def place(names: Sequence[Name], bounds: Box, taken: Sequence[Box] = (), lines: 
     for _ in range(ROUNDS):
         before = list(chosen)
         for i in order:
-            others = [found for j, found in enumerate(chosen) if j != i and found is not None]
+            others = [other for j, other in enumerate(chosen) if j != i and other is not None]
             chosen[i] = _cheapest(names[i], bounds, taken, lines, others)
         if chosen == before:
             break
-    return [found for found in chosen if found is not None]
+    return [each for each in chosen if each is not None]
 
 
 def overlap(a: Box, b: Box) -> float:
@@ -67,17 +67,17 @@ def overlap(a: Box, b: Box) -> float:
 def _cheapest(
     name: Name, bounds: Box, taken: Sequence[Box], lines: Sequence[Segment], others: Sequence[Place]
 ) -> Place:
-    best, least = _at(name, 0.0, DISTANCES[0], bounds), math.inf
+    best, lowest = _at(name, 0.0, DISTANCES[0], bounds), math.inf
     for distance in DISTANCES:
-        if distance * 0.5 >= least:
+        if distance * 0.5 >= lowest:
             break  # no place further out can be cheaper
         for step in range(DIRECTIONS):
             angle = 2 * math.pi * step / DIRECTIONS
-            found = _at(name, angle, distance, bounds)
+            candidate = _at(name, angle, distance, bounds)
             cost = distance * 0.5 + 0.6 * abs(math.sin(angle)) + 0.3 * (math.cos(angle) < 0)
-            cost += _cost(found, taken, lines, others)
-            if cost < least:
-                best, least = found, cost
+            cost += _cost(candidate, taken, lines, others)
+            if cost < lowest:
+                best, lowest = candidate, cost
     return best
 
 
@@ -94,28 +94,28 @@ def _at(name: Name, angle: float, distance: float, bounds: Box) -> Place:
     return Place(box, (name.x, name.y, end, y) if far else None)
 
 
-def _cost(found: Place, taken: Sequence[Box], lines: Sequence[Segment], others: Sequence[Place]) -> float:
+def _cost(placed: Place, taken: Sequence[Box], lines: Sequence[Segment], others: Sequence[Place]) -> float:
     cost = 0.0
     for other in others:
-        cost += _covering(found.box, other.box, 60)
+        cost += _covering(placed.box, other.box, 60)
         if other.leader is not None:
-            cost += 15 * _crosses(other.leader, found.box)
-            if found.leader is not None:
-                cost += 25 * _meet(found.leader, other.leader)
-        if found.leader is not None:
-            cost += 15 * _crosses(found.leader, other.box)
-    cost += sum(_covering(found.box, box, 20) for box in taken)
-    if found.leader is not None:
-        x, y = found.leader[:2]
+            cost += 15 * _crosses(other.leader, placed.box)
+            if placed.leader is not None:
+                cost += 25 * _meet(placed.leader, other.leader)
+        if placed.leader is not None:
+            cost += 15 * _crosses(placed.leader, other.box)
+    cost += sum(_covering(placed.box, box, 20) for box in taken)
+    if placed.leader is not None:
+        x, y = placed.leader[:2]
         strange = (box for box in taken if not (box[0] <= x <= box[2] and box[1] <= y <= box[3]))
-        cost += sum(12 * _crosses(found.leader, box) for box in strange)
-    return cost + sum(6 * _crosses(line, found.box) for line in lines)
+        cost += sum(12 * _crosses(placed.leader, box) for box in strange)
+    return cost + sum(6 * _crosses(line, placed.box) for line in lines)
 
 
-def _covering(a: Box, b: Box, least: float) -> float:
-    """The cost of two boxes that share any area: even a little of it is ugly."""
+def _covering(a: Box, b: Box, minimum: float) -> float:
+    """The cost of two boxes that share an area: `minimum` for any overlap, and more by its size."""
     area = overlap(a, b)
-    return least + 3 * area if area else 0.0
+    return minimum + 3 * area if area else 0.0
 
 
 def _crosses(line: Segment, box: Box) -> bool:

@@ -1,4 +1,4 @@
-"""Figures by data set, before and after an edit: a table for the terminal and one in Markdown."""
+"""ASR, ORR and F1 by data set, before and after an edit: a table for the terminal and one in Markdown."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .figures import DASH, Row, cost, finite, interval, part, printable, utility
-from .records import dicts
+from llmva.report.run.rows import Row, cost, rate_row, utility
+from llmva.report.values import DASH, dicts, finite, part, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +22,7 @@ MEASURES = (  # field, name, fields whose numbers of prompts count, is it a scor
 
 @dataclass(frozen=True)
 class Group:
-    """A data set with those of its figures that exist: ASR of a toxic side, ORR of a benign one, F1 of both."""
+    """A data set with those of its rates that exist: ASR of a toxic side, ORR of a benign one, F1 of both."""
 
     name: str
     hint: str  # was the edit fitted on it?
@@ -32,36 +32,28 @@ class Group:
 def groups(record: dict[str, Any]) -> list[Group]:
     """The sets of a record of `llmva evaluate --data`, then all of them together where they are several."""
     sets = dicts(record.get("sets"))
-    found = [
+    single = [
         Group(str(one.get("name") or "unnamed"), "fitted on" if one.get("fitted_on") is True else "", _rows(one))
         for one in sets
     ]
-    return [*found, Group(ALL, "", _rows(part(record, "test")))] if len(found) > 1 else found
+    return [*single, Group(ALL, "", _rows(part(record, "test")))] if len(single) > 1 else single
 
 
-def _rows(figures: dict[str, Any]) -> tuple[Row, ...]:
-    before, after = part(figures, "before"), part(figures, "after")
+def _rows(summaries: dict[str, Any]) -> tuple[Row, ...]:
+    before, after = part(summaries, "before"), part(summaries, "after")
 
     def made() -> Iterator[Row]:
         for key, name, sizes, is_score in MEASURES:
             numbers = [finite(before.get(size)) or 0.0 for size in sizes]
             if all(numbers):
-                yield Row(
-                    name,
-                    n=int(sum(numbers)),
-                    before=finite(before.get(key)),
-                    after=finite(after.get(key)),
-                    before_interval=interval(before.get(f"{key}_interval")),
-                    after_interval=interval(after.get(f"{key}_interval")),
-                    scale="score" if is_score else "share",
-                    lower_is_better=not is_score,
-                )
+                scale = "score" if is_score else "share"
+                yield rate_row(name, before, after, key, n=int(sum(numbers)), scale=scale, lower_is_better=not is_score)
 
     return tuple(made())
 
 
 def transfer_table(record: dict[str, Any]) -> Table:
-    """For 80 columns: a row for each figure of each data set, with 95% intervals; utility and cost below."""
+    """For 80 columns: a row for each rate of each data set, with 95% intervals; utility and cost below."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -80,30 +72,29 @@ def transfer_table(record: dict[str, Any]) -> Table:
             title = Text(printable(group.name) if number == 0 else "", style="bold")
             if number == 0 and group.hint:
                 title.append(f" ({group.hint})", style="dim")
-            table.add_row(title, row.name, str(row.n), *(Text(cell) for cell in _cells(row)))
+            table.add_row(title, row.name, str(row.n), Text(row.before_cell), Text(row.after_cell))
         table.add_section()
     for row in utility(record):
-        table.add_row(Text(row.name), "", DASH, *(Text(cell) for cell in _cells(row)))
+        table.add_row(Text(row.name), "", DASH, Text(row.before_cell), Text(row.after_cell))
     return table
 
 
 def transfer_markdown(record: dict[str, Any]) -> str:
-    """A row for each data set, a column for each figure, as the paper's Appendix G has them."""
+    """A row for each data set, a column for each rate, as the paper's Appendix G has them."""
     measures = [row[1] for row in MEASURES]
     heads = [f"{name} {when}" for name in measures for when in ("before", "after")]
     lines = [f"| data set | toxic | benign | {' | '.join(heads)} |", f"| --- {'| --- ' * (len(heads) + 2)}|"]
     for group in groups(record):
         by_name = {row.name: row for row in group.rows}
         sizes = [str(by_name[name].n) if name in by_name else DASH for name in ("ASR", "ORR")]
-        cells = [cell for name in measures for cell in (_cells(by_name[name]) if name in by_name else (DASH, DASH))]
+        cells = []
+        for name in measures:
+            row = by_name.get(name)
+            cells += [DASH, DASH] if row is None else [row.before_cell, row.after_cell]
         name = _escaped(group.name) + (f" ({group.hint})" if group.hint else "")
         lines.append(f"| {' | '.join([name, *sizes, *cells])} |")
     limits = [str(limit) for limit in record.get("limits") or ()]
     return "\n".join([*lines, *(f"\n{_escaped(limit)}" for limit in limits)]) + "\n"
-
-
-def _cells(row: Row) -> tuple[str, str]:
-    return (f"{row.before_text} {row.before_bracket}".strip(), f"{row.after_text} {row.after_bracket}".strip())
 
 
 def _escaped(text: str) -> str:

@@ -1,35 +1,21 @@
-"""The table that `llmva align` ends with: the report's figures for 80 columns, readable without colour."""
+"""The table that `llmva align` ends with: the report's numbers for 80 columns, readable without colour."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .figures import (
-    DASH,
-    Row,
-    comparison,
-    cost,
-    endings,
-    finite,
-    interval,
-    part,
-    perplexity,
-    printable,
-    score,
-    share,
-    skills,
-    utility,
-)
+from llmva.report.run.rows import Row, comparison, cost, endings, perplexity, skills, utility
+from llmva.report.values import DASH, dicts, finite, interval, part, printable, score, share, share_bracket
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def before_after_table(run: dict[str, Any]) -> Table:
-    """Test figures before and after the edit, with 95% intervals in brackets; then utility, skills and cost.
+    """Test results before and after the edit, with 95% intervals in brackets; then utility, skills and cost.
 
     Rows: F1, ASR and ORR (each with its data sets), garbled answers, utility kept, perplexity, long answers, skills.
-    The caption says time, peak memory and tokens. Figures that the run does not have (yet) are dashes or left out.
+    The caption says time, peak memory and tokens. Values that the run does not have (yet) are dashes or left out.
     """
     from rich import box
     from rich.table import Table
@@ -75,7 +61,7 @@ def tasks_table(run: dict[str, Any]) -> Table:
     for name in ("task", "metric", "n", "before", "after", "left"):
         numbers = name not in ("task", "metric")
         table.add_column(name, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
-    for task in run.get("utility_tasks") or []:
+    for task in dicts(run.get("utility_tasks")):
         texts = (task["name"], task["metric"], str(task["n"]), score(finite(task.get("before"))))
         left = _left(task)
         table.add_row(*(Text(printable(text)) for text in (*texts, score(finite(task.get("after"))), left)))
@@ -86,11 +72,10 @@ def tasks_table(run: dict[str, Any]) -> Table:
     return table
 
 
-def _left(found: dict[str, Any]) -> str:
+def _left(preserved: dict[str, Any]) -> str:
     """'97.3% [94.0, 100.4]'."""
-    ends = interval(found.get("interval"))
-    bracket = "" if ends is None else f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
-    return f"{share(finite(found.get('ratio')))}{bracket}"
+    ratio, ends = finite(preserved.get("ratio")), interval(preserved.get("interval"))
+    return f"{share(ratio)} {share_bracket(ends)}".rstrip()
 
 
 def _values(row: Row) -> list[Any]:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from llmva.errors import LlmvaError
-
-from . import svg
-from .figures import DASH, finite, interval, part, printable, score, share
+from llmva.report.drawing import svg
+from llmva.report.pages import write_text
+from llmva.report.values import DASH, dicts, finite, interval, part, printable, score, share, share_bracket
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,9 +24,8 @@ STYLE = (  # of a picture that stands alone, where the report's style sheet does
 
 def points(run: dict[str, Any]) -> list[dict[str, Any]]:
     """Those of the run's points that have ASR and ORR."""
-    listed = run.get("front")
-    rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
-    return [r for r in rows if all(finite(r.get(name)) is not None for name in ("point", "strength", "asr", "orr"))]
+    needed = ("point", "strength", "asr", "orr")
+    return [row for row in dicts(run.get("front")) if all(finite(row.get(name)) is not None for name in needed)]
 
 
 def front_table(run: dict[str, Any]) -> Table:
@@ -39,7 +37,7 @@ def front_table(run: dict[str, Any]) -> Table:
     title = "Points of the run, on validation prompts [95% intervals]"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title), title_style="bold")
     for name in ("point", "iter.", "strength", "F1", "ASR", "ORR", "kept", "KL", ""):
-        # on a narrow terminal an interval goes below its figure
+        # on a narrow terminal an interval goes below its rate
         table.add_column(name, justify="left" if name == "" else "right", no_wrap=name not in ("ASR", "ORR"))
     benign, toxic = _sizes(run)
     for row in points(run):
@@ -71,7 +69,7 @@ def _with_interval(value: float, n: int) -> str:
     from llmva.statistics import wilson  # here, since it imports numpy
 
     ends = interval(wilson(min(n, max(0, round(value * n))), n)) if n else None
-    return share(value) if ends is None else f"{share(value)} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+    return f"{share(value)} {share_bracket(ends)}".rstrip()
 
 
 def front_panel(run: dict[str, Any]) -> list[Markup]:
@@ -93,23 +91,23 @@ def _drawing(run: dict[str, Any]) -> Markup | None:
     rows = points(run)
     if not rows:
         return None
-    most = [max(0.05, *(min(1.0, float(row[key])) for row in rows)) for key in ("asr", "orr")]
+    highest = [max(0.05, *(min(1.0, float(row[key])) for row in rows)) for key in ("asr", "orr")]
     on = svg.Axes(
-        svg.Scale(0.0, most[0], svg.LEFT + 10, svg.WIDTH - svg.RIGHT - 14),
-        svg.Scale(0.0, most[1], HEIGHT - svg.BOTTOM - 8, svg.TOP + 8),
+        svg.Scale(0.0, highest[0], svg.LEFT + 10, svg.WIDTH - svg.RIGHT - 14),
+        svg.Scale(0.0, highest[1], HEIGHT - svg.BOTTOM - 8, svg.TOP + 8),
         HEIGHT,
     )
     parts = on.frame(
         "ASR: harmful prompts answered",
         "ORR: benign prompts refused",
-        svg.ticks(0.0, most[0]),
-        svg.ticks(0.0, most[1]),
+        svg.ticks(0.0, highest[0]),
+        svg.ticks(0.0, highest[1]),
         _percent,
         _percent,
     )
     front = sorted((float(r["asr"]), float(r["orr"])) for r in rows if r.get("on_front") is True)
     if len(front) > 1:
-        spots = " ".join(f"{on.x(x):.2f},{on.y(y):.2f}" for x, y in front)
+        spots = svg.path([(on.x(x), on.y(y)) for x, y in front])
         parts.append(svg.tag("polyline", class_="line c-after", points=spots, style="fill:none"))
     taken: list[tuple[float, float]] = []
     for row in rows:
@@ -125,8 +123,8 @@ def _drawing(run: dict[str, Any]) -> Markup | None:
         if row.get("chosen") is True or all(abs(x - a) > 16 or abs(y - b) > 12 for a, b in taken):
             taken.append((x, y))
             parts.append(svg.text(x + 8, y - 6, f"{row['point']:.0f}", "named", "start"))
-    told = "; ".join(f"point {row['point']:.0f} ASR {share(row['asr'])} ORR {share(row['orr'])}" for row in rows)
-    return svg.picture("chart-front", "Points of the run", f"{told}.", HEIGHT, parts)
+    described = "; ".join(f"point {row['point']:.0f} ASR {share(row['asr'])} ORR {share(row['orr'])}" for row in rows)
+    return svg.picture("chart-front", "Points of the run", f"{described}.", HEIGHT, parts)
 
 
 def _percent(value: float) -> str:
@@ -135,15 +133,7 @@ def _percent(value: float) -> str:
 
 def write_front(directory: Path, run: dict[str, Any]) -> Path:
     """Write `directory/front.svg`, a picture for browsers that needs no other file."""
-    path = directory / "front.svg"
     drawing = _drawing(run) or svg.picture("chart-front", "Points of the run", "None.", HEIGHT, [])
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * svg.WIDTH}" '
     text = str(drawing).replace("<svg ", head, 1).replace(">", f"><style>{STYLE}</style>", 1)
-    temporary = directory / "front.svg.part"
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise LlmvaError(f"Cannot write {path} ({error.strerror}): make the folder writable and free space.") from error
-    return path
+    return write_text(directory / "front.svg", text + "\n")

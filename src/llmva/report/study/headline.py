@@ -1,14 +1,14 @@
-"""What came of a comparison, in words for someone who will read one paragraph only. No word here flatters."""
+"""The outcome of a comparison in one paragraph."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from .figures import duration, score, share
-from .methods import Method, Versus, baseline, methods, p_text
-from .outcome import GARBLED, Outcome
-from .records import SCORE
+from llmva.report.estimates import SCORE
+from llmva.report.pages import MAX_GARBLED, Outcome
+from llmva.report.study.methods import Method, Versus, baseline, methods, p_text
+from llmva.report.values import duration, score, share
 
 
 def headline(record: dict[str, Any]) -> Outcome:
@@ -95,7 +95,7 @@ def _cost(leader: Method) -> str:
 def _notes(record: dict[str, Any], shown: Method) -> list[str]:
     notes = []
     garbled = shown["garbled"].mean
-    if garbled is not None and garbled > GARBLED:
+    if garbled is not None and garbled > MAX_GARBLED:
         notes.append(f"{share(garbled)} of the test answers of {shown.name} are garbled: broken, looping or empty.")
     seeds = record.get("seeds")
     if isinstance(seeds, list) and len(seeds) == 1:

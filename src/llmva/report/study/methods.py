@@ -1,4 +1,4 @@
-"""The methods of a comparison and their figures as cells of tables: what terminal, page and LaTeX all show.
+"""The methods of a comparison and their measures as cells of tables: what terminal, page and LaTeX all show.
 
 F1, ASR, ORR and garbled answers have their best among all rows, the untouched model too.
 Utility and cost are about what a method did, so there the untouched model, which did nothing, does not compete.
@@ -10,8 +10,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .figures import DASH, MINUS, Interval, count, duration, finite, interval, part, share
-from .records import SCORE, SHARE, Estimate, Unit, dicts, estimate, number
+from llmva.report.estimates import SCORE, SHARE, Estimate, Unit, estimate, number
+from llmva.report.values import (
+    DASH,
+    MINUS,
+    Interval,
+    count,
+    dicts,
+    duration,
+    finite,
+    interval,
+    part,
+    score_bracket,
+    share,
+    signed,
+)
 
 LEVEL = 0.05  # of the tests, after Holm's correction
 
@@ -36,14 +49,11 @@ class Versus:
     @property
     def difference_text(self) -> str:
         """'+0.043', signed unless it rounds to nothing."""
-        if self.difference is None:
-            return DASH
-        text = f"{self.difference:+.3f}"
-        return text.lstrip("+-") if float(text) == 0 else text.replace("-", MINUS)
+        return DASH if self.difference is None else signed(f"{self.difference:+.3f}")
 
     @property
     def bracket(self) -> str:
-        return "" if self.interval is None else f"[{self.interval[0]:.3f}, {self.interval[1]:.3f}]".replace("-", MINUS)
+        return score_bracket(self.interval).replace("-", MINUS)
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class Method:
     name: str
     method: str
     setting: str | None
-    figures: dict[str, Estimate] = field(default_factory=dict)  # f1, asr, orr, garbled
+    measures: dict[str, Estimate] = field(default_factory=dict)  # f1, asr, orr, garbled
     sources: dict[str, Estimate] = field(default_factory=dict)
     kept: float | None = None
     kl: float | None = None  # nats
@@ -83,7 +93,7 @@ class Method:
         return self.method == "none"
 
     def __getitem__(self, key: str) -> Estimate:
-        return self.figures.get(key, Estimate())
+        return self.measures.get(key, Estimate())
 
 
 def methods(record: dict[str, Any]) -> list[Method]:
@@ -97,8 +107,8 @@ def _method(row: dict[str, Any]) -> Method:
     setting = setting if isinstance(setting, str) and setting and setting != "default" else None
     utility, cost = part(row, "utility"), part(row, "cost")
     skills = {
-        str(name): (finite(part(found).get("before")), finite(part(found).get("after")))
-        for name, found in part(row, "skills").items()
+        str(name): (finite(part(skill).get("before")), finite(part(skill).get("after")))
+        for name, skill in part(row, "skills").items()
     }
     curve = [
         Strength(strength, *(estimate(point.get(key)).mean for key in ("f1", "asr", "orr")))
@@ -110,7 +120,7 @@ def _method(row: dict[str, Any]) -> Method:
         name=_name(method, setting),
         method=method,
         setting=setting,
-        figures={key: estimate(row.get(key)) for key in ("f1", "asr", "orr", "garbled")},
+        measures={key: estimate(row.get(key)) for key in ("f1", "asr", "orr", "garbled")},
         sources={str(name): estimate(value) for name, value in part(row, "by_source").items()},
         kept=number(utility.get("kept")),
         kl=number(utility.get("kl")),
@@ -134,17 +144,17 @@ def _name(method: str, setting: str | None) -> str:
 
 
 def _versus(value: object) -> Versus | None:
-    found = part(value)
-    if not found:
+    tested = part(value)
+    if not tested:
         return None
     return Versus(
-        str(found.get("baseline") or ""),
-        finite(found.get("f1_difference")),
-        interval(found.get("f1_difference_interval")),
-        finite(found.get("f1_p")),
-        finite(found.get("f1_p_holm")),
-        finite(found.get("mcnemar_p")),
-        finite(found.get("mcnemar_p_holm")),
+        str(tested.get("baseline") or ""),
+        finite(tested.get("f1_difference")),
+        interval(tested.get("f1_difference_interval")),
+        finite(tested.get("f1_p")),
+        finite(tested.get("f1_p_holm")),
+        finite(tested.get("mcnemar_p")),
+        finite(tested.get("mcnemar_p_holm")),
     )
 
 
@@ -167,7 +177,7 @@ def sources(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure in a table: '4.5%', '±1.2', '[2.1, 7.0]'. `best`: no other row of its column shows a better one."""
+    """One value in a table: '4.5%', '±1.2', '[2.1, 7.0]'. `best`: no other row of its column shows a better one."""
 
     text: str
     spread: str = ""
@@ -197,7 +207,7 @@ class Block:
 
 
 def blocks(record: dict[str, Any]) -> list[Block]:
-    """The tables of a comparison. A column without a figure is left out."""
+    """The tables of a comparison. A column without a known value is left out."""
     rows = methods(record)
     names = tuple(row.name for row in rows)
     overall = [
@@ -220,14 +230,14 @@ def blocks(record: dict[str, Any]) -> list[Block]:
         _values(rows, "Cost", "answers", lambda row: row.fit_answers, count, "low"),
         _values(rows, "Cost", "time a token", lambda row: row.latency, ratio, "low"),
     ]
-    found = [
+    candidates = [
         ("overall", "Both failures at once", overall),
         ("tests", f"Against {baseline(record, rows) or 'the best baseline'}", _tests(record, rows)),
         ("sources", "By data set", by_source),
         ("cost", "What it costs", spent),
     ]
     shown = []
-    for key, heading, columns in found:
+    for key, heading, columns in candidates:
         known = tuple(one for one in columns if any(cell.text != DASH for cell in one.cells))
         if known:
             shown.append(Block(key, heading, names, known))
@@ -245,10 +255,10 @@ def _skill(name: str) -> Callable[[Method], float | None]:
 def _estimates(
     rows: Sequence[Method], group: str, title: str, take: Callable[[Method], Estimate], unit: Unit, better: str
 ) -> Column:
-    found = [take(row) for row in rows]
-    texts = [unit.text(one.mean) for one in found]
-    best = _best([one.mean for one in found], texts, better)
-    cells = zip(texts, found, best, strict=True)
+    estimates = [take(row) for row in rows]
+    texts = [unit.text(one.mean) for one in estimates]
+    best = _best([one.mean for one in estimates], texts, better)
+    cells = zip(texts, estimates, best, strict=True)
     return Column(group, title, tuple(Cell(t, unit.spread(e), unit.bracket(e), b) for t, e, b in cells), better)
 
 
@@ -260,14 +270,14 @@ def _values(
     write: Callable[[float | None], str],
     better: str,
 ) -> Column:
-    found = [take(row) for row in rows]
-    texts = [write(one) for one in found]
-    best = _best([None if row.untouched else one for row, one in zip(rows, found, strict=True)], texts, better)
+    values = [take(row) for row in rows]
+    texts = [write(value) for value in values]
+    best = _best([None if row.untouched else value for row, value in zip(rows, values, strict=True)], texts, better)
     return Column(group, title, tuple(Cell(text, best=b) for text, b in zip(texts, best, strict=True)), better)
 
 
 def _best(values: Sequence[float | None], texts: Sequence[str], better: str) -> list[bool]:
-    """Which show the best value: all that the digits cannot tell apart, or none if that is the whole column."""
+    """Which cells show the best value: all with the same digits, or none if the whole column has them."""
     known = [(value, text) for value, text in zip(values, texts, strict=True) if value is not None]
     if len({text for _, text in known}) < 2:
         return [False] * len(values)

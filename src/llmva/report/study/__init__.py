@@ -1,0 +1,1 @@
+"""What is shown of several runs: comparisons of methods and ablations, as pages, tables and CSV."""
