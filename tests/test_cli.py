@@ -266,19 +266,19 @@ def test_chat_reads_lines(taught_folder: Path, command: Command, typed: Callable
 def test_chat_remembers_the_dialogue(
     taught_folder: Path, command: Command, typed: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmva.cli import talk
+    from llmva.models import chat
 
     heard: list[list[str]] = []
-    original = talk.render_dialogue
+    original = chat.render_dialogue
 
-    def render(tokenizer: Any, dialogue: list[dict[str, str]]) -> str:
+    def render(tokenizer: Any, dialogue: list[dict[str, str]], *more: Any) -> str:
         heard.append([turn["role"] for turn in dialogue])
-        return original(tokenizer, dialogue)
+        return original(tokenizer, dialogue, *more)
 
-    monkeypatch.setattr(talk, "render_dialogue", render)
+    monkeypatch.setattr(chat, "render_dialogue", render)
     typed("please paint the fence\nplease paint the door")
     assert command("chat", taught_folder, "--max-new-tokens", 8).code == 0
-    assert heard == [["user"], ["user", "assistant", "user"]]
+    assert heard[-2:] == [["user"], ["user", "assistant", "user"]]
 
 
 def test_chat_ends_when_the_dialogue_no_longer_fits(

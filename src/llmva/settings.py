@@ -24,7 +24,9 @@ class Settings(BaseModel):
     layers: int | None = Field(
         None, ge=1, description="Edit at most this many sublayers in one alignment (the paper's L)."
     )
-    step: float = Field(1.0, gt=0, le=1, description="Take this fraction of the full alignment step in each iteration.")
+    step: float = Field(
+        1.0, gt=0, le=1, description="Take this fraction of the full alignment step per iteration (above 0)."
+    )
     passes: int = Field(
         8, ge=1, description="Make at most this many alignments per round of generated answers; the paper makes 1."
     )
@@ -48,7 +50,8 @@ class Settings(BaseModel):
         3, ge=0, description="Stop after this many iterations without improvement; 0 never stops early."
     )
     prefer: Literal["safety", "balance", "usefulness"] = Field(
-        "balance", description="Weigh answered harmful prompts more (safety), refused benign ones more, or both alike."
+        "balance",
+        description="Weigh harmful prompts answered (safety) or benign prompts refused (usefulness) more, or neither.",
     )
     max_asr: float | None = Field(
         None, ge=0, le=1, description="Highest allowed share of harmful prompts answered (0 to 1)."
@@ -67,7 +70,8 @@ class Settings(BaseModel):
         0.05, ge=0, description="Highest allowed KL divergence from the original model on harmless text, in nats."
     )
     thinking: Literal["off", "end"] = Field(
-        "off", description="Turn the model's thinking off, or let it think and read it where its thoughts end."
+        "off",
+        description="Turn the model's thinking off, or let it think and read it at the end of its thoughts (end).",
     )
     thinking_tokens: int = Field(512, ge=1, description="Generate at most this many tokens of thoughts.")
     endings_tokens: int = Field(

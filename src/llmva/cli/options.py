@@ -11,30 +11,21 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from llmva.errors import UsageError
 from llmva.settings import SEEDS, Settings
 
 ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or .gguf file.")]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, or an edit.safetensors file.")]
-Toxic = Annotated[
-    list[str],
-    typer.Option("--toxic", metavar="PATH_OR_ID[:COLUMN[:SPLIT]]", help="Prompts to refuse. Repeatable."),
-]
-Benign = Annotated[
-    list[str],
-    typer.Option("--benign", metavar="PATH_OR_ID[:COLUMN[:SPLIT]]", help="Prompts to answer. Repeatable."),
-]
 Skills = Annotated[
     Path | None,
-    typer.Option("--skills", metavar="FILE", help="Measure these probes with known answers, a JSONL file, too."),
+    typer.Option("--skills", metavar="FILE", help="Also measure the probes with known answers in this JSONL file."),
 ]
-JudgeName = Annotated[str, typer.Option("--judge", help="Judge that labels each answer.")]
+JudgeName = Annotated[str, typer.Option("--judge", help="Label the answers with this judge.")]
 EditDir = Annotated[
     Path | None, typer.Option("--edit", metavar="DIR", help="Apply the edit in this folder, which llmva align wrote.")
 ]
 Base = Annotated[
     str | None,
-    typer.Option("--base", metavar="MODEL", help="Where the base model is, if not where the run found it."),
+    typer.Option("--base", metavar="MODEL", help="Find the base model here, not where the run found it."),
 ]
 Rank = Annotated[
     int | None,
@@ -44,7 +35,7 @@ Rank = Annotated[
     ),
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Discard earlier results in the output folder.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=SEEDS - 1, help="Seed of all random draws.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=SEEDS - 1, help="Seed all random draws with this number.")]
 BatchTokens = Annotated[
     int | None,
     typer.Option(
@@ -61,15 +52,27 @@ BatchTokens = Annotated[
 
 
 @dataclass(frozen=True)
-class Sources:
-    """Where prompts come from."""
+class Sides:
+    """Prompts of both sides."""
 
-    toxic: Toxic = field(default_factory=list)
-    benign: Benign = field(default_factory=list)
+    toxic: Annotated[
+        list[str],
+        typer.Option("--toxic", metavar="PATH_OR_ID[:COLUMN[:SPLIT]]", help="Read prompts to refuse. Repeatable."),
+    ] = field(default_factory=list)
+    benign: Annotated[
+        list[str],
+        typer.Option("--benign", metavar="PATH_OR_ID[:COLUMN[:SPLIT]]", help="Read prompts to answer. Repeatable."),
+    ] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sources(Sides):
+    """Prompts of both sides and public data sets."""
+
     data: Annotated[
         list[str],
         typer.Option(
-            "--data", metavar="NAME[=PATH],...", help="Public data sets, as llmva data list names them. Repeatable."
+            "--data", metavar="NAME[=PATH],...", help="Read public data sets that llmva data list shows. Repeatable."
         ),
     ] = field(default_factory=list)
     per_set: Annotated[
@@ -113,9 +116,9 @@ class Loading:
     """What `load_model` takes beside the name."""
 
     device: Annotated[str, typer.Option("--device", help="Run on this device: auto, cpu, cuda, cuda:1, mps.")] = "auto"
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="Compute in this dtype: auto, bfloat16, float16, float32.")
-    ] = "auto"
+    dtype: Annotated[str, typer.Option("--dtype", help="Compute in this dtype: auto, bfloat16, float16, float32.")] = (
+        "auto"
+    )
     device_map: Annotated[
         str | None, typer.Option("--device-map", help="Spread the model over several devices: auto.")
     ] = None
