@@ -18,7 +18,8 @@ class Settings(BaseModel):
     in `json_schema_extra` lists other names; an empty list means that there is none.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # the validator is built at the first use: the command line's --help needs the fields alone
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     iterations: int = Field(30, ge=0, description="Run at most this many iterations (the paper's T).")
     layers: int | None = Field(
