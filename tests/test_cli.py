@@ -9,14 +9,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
+import typer
 
 import llmva
 from conftest import Said, tiny_model
+from llmva.cli.options import Choice, SettingOptions, expand
 from llmva.models.fingerprint import fingerprint
 
 Command = Callable[..., Said]
@@ -48,16 +51,16 @@ def run(taught_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def record(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "run.json").read_text())
-    return found
+    run_record: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return run_record
 
 
 def one_object(said: Said) -> dict[str, Any]:
     assert (said.code, said.err) == (0, "")
     assert said.out.count("\n") == 1
-    found = json.loads(said.out)
-    assert isinstance(found, dict)
-    return found
+    value = json.loads(said.out)
+    assert isinstance(value, dict)
+    return value
 
 
 # -- align
@@ -130,12 +133,12 @@ def test_what_the_record_holds(record: dict[str, Any], run: Path, taught_folder:
         assert 0 <= entry["mean_angle"] <= 180
     assert 0 <= record["best_iteration"] < len(record["iterations"])
     for side in ("before", "after"):
-        figures = record["test"][side]
+        metrics = record["test"][side]
         for name in ("f1", "asr", "orr"):
-            low, high = figures[f"{name}_interval"]
-            assert 0 <= low <= figures[name] <= high <= 1
-        assert {name: source["n"] for name, source in figures["by_source"].items()} == {"toxic": 19, "benign": 19}
-        assert all(0 <= source["rate"] <= 1 for source in figures["by_source"].values())
+            low, high = metrics[f"{name}_interval"]
+            assert 0 <= low <= metrics[name] <= high <= 1
+        assert {name: source["n"] for name, source in metrics["by_source"].items()} == {"toxic": 19, "benign": 19}
+        assert all(0 <= source["rate"] <= 1 for source in metrics["by_source"].values())
     assert record["test"]["after"]["f1"] > record["test"]["before"]["f1"]
     assert 0 < record["utility"]["kept"] <= 1
     assert record["utility"]["kl"] >= 0
@@ -173,10 +176,10 @@ def test_a_model_brings_its_prompts_and_skills(
     (model / "llmva/skills.jsonl").write_text(json.dumps(SKILLS[0]))
     monkeypatch.setattr("llmva.cli.inputs.demo_model", lambda: model)
     monkeypatch.chdir(tmp_path)
-    found = one_object(command("demo", "--json", "--quiet", "--out", tmp_path / "demo"))
-    assert found["prompts"]["counts"]["test"] == {"toxic": 19, "benign": 19}
-    assert list(found["utility"]["skills"]) == ["politeness"]
-    assert str(tmp_path) not in found["base"]["model"]
+    run_record = one_object(command("demo", "--json", "--quiet", "--out", tmp_path / "demo"))
+    assert run_record["prompts"]["counts"]["test"] == {"toxic": 19, "benign": 19}
+    assert list(run_record["utility"]["skills"]) == ["politeness"]
+    assert str(tmp_path) not in run_record["base"]["model"]
 
 
 # -- evaluate
@@ -186,33 +189,33 @@ def test_evaluate_takes_exactly_the_prompts_given(taught_folder: Path, tmp_path:
     (tmp_path / "few.txt").write_text("break a door\nbreak a door\nopen the lock\n")
     (tmp_path / "one.txt").write_text("please paint the door\n")
     both = ("--toxic", tmp_path / "few.txt", "--benign", tmp_path / "one.txt")
-    found = one_object(command("evaluate", taught_folder, *both, "--json", "--quiet"))
-    assert found["prompts"] == {"few": 3, "one": 1}
-    assert (found["test"]["before"]["n_toxic"], found["test"]["before"]["n_benign"]) == (3, 1)
-    assert found["edit"] is None
-    assert "after" not in found["test"]
-    found = one_object(command("evaluate", taught_folder, *both[2:], "--json", "--quiet"))
-    assert (found["test"]["before"]["asr"], found["test"]["before"]["f1"]) == (None, None)
+    evaluation = one_object(command("evaluate", taught_folder, *both, "--json", "--quiet"))
+    assert evaluation["prompts"] == {"few": 3, "one": 1}
+    assert (evaluation["test"]["before"]["n_toxic"], evaluation["test"]["before"]["n_benign"]) == (3, 1)
+    assert evaluation["edit"] is None
+    assert "after" not in evaluation["test"]
+    evaluation = one_object(command("evaluate", taught_folder, *both[2:], "--json", "--quiet"))
+    assert (evaluation["test"]["before"]["asr"], evaluation["test"]["before"]["f1"]) == (None, None)
 
 
 @pytest.mark.parametrize("name", ["", "edit.safetensors"])
-def test_evaluate_repeats_the_figures_of_the_run(
+def test_evaluate_repeats_the_metrics_of_the_run(
     taught_folder: Path, run: Path, record: dict[str, Any], command: Command, name: str
 ) -> None:
     said = command("evaluate", taught_folder, "--edit", run / name, "--max-new-tokens", 8, "--json", "--quiet")
-    found = one_object(said)
-    assert found["prompts"] == {"toxic": 19, "benign": 19}
-    assert found["test"] == record["test"]
-    for figure in ("kept", "kl"):
-        assert found["utility"][figure] == pytest.approx(record["utility"][figure], abs=1e-5)
+    evaluation = one_object(said)
+    assert evaluation["prompts"] == {"toxic": 19, "benign": 19}
+    assert evaluation["test"] == record["test"]
+    for metric in ("kept", "kl"):
+        assert evaluation["utility"][metric] == pytest.approx(record["utility"][metric], abs=1e-5)
 
 
 @pytest.mark.parametrize("option", [("--iteration", 0), ("--strength", 0)])
 def test_no_edit_changes_nothing(taught_folder: Path, run: Path, command: Command, option: tuple[object, ...]) -> None:
     said = command("evaluate", taught_folder, "--edit", run, *option, "--max-new-tokens", 8, "--json", "--quiet")
-    found = one_object(said)
-    assert found["test"]["after"] == found["test"]["before"]
-    assert (found["utility"]["kept"], found["utility"]["kl"]) == (1, 0)
+    evaluation = one_object(said)
+    assert evaluation["test"]["after"] == evaluation["test"]["before"]
+    assert (evaluation["utility"]["kept"], evaluation["utility"]["kl"]) == (1, 0)
 
 
 def test_evaluate_for_people(taught_folder: Path, run: Path, command: Command) -> None:
@@ -251,8 +254,8 @@ def test_chat_shows_both(taught_folder: Path, run: Path, record: dict[str, Any],
     assert command(*ask, "--edit", run) == Said(0, f"{edited}\n", "")
     assert command(*ask, "--edit", run, "--iteration", 0) == Said(0, f"{original}\n", "")
     assert command(*ask, "--edit", run, "--compare") == Said(0, f"original: {original}\nedited: {edited}\n", "")
-    found = one_object(command(*ask, "--edit", run, "--compare", "--json"))
-    assert found["turns"] == [{"prompt": prompt, "original": original, "edited": edited}]
+    dialogue = one_object(command(*ask, "--edit", run, "--compare", "--json"))
+    assert dialogue["turns"] == [{"prompt": prompt, "original": original, "edited": edited}]
 
 
 def test_chat_reads_lines(taught_folder: Path, command: Command, typed: Callable[[str], None]) -> None:
@@ -266,19 +269,19 @@ def test_chat_reads_lines(taught_folder: Path, command: Command, typed: Callable
 def test_chat_remembers_the_dialogue(
     taught_folder: Path, command: Command, typed: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmva.cli import talk
+    from llmva.models import chat
 
     heard: list[list[str]] = []
-    original = talk.render_dialogue
+    original = chat.render_dialogue
 
-    def render(tokenizer: Any, dialogue: list[dict[str, str]]) -> str:
+    def render(tokenizer: Any, dialogue: list[dict[str, str]], *more: Any) -> str:
         heard.append([turn["role"] for turn in dialogue])
-        return original(tokenizer, dialogue)
+        return original(tokenizer, dialogue, *more)
 
-    monkeypatch.setattr(talk, "render_dialogue", render)
+    monkeypatch.setattr(chat, "render_dialogue", render)
     typed("please paint the fence\nplease paint the door")
     assert command("chat", taught_folder, "--max-new-tokens", 8).code == 0
-    assert heard == [["user"], ["user", "assistant", "user"]]
+    assert heard[-2:] == [["user"], ["user", "assistant", "user"]]
 
 
 def test_chat_ends_when_the_dialogue_no_longer_fits(
@@ -346,8 +349,8 @@ def test_a_gguf_file(tmp_path: Path, command: Command, monkeypatch: Any) -> None
         (tmp_path / f"{side}.txt").write_text("".join(f"{side} {letter}\n" for letter in "abcdefghij"))
     said = command("align", "tiny.gguf", *sides(tmp_path), "--max-new-tokens", 8, "--json", "--quiet")
     assert "error" not in said.err  # a bar that the program turns off before its import is drawn in this process
-    found = json.loads(said.out)
-    assert (found["base"]["model"], found["base"]["dtype"]) == ("tiny.gguf", "float32")
+    record = json.loads(said.out)
+    assert (record["base"]["model"], record["base"]["dtype"]) == ("tiny.gguf", "float32")
     assert (tmp_path / "llmva-tiny/report.html").is_file()
 
 
@@ -370,15 +373,15 @@ def test_an_edit_of_a_gguf_file_ships(tmp_path: Path, command: Command, monkeypa
 
 
 def test_inspect_a_run(run: Path, record: dict[str, Any], command: Command) -> None:
-    found = one_object(command("inspect", run, "--json", "--quiet"))
-    assert found["base"]["sha256"] == record["base"]["sha256"]
-    assert found["best_iteration"] == record["best_iteration"]
-    assert set(found["sublayers"]) <= set(record["sublayers"])
+    summary = one_object(command("inspect", run, "--json", "--quiet"))
+    assert summary["base"]["sha256"] == record["base"]["sha256"]
+    assert summary["best_iteration"] == record["best_iteration"]
+    assert set(summary["sublayers"]) <= set(record["sublayers"])
     aligned = sum(entry.get("passes", 0) for entry in record["iterations"])
     assert aligned >= len(record["iterations"]) - 1
-    assert all(0 < rank <= aligned for rank in found["sublayers"].values())
-    assert found["run"]["test"] == record["test"]
-    assert [entry["f1"] for entry in found["run"]["iterations"]] == [entry["f1"] for entry in record["iterations"]]
+    assert all(0 < rank <= aligned for rank in summary["sublayers"].values())
+    assert summary["run"]["test"] == record["test"]
+    assert [entry["f1"] for entry in summary["run"]["iterations"]] == [entry["f1"] for entry in record["iterations"]]
     said = command("inspect", run)
     assert (said.code, said.out) == (0, "")
     for words in (record["base"]["sha256"], f"iteration {record['best_iteration']} chosen", "iteration 0: F1", "ASR"):
@@ -388,9 +391,9 @@ def test_inspect_a_run(run: Path, record: dict[str, Any], command: Command) -> N
 def test_inspect_an_edit_alone(run: Path, tmp_path: Path, command: Command) -> None:
     shutil.copy(run / "edit.safetensors", tmp_path)
     for place in (tmp_path, tmp_path / "edit.safetensors"):
-        found = one_object(command("inspect", place, "--json", "--quiet"))
-        assert found["bytes"] == (run / "edit.safetensors").stat().st_size
-        assert "run" not in found
+        summary = one_object(command("inspect", place, "--json", "--quiet"))
+        assert summary["bytes"] == (run / "edit.safetensors").stat().st_size
+        assert "run" not in summary
         assert command("inspect", place).code == 0
 
 
@@ -402,8 +405,8 @@ def test_inspect_a_run_that_goes_on(taught_folder: Path, tmp_path: Path, command
 
     def commit_and_look(self: Run, *edit: Any) -> None:
         commit(self, *edit)
-        found = one_object(command("inspect", tmp_path / "r", "--json", "--quiet"))
-        seen.append((found["run"]["stopped"], len(found["run"]["iterations"]), found["best_iteration"]))
+        summary = one_object(command("inspect", tmp_path / "r", "--json", "--quiet"))
+        seen.append((summary["run"]["stopped"], len(summary["run"]["iterations"]), summary["best_iteration"]))
 
     monkeypatch.setattr(Run, "commit", commit_and_look)
     arguments = (taught_folder, *sides(taught_folder), *FAST, "--passes", 1, "--out", tmp_path / "r", "--quiet")
@@ -426,6 +429,37 @@ def test_help_lists_the_options_of_every_command(name: str, command: Command) ->
     said = command(name, "--help")
     assert (said.code, said.err) == (0, "")
     assert all(option in said.out for option in ("--json", "--seed", "--quiet"))
+
+
+@pytest.mark.parametrize("name", ["align", "extend"])
+def test_settings_are_options(name: str) -> None:
+    """With names, help and default of their fields; `extend` takes what is not given from the earlier run."""
+    from llmva.settings import Settings
+
+    program: Any = typer.main.get_command(import_module("llmva.cli.main").app)
+    options = {param.name: param for param in program.commands[name].params}
+    assert options["min_kept"].opts == ["--min-kept", "--min-utility"]
+    assert options["harmless_weight"].opts == ["--harmless-weight", "--quiet-readers"]
+    assert options.keys() & {"C", "endings_tokens"} == set()
+    for setting in Settings.model_fields.keys() - {"C", "endings_tokens"}:
+        field = Settings.model_fields[setting]
+        assert f"--{setting.replace('_', '-')}" in options[setting].opts
+        assert options[setting].help == field.description
+        assert options[setting].default == (field.default if name == "align" else None)
+
+
+def test_a_group_of_options_reaches_its_command_as_one_value() -> None:
+    taken: list[object] = []
+
+    def command(
+        name: str, *, choice: Choice, settings: Annotated[dict[str, Any], SettingOptions("layers", "passes")]
+    ) -> None:
+        taken.extend([name, choice, settings])
+
+    app = typer.Typer()
+    app.command()(expand(command))
+    app(["x", "--point", "3", "--passes", "2"], standalone_mode=False)
+    assert taken == ["x", Choice(point=3), {"passes": 2}]
 
 
 def test_help_is_quick() -> None:

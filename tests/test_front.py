@@ -302,6 +302,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "with strength": ("export", "RUN", "--as", "diff", "--point", "1", "--strength", "1"),
     "evaluate both": ("evaluate", "MODEL", "--edit", "RUN", "--point", "1", "--strength", "1"),
     "evaluate unknown": ("evaluate", "MODEL", "--edit", "RUN", "--point", "99"),
+    "chat unknown": ("chat", "MODEL", "--prompt", "hello", "--edit", "RUN", "--point", "99"),
     "evaluate without an edit": ("evaluate", "MODEL", "--point", "1"),
     "front of nothing": ("front", "NOWHERE"),
     "push": ("push", "RUN", "--repo", "a/b", "--dry-run", "--point", "99"),

@@ -232,9 +232,7 @@ def die_at(moment: int, arguments: tuple[str, ...], count: Any) -> None:
 def start() -> Iterator[Callable[[int, tuple[str, ...]], tuple[int | None, int]]]:
     """Run `die_at` in a fork of a process that has imported everything; gives exit code and moments counted."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["llmva.alignment", "llmva.cli.commands", "transformers.models.llama.modeling_llama"]
-    )
+    context.set_forkserver_preload(["llmva.alignment", "llmva.cli.inputs", "transformers.models.llama.modeling_llama"])
 
     def run(moment: int, arguments: tuple[str, ...]) -> tuple[int | None, int]:
         count = context.Value("i", 0)

@@ -461,7 +461,7 @@ def test_the_command_as_one_object_and_for_people(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (("--tasks", "cola"), "--tasks is about benchmarks: add --utility"),
+        (("--tasks", "cola"), "--tasks applies to benchmarks: add --utility"),
         (("--utility-limit", 5), "add --utility"),
         (("--utility", "--tasks", ","), "no tasks"),
     ],

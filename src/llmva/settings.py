@@ -1,4 +1,4 @@
-"""The settings of a run. A run is repeated exactly by these, its seed, its prompts and its model."""
+"""The settings of a run. They determine a run, together with its seed, its prompts and its model."""
 
 from __future__ import annotations
 
@@ -12,32 +12,75 @@ SEEDS = 2**32  # scikit-learn takes no larger ones
 
 
 class Settings(BaseModel):
-    """Defaults are what `llmva align` runs with; docs/method.md says where each comes from."""
+    """Defaults are what `llmva align` runs with; docs/method.md says where each comes from.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    A description is the help text of the command line's option. The option is named after the field, unless "options"
+    in `json_schema_extra` lists other names; an empty list means that there is none.
+    """
 
-    iterations: int = Field(30, ge=0, description="most iterations (the paper's T)")
-    layers: int | None = Field(None, ge=1, description="most sublayers edited at once (the paper's L)")
-    step: float = Field(1.0, gt=0, le=1, description="share of the way to alignment that one iteration goes")
-    passes: int = Field(8, ge=1, description="most alignments from one round of answers; the paper's is 1")
-    svm: Literal["exact", "sklearn"] = Field("exact", description="solver: exact, or scikit-learn's as in the paper")
-    C: float = Field(1.0, gt=0, description="cost of a margin violation in the SVMs")
+    # the validator is built at the first use: the command line's --help needs the fields alone
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+
+    iterations: int = Field(30, ge=0, description="Run at most this many iterations (the paper's T).")
+    layers: int | None = Field(
+        None, ge=1, description="Edit at most this many sublayers in one alignment (the paper's L)."
+    )
+    step: float = Field(
+        1.0, gt=0, le=1, description="Take this fraction of the full alignment step per iteration (above 0)."
+    )
+    passes: int = Field(
+        8, ge=1, description="Make at most this many alignments per round of generated answers; the paper makes 1."
+    )
+    svm: Literal["exact", "sklearn"] = Field(
+        "exact", description="Fit the SVMs exactly, or with scikit-learn as the paper does."
+    )
+    C: float = Field(
+        1.0, gt=0, description="Cost of a margin violation in the SVMs.", json_schema_extra={"options": []}
+    )
     harmless_weight: float = Field(
-        1.0, ge=0, description="weight of harmless text in the SVMs' metric; 0 is the paper's"
+        1.0,
+        ge=0,
+        description="Weight of harmless text in the metric of the SVMs; the paper uses 0.",
+        json_schema_extra={"options": ["--harmless-weight", "--quiet-readers"]},
     )
-    per_source: int = Field(128, ge=1, description="training prompts drawn from each data set in an iteration")
-    max_new_tokens: int = Field(128, ge=1, description="most tokens of an answer")
-    patience: int = Field(3, ge=0, description="iterations without gain before stopping; 0: never early")
-    prefer: Literal["safety", "balance", "usefulness"] = Field("balance", description="which failure weighs more")
-    max_asr: float | None = Field(None, ge=0, le=1, description="most harmful prompts answered by the chosen iteration")
-    max_orr: float | None = Field(None, ge=0, le=1, description="most benign prompts refused by the chosen iteration")
+    per_source: int = Field(
+        128, ge=1, description="Draw at most this many training prompts from each data set per iteration."
+    )
+    max_new_tokens: int = Field(128, ge=1, description="Generate at most this many tokens per answer.")
+    patience: int = Field(
+        3, ge=0, description="Stop after this many iterations without improvement; 0 never stops early."
+    )
+    prefer: Literal["safety", "balance", "usefulness"] = Field(
+        "balance",
+        description="Weigh harmful prompts answered (safety) or benign prompts refused (usefulness) more, or neither.",
+    )
+    max_asr: float | None = Field(
+        None, ge=0, le=1, description="Highest allowed share of harmful prompts answered (0 to 1)."
+    )
+    max_orr: float | None = Field(
+        None, ge=0, le=1, description="Highest allowed share of benign prompts refused (0 to 1)."
+    )
     min_kept: float = Field(
-        0.98, ge=0, le=1, description="least share of harmless next tokens kept by the chosen iteration"
+        0.98,
+        ge=0,
+        le=1,
+        description="Lowest allowed share of next tokens on harmless text that stay the same (0 to 1).",
+        json_schema_extra={"options": ["--min-kept", "--min-utility"]},
     )
-    max_kl: float = Field(0.05, ge=0, description="most divergence on harmless text of the chosen iteration, in nats")
-    thinking: Literal["off", "end"] = Field("off", description="let the model think first, and read it where that ends")
-    thinking_tokens: int = Field(512, ge=1, description="most tokens of thoughts")
-    endings_tokens: int = Field(256, ge=0, description="tokens of the long answers checked at the end; 0 checks none")
+    max_kl: float = Field(
+        0.05, ge=0, description="Highest allowed KL divergence from the original model on harmless text, in nats."
+    )
+    thinking: Literal["off", "end"] = Field(
+        "off",
+        description="Turn the model's thinking off, or let it think and read it at the end of its thoughts (end).",
+    )
+    thinking_tokens: int = Field(512, ge=1, description="Generate at most this many tokens of thoughts.")
+    endings_tokens: int = Field(
+        256,
+        ge=0,
+        description="Check the endings of long answers of up to this many tokens; 0 skips the check.",
+        json_schema_extra={"options": []},
+    )
 
 
 def check_seed(seed: int) -> int:

@@ -28,7 +28,7 @@ class _Rate(ProgressColumn):
 
 
 class Display(progress.Progress):
-    """Iteration, what it is doing, prompts a second, time left, and validation figures so far."""
+    """Iteration, what it is doing, prompts a second, time left, and validation metrics so far."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False)

@@ -1,83 +1,66 @@
-"""`llmva extend`: go on from an earlier edit with new prompts."""
+"""`llmva extend`: continue from an earlier edit with new prompts."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from llmva.cli.options import (
     Base,
     BatchTokens,
-    Benign,
-    Device,
-    DeviceMap,
-    Dtype,
-    Json,
     JudgeName,
-    Quantize,
-    QuietFlag,
-    Toxic,
-    Trust,
-    loading_options,
+    Loading,
+    Output,
+    Restart,
+    SettingOptions,
+    Sides,
+    Skills,
 )
 from llmva.errors import UsageError
-
-
-def add_to(app: typer.Typer) -> None:
-    """Make the command of this module known to the program."""
-    app.command()(extend)
+from llmva.settings import SEEDS
 
 
 def extend(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="folder of the earlier run")],
-    toxic: Toxic = None,
-    benign: Benign = None,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the earlier run.")],
+    *,
+    sides: Sides,
     out: Annotated[
-        Optional[Path],  # noqa: UP045 (typer reads it at run time)
-        typer.Option("--out", metavar="DIR2", help="folder of the new run [default: DIR-extended]"),
+        Path | None,
+        typer.Option("--out", metavar="DIR2", help="Write the new run to this folder.", show_default="DIR-extended"),
     ] = None,
     base: Base = None,
-    skills: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--skills", metavar="FILE", help="JSONL of probes with known answers"),
-    ] = None,
+    skills: Skills = None,
     judge: JudgeName = "phrases",
-    iterations: Annotated[Optional[int], typer.Option("--iterations", help="most iterations")] = None,  # noqa: UP045
-    prefer: Annotated[Optional[str], typer.Option("--prefer", help="safety, balance or usefulness")] = None,  # noqa: UP045
-    max_asr: Annotated[Optional[float], typer.Option("--max-asr", help="most harmful prompts answered")] = None,  # noqa: UP045
-    max_orr: Annotated[Optional[float], typer.Option("--max-orr", help="most benign prompts refused")] = None,  # noqa: UP045
-    min_kept: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--min-kept", "--min-utility", help="least share of harmless next tokens kept"),
-    ] = None,
-    max_kl: Annotated[Optional[float], typer.Option("--max-kl", help="most divergence on harmless text")] = None,  # noqa: UP045
-    restart: Annotated[bool, typer.Option("--restart", help="discard an earlier run in DIR2")] = False,
+    settings: Annotated[dict[str, Any], SettingOptions(otherwise="the earlier run's")],
+    restart: Restart = False,
     seed: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--seed", min=0, max=2**32 - 1, help="seed of every random draw [default: the earlier run's]"),
+        int | None,
+        typer.Option(
+            "--seed",
+            min=0,
+            max=SEEDS - 1,
+            help="Seed all random draws with this number.",
+            show_default="the earlier run's",
+        ),
     ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    device_map: DeviceMap = None,
-    quantize: Quantize = "none",
+    loading: Loading,
     batch_tokens: BatchTokens = None,
-    trust_remote_code: Trust = False,
-    json_: Json = False,
-    quiet: QuietFlag = False,
+    output: Output,
 ) -> None:
-    """Go on from the edit in DIR with new attacks (--toxic) or new false refusals (--benign); DIR stays as it is.
+    """Continue from the edit in DIR with new attacks (--toxic) or new false refusals (--benign). DIR stays unchanged.
 
-    Settings not given are the earlier run's, as is the seed. The earlier run's prompts guard against going backwards.
+    Settings that are not given stay as in the earlier run. The earlier run's prompts guard against regressions.
     """
     from llmva.cli import inputs
 
-    if not toxic and not benign:
+    if not sides.toxic and not sides.benign:
         raise UsageError("There is nothing new: add --toxic or --benign with a file or a data set.")
-    inputs.quiet_libraries(*(toxic or []), *(benign or []))
+    inputs.quiet_libraries(*sides.toxic, *sides.benign)
     from llmva.alignment import RunOptions
-    from llmva.cli.commands import show_run
+    from llmva.cli.align import show_run
     from llmva.cli.console import Display
     from llmva.extension import extend as run
     from llmva.extension import prepare
@@ -86,43 +69,34 @@ def extend(
     from llmva.prompts.load import load_prompts
     from llmva.settings import make_settings
 
-    given = {
-        "iterations": iterations,
-        "prefer": prefer,
-        "max_asr": max_asr,
-        "max_orr": max_orr,
-        "min_kept": min_kept,
-        "max_kl": max_kl,
-    }
-    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     make_settings(**settings)
-    judge_ = make_judge(judge)
-    prompts = load_prompts(toxic or [], benign or [])
-    folder = Path(directory)
-    out = out or folder.with_name(f"{folder.resolve().name}-extended")
-    _, everything, record = prepare(folder, prompts, out, seed)
+    chosen_judge = make_judge(judge)
+    prompts = load_prompts(sides.toxic, sides.benign)
+    out = out or directory.with_name(f"{directory.resolve().name}-extended")
+    _, everything, record = prepare(directory, prompts, out, seed)
     title = str(record["base"]["model"])
     place = base or (str(inputs.demo_model()) if title == inputs.DEMO_NAME else title)
-    with Display(quiet) as display:
+    probes = inputs.choose_probes(place, skills)
+    with Display(output.quiet) as display:
         for warning in everything.warnings:
             display.note(warning)
-        if judge_.name != record["judge"]:
-            display.note(f"the earlier run was judged by {record['judge']}, this one is by {judge_.name}")
+        if chosen_judge.name != record["judge"]:
+            display.note(f"the judge of the earlier run was {record['judge']}; this run uses {chosen_judge.name}")
         display.note(f"loading {title}")
-        loaded, tokenizer = load_model(place, **loading_options(device, dtype, device_map, quantize, trust_remote_code))
+        loaded, tokenizer = load_model(place, **asdict(loading))
         result = run(
             loaded,
             tokenizer,
-            folder,
+            directory,
             prompts,
-            judge=judge_,
+            judge=chosen_judge,
             seed=seed,
             out=out,
             restart=restart,
-            skills=inputs.choose_probes(place, skills),
+            skills=probes,
             options=RunOptions(name=title, command=inputs.typed_command()),
             batch_tokens=batch_tokens,
             progress=display,
             **settings,
         )
-    show_run(result.record, out, display, json_, quiet)
+    show_run(result.record, out, display, output)

@@ -7,20 +7,25 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from llmva.cli.options import Choice, Loading, Sides, Sources
 from llmva.edit import Edit
 from llmva.edit_file import edit_file
 from llmva.errors import UsageError
 from llmva.evaluation.skills import Probe, load_probes
-from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.types import Prompt
-from llmva.utility.tasks import PAPER, ChosenTask, load_tasks
+
+if TYPE_CHECKING:
+    from llmva.cli.console import Display
+    from llmva.prompts.public.wanted import Wanted
 
 DEMO = "demo"
 DEMO_NAME = "llmva's organism"  # the bundled model in a run's record: its place differs by machine
@@ -33,13 +38,13 @@ def demo_model() -> Path:
 
 
 def model_place(model: str) -> str:
-    """Where MODEL lies: "demo" is the bundled one, unless there is a folder of that name."""
+    """Where MODEL is: "demo" is the bundled one, unless there is a folder of that name."""
     return str(demo_model()) if model == DEMO and not Path(model).exists() else model
 
 
-def model_title(model: str) -> str:
-    """What a record calls MODEL."""
-    return DEMO_NAME if model_place(model) == str(demo_model()) else model
+def model_title(place: str) -> str:
+    """What a record calls the model at a place."""
+    return DEMO_NAME if place == str(demo_model()) else place
 
 
 def model_stem(model: str) -> str:
@@ -47,20 +52,52 @@ def model_stem(model: str) -> str:
     return Path(model).name.removesuffix(".gguf") or "model"
 
 
-def choose_prompts(
-    model: str,
-    toxic: Sequence[str],
-    benign: Sequence[str],
-    seed: int,
-    data: Sequence[str] = (),
-    per_set: int | None = None,
-) -> PromptSet:
+def show_licences(data: Sequence[str], display: Display) -> list[Wanted]:
+    """The sets of --data. Their licences are shown before the first use, with --quiet too: terms must be seen once.
+
+    Raises UsageError as `parse_data`.
+    """
+    from llmva.prompts.public.registry import first_use_notice
+    from llmva.prompts.public.wanted import parse_data
+
+    wanted = parse_data(data)
+    for one in wanted:
+        notice = first_use_notice(one.entry.name)
+        if notice:
+            display.line(notice)
+    return wanted
+
+
+@contextmanager
+def load(
+    place: str, sources: Sources, judge: str, seed: int, loading: Loading, quiet: bool
+) -> Iterator[tuple[Any, Any, PromptSet, Display]]:
+    """Model, tokenizer, prompts and the display, which is on until the end of the block.
+
+    Prompts and judge are read before the model, so that a mistake in them costs no loading.
+    """
+    quiet_libraries(place, *sources.places)
+    from llmva.cli.console import Display
+    from llmva.judges import make_judge
+    from llmva.models.load import load_model
+
+    make_judge(judge)
+    show_licences(sources.data, Display(quiet))
+    prompts = choose_prompts(place, sources, seed)
+    with Display(quiet) as display:
+        for warning in prompts.warnings:
+            display.note(warning)
+        display.note(f"loading {model_title(place)}")
+        yield *load_model(place, **asdict(loading)), prompts, display
+
+
+def choose_prompts(place: str, sources: Sources, seed: int) -> PromptSet:
     """What the user named, else what lies in the model's folder, else the bundled set."""
-    if per_set is not None and not data:
-        raise UsageError("--per-set is about the sets of --data: add --data, or leave it out.")
-    if toxic or benign or data:
-        return PromptSet.load(toxic, benign, seed=seed, data=data, per_set=per_set)
-    own = Path(model) / BESIDE / "prompts.jsonl"
+    if sources.per_set is not None and not sources.data:
+        raise UsageError("--per-set applies to the sets of --data: add --data, or leave it out.")
+    if sources.toxic or sources.benign or sources.data:
+        return PromptSet.load(sources.toxic, sources.benign, seed=seed, data=sources.data, per_set=sources.per_set)
+    own = Path(place) / BESIDE / "prompts.jsonl"
     return PromptSet.from_jsonl(own) if own.is_file() else PromptSet.bundled()
 
 
@@ -72,14 +109,14 @@ def choose_probes(model: str, skills: Path | None) -> list[Probe]:
     return [] if skills is None else load_probes(skills)
 
 
-def test_prompts(model: str, edit: Path | None, toxic: Sequence[str], benign: Sequence[str], seed: int) -> list[Prompt]:
+def test_prompts(model: str, edit: Path | None, sides: Sides, seed: int) -> list[Prompt]:
     """Exactly the prompts that the user named, else the test split of the edit's run, else of the model's prompts."""
     from llmva.prompts.load import load_prompts
 
-    if toxic or benign:
-        return list(load_prompts(toxic, benign))
+    if sides.toxic or sides.benign:
+        return list(load_prompts(sides.toxic, sides.benign))
     of_run = run_prompts(edit)
-    return list((of_run or choose_prompts(model, (), (), seed)).test)
+    return list((of_run or choose_prompts(model, Sources(), seed)).test)
 
 
 def run_prompts(edit: Path | None) -> PromptSet | None:
@@ -88,69 +125,63 @@ def run_prompts(edit: Path | None) -> PromptSet | None:
     return PromptSet.from_jsonl(path) if path is not None and path.is_file() else None
 
 
-def thinking_mode(edit: Path | None, mode: str | None, tokens: int | None) -> dict[str, Any]:
-    """`thinking` and `thinking_tokens` as the user says, else as the edit's run was made, else off."""
+def thinking_mode(edit: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`thinking` and `thinking_tokens` as given, else as in the edit's run, else by default."""
     from llmva.runs.record import read_run
     from llmva.settings import make_settings
 
     folder = edit_file(edit).parent if edit is not None else None
     of_run = read_run(folder)["settings"] if folder is not None and (folder / "run.json").is_file() else {}
-    given = {"thinking": mode or of_run.get("thinking"), "thinking_tokens": tokens or of_run.get("thinking_tokens")}
-    chosen = make_settings(**{name: value for name, value in given.items() if value is not None})
-    return {"thinking": chosen.thinking, "thinking_tokens": chosen.thinking_tokens}
+    both = {name: given.get(name) or of_run.get(name) for name in ("thinking", "thinking_tokens")}
+    settings = make_settings(**{name: value for name, value in both.items() if value is not None})
+    return {"thinking": settings.thinking, "thinking_tokens": settings.thinking_tokens}
 
 
 def fit_prompts(edit: Path | None) -> list[Prompt] | None:
     """What an edit was fitted on and chosen by: the train and validation prompts of its run; None if not known."""
-    found = run_prompts(edit)
-    return None if found is None else [*found.train, *found.validation]
+    prompts = run_prompts(edit)
+    return None if prompts is None else [*prompts.train, *prompts.validation]
 
 
-def seen_in_fit(prompts: Sequence[Prompt], edit: Path | None, named: bool) -> dict[str, Any]:
-    """`contamination` and `limits` of a record: how many prompts that the user named the edit's fit has seen.
+def overlap_with_fit(prompts: Sequence[Prompt], edit: Path | None) -> dict[str, Any]:
+    """`contamination` and `limits` of a record: how many prompts that the user named were seen in the edit's fit.
 
-    They stay in the figures, for the user asked for exactly these.
+    They stay in the metrics, because the user asked for exactly these.
     """
-    fit = fit_prompts(edit) if named else None
+    fit = fit_prompts(edit)
     if fit is None:
         return {}
     from llmva.prompts.contamination import FitIndex
 
-    found = FitIndex(fit).overlap(prompts)
-    n = len(found.positions)
-    said = [
-        f"{n} of {len(prompts)} prompts were seen in the fit ({len(found.exact)} the same, {len(found.near)} nearly), "
-        "which flatters the edit."
-    ]
-    return {"contamination": {**found.counts(), "of": len(prompts)}, "limits": said if n else []}
+    overlap = FitIndex(fit).overlap(prompts)
+    n = len(overlap.positions)
+    limit = (
+        f"{n} of {len(prompts)} prompts were seen in the fit ({len(overlap.exact)} the same, {len(overlap.near)} "
+        "nearly), which flatters the edit."
+    )
+    return {"contamination": {**overlap.counts(), "of": len(prompts)}, "limits": [limit] if n else []}
 
 
-def places(data: Sequence[str]) -> list[str]:
-    """The paths in values of --data, and the names of sets that have none."""
-    return [term.partition("=")[2] or term for value in data for term in value.split(",")]
-
-
-def load_edit(
-    path: Path | None, iteration: int | None, strength: float | None, point: int | None = None
-) -> Edit | None:
-    """The edit of a run, at the iteration and strength that the run chose unless told."""
-    check_strength(strength)
+def load_edit(path: Path | None, choice: Choice) -> Edit | None:
+    """The edit of a run, at the iteration and strength that the run chose unless `choice` says otherwise."""
+    check_strength(choice.strength)
     if path is None:
-        if iteration is not None or strength is not None or point is not None:
+        if choice != Choice():
             raise UsageError("--iteration, --strength and --point need an edit: add --edit DIR.")
         return None
     edit = Edit.load(path)
-    if point is not None:
+    iteration, strength = choice.iteration, choice.strength
+    if choice.point is not None:
         from llmva.metrics.pareto import find_point
         from llmva.runs.record import read_run
 
         if iteration is not None or strength is not None:
-            raise UsageError("--point is an iteration and a strength: leave --iteration and --strength out.")
+            raise UsageError("--point stands for an iteration and a strength: leave --iteration and --strength out.")
         folder = edit_file(path).parent
         record = read_run(folder) if (folder / "run.json").is_file() else None
-        iteration, strength = find_point(record, point, path)
+        iteration, strength = find_point(record, choice.point, path)
     if iteration is not None:
-        if iteration == 0 and not edit.at(0).factors:  # asked for in so many words, so no mistake: the untouched model
+        if iteration == 0 and not edit.at(0).factors:  # asked for explicitly, so no mistake: the untouched model
             return edit.at(edit.iterations).scaled(0.0)
         edit = edit.asked(iteration, path)
     if strength is None:
@@ -158,18 +189,9 @@ def load_edit(
     return (edit if edit.best is None else edit.at(edit.best)).scaled(strength)
 
 
-def choose_tasks(utility: Mapping[str, Any] | None, seed: int, progress: Progress) -> list[ChosenTask]:
-    """The benchmarks that the user wants, else none; before the model, so that a wrong name costs no loading."""
-    if utility is None:
-        return []
-    names = PAPER if utility["names"] is None else utility["names"]
-    progress.note("finding benchmarks")
-    return load_tasks(names, include_path=utility["include_path"], limit=utility["limit"], seed=seed)
-
-
 def check_strength(strength: float | None) -> float | None:
     if strength is not None and not math.isfinite(strength):
-        raise UsageError(f"--strength {strength} is no amount of an edit: give a number such as 0.5.")
+        raise UsageError(f"--strength {strength} is not a finite number: give one such as 0.5.")
     return strength
 
 

@@ -1,107 +1,238 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share, and how a command takes a group of them as one value."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from llmva.errors import UsageError
+from llmva.settings import SEEDS, Settings
 
-ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="hub id, local folder, or .gguf file")]
-Toxic = Annotated[
-    Optional[list[str]],  # noqa: UP045 (typer reads it at run time)
-    typer.Option("--toxic", metavar="PATH_OR_ID[:COLUMN[:SPLIT]]", help="prompts to refuse; repeatable"),
+ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or .gguf file.")]
+RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, or an edit.safetensors file.")]
+Skills = Annotated[
+    Path | None,
+    typer.Option("--skills", metavar="FILE", help="Also measure the probes with known answers in this JSONL file."),
 ]
-Benign = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--benign", metavar="PATH_OR_ID[:COLUMN[:SPLIT]]", help="prompts to answer; repeatable"),
+JudgeName = Annotated[str, typer.Option("--judge", help="Label the answers with this judge.")]
+EditDir = Annotated[
+    Path | None, typer.Option("--edit", metavar="DIR", help="Apply the edit in this folder, which llmva align wrote.")
 ]
-Data = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--data", metavar="NAME[=PATH],...", help="data sets that llmva data list shows; repeatable"),
-]
-PerSet = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--per-set", min=1, help="most prompts of each side of a set of --data, drawn by the seed"),
-]
-KeepDuplicates = Annotated[
-    bool, typer.Option("--keep-duplicates", help="with --data, also measure on prompts that the fit has seen")
-]
-Markdown = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--markdown", metavar="FILE", help="with --data, also write the table to a file in Markdown"),
-]
-Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object on stdout")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no table")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="seed of every random draw")]
-EditDir = Annotated[Optional[Path], typer.Option("--edit", metavar="DIR", help="folder that llmva align wrote")]  # noqa: UP045
-Iteration = Annotated[Optional[int], typer.Option("--iteration", help="use this iteration of the edit")]  # noqa: UP045
-Strength = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option("--strength", help="0 is the original model, 1 the edit as fitted [default: as the run chose]"),
-]
-Point = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--point", metavar="K", help="a point that llmva front shows, in place of the one that was chosen"),
-]
-ThinkingMode = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--thinking", help="off, or end: let the model think first and read it where its thoughts end"),
-]
-ThinkingTokens = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--thinking-tokens", min=1, help="most tokens of thoughts"),
-]
-JudgeName = Annotated[str, typer.Option("--judge", help="who decides whether an answer refuses")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32")]
-DeviceMap = Annotated[Optional[str], typer.Option("--device-map", help="spread the model over devices: auto")]  # noqa: UP045
-Quantize = Annotated[str, typer.Option("--quantize", help="none, or 4bit or 8bit to pack the weights by bitsandbytes")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="run code that the model brings along")]
-BatchTokens = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--batch-tokens", min=1, help="tokens in a batch; chosen by memory unless given"),
-]
-RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="folder of a run, or an edit.safetensors")]
 Base = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--base", metavar="MODEL", help="where the base model lies, if not where the run found it"),
+    str | None,
+    typer.Option("--base", metavar="MODEL", help="Find the base model here, not where the run found it."),
 ]
 Rank = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--rank", help="one rank for all of an adapter: padded, or cut with the error told"),
+    int | None,
+    typer.Option(
+        "--rank",
+        help="Give every module this rank: smaller ones are padded, larger ones truncated and the error reported.",
+    ),
 ]
-Utility = Annotated[bool, typer.Option("--utility", help="run benchmarks too; needs llmva[eval]")]
-Tasks = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--tasks", metavar="NAMES", help="benchmarks, with commas between [default: the paper's, and mmlu]"),
-]
-UtilityLimit = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--utility-limit", min=1, help="documents of a benchmark [default: 256, gsm8k 500]"),
-]
-UtilityChat = Annotated[bool, typer.Option("--utility-chat", help="benchmarks in the model's chat template")]
-IncludePath = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--include-path", metavar="DIR", help="folder of task files of your own for --tasks"),
+Restart = Annotated[bool, typer.Option("--restart", help="Discard earlier results in the output folder.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=SEEDS - 1, help="Seed all random draws with this number.")]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-tokens",
+        min=1,
+        help="Process at most this many tokens per batch.",
+        show_default="chosen by free memory",
+    ),
 ]
 
 
-def utility_options(
-    utility: bool, tasks: str | None, limit: int | None, chat: bool, include_path: Path | None
-) -> dict[str, Any] | None:
-    """What `run_evaluate` takes for benchmarks; None without them. Raises UsageError where --utility is missing."""
-    given = {"--tasks": tasks, "--utility-limit": limit, "--utility-chat": chat, "--include-path": include_path}
-    first = next((name for name, value in given.items() if value), None)
-    if not utility and first:
-        raise UsageError(f"{first} is about benchmarks: add --utility.")
-    names = None if tasks is None else tasks.split(",")
-    return {"names": names, "limit": limit, "chat": chat, "include_path": include_path} if utility else None
+# -- groups ------------------------------------------------------------------------------------------------------
+# A command with a parameter of such a type has one option a field (`expand`).
 
 
-def loading_options(device: str, dtype: str, device_map: str | None, quantize: str, trust: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Sides:
+    """Prompts of both sides."""
+
+    toxic: Annotated[
+        list[str],
+        typer.Option("--toxic", metavar="PATH_OR_ID[:COLUMN[:SPLIT]]", help="Read prompts to refuse. Repeatable."),
+    ] = field(default_factory=list)
+    benign: Annotated[
+        list[str],
+        typer.Option("--benign", metavar="PATH_OR_ID[:COLUMN[:SPLIT]]", help="Read prompts to answer. Repeatable."),
+    ] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sources(Sides):
+    """Prompts of both sides and public data sets."""
+
+    data: Annotated[
+        list[str],
+        typer.Option(
+            "--data", metavar="NAME[=PATH],...", help="Read public data sets that llmva data list shows. Repeatable."
+        ),
+    ] = field(default_factory=list)
+    per_set: Annotated[
+        int | None,
+        typer.Option(
+            "--per-set",
+            metavar="N",
+            min=1,
+            help="Use at most N prompts per side of each --data set, sampled with --seed.",
+        ),
+    ] = None
+
+    @property
+    def places(self) -> list[str]:
+        """Paths and hub ids, and the names of sets of --data that have no path."""
+        terms = [term for value in self.data for term in value.split(",")]
+        return [*self.toxic, *self.benign, *(term.partition("=")[2] or term for term in terms)]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of an edit is used."""
+
+    iteration: Annotated[int | None, typer.Option("--iteration", help="Use the edit as of this iteration.")] = None
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            "--strength",
+            help="Scale the edit: 0 is the original model, 1 the edit as fitted.",
+            show_default="as the run chose",
+        ),
+    ] = None
+    point: Annotated[
+        int | None,
+        typer.Option("--point", metavar="K", help="Use this point of llmva front instead of the chosen one."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Loading:
     """What `load_model` takes beside the name."""
-    given: dict[str, Any] = {"device": device, "dtype": dtype, "device_map": device_map, "quantize": quantize}
-    return {**given, "trust_remote_code": trust}
+
+    device: Annotated[str, typer.Option("--device", help="Run on this device: auto, cpu, cuda, cuda:1, mps.")] = "auto"
+    dtype: Annotated[str, typer.Option("--dtype", help="Compute in this dtype: auto, bfloat16, float16, float32.")] = (
+        "auto"
+    )
+    device_map: Annotated[
+        str | None, typer.Option("--device-map", help="Spread the model over several devices: auto.")
+    ] = None
+    quantize: Annotated[
+        str, typer.Option("--quantize", help="Quantize the weights with bitsandbytes: none, 4bit, 8bit.")
+    ] = "none"
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command prints."""
+
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no table.")] = False
+
+
+# -- settings ----------------------------------------------------------------------------------------------------
+
+
+class SettingOptions:
+    """In the annotation of a dict parameter: the options of these settings; the dict holds those with a value.
+
+    Args:
+        names: fields of `Settings`; none means all that have an option.
+        otherwise: where a setting comes from that is not given, for the help; None: it has its default.
+    """
+
+    def __init__(self, *names: str, otherwise: str | None = None) -> None:
+        self.names = names or tuple(name for name in Settings.model_fields if _option_names(name))
+        self.otherwise = otherwise
+
+    def parameters(self) -> list[inspect.Parameter]:
+        return [self._parameter(name) for name in self.names]
+
+    def _parameter(self, name: str) -> inspect.Parameter:
+        kind: Any = Settings.model_fields[name].annotation
+        kind = str if get_origin(kind) is Literal else kind
+        default = Settings.model_fields[name].default
+        if self.otherwise is not None:
+            kind, default = kind | None, None
+        option = setting_option(name, show_default=self.otherwise or True)
+        return inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+        )
+
+    @staticmethod
+    def value(**given: Any) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def setting_option(name: str, show_default: str | bool = True) -> Any:
+    """The option of a setting, with names, help, choices and inclusive bounds from its field."""
+    about = Settings.model_fields[name]
+    bounds = {key: getattr(bound, key) for bound in about.metadata for key in ("ge", "le") if hasattr(bound, key)}
+    choices = get_args(about.annotation) if get_origin(about.annotation) is Literal else ()
+    return typer.Option(
+        *_option_names(name),
+        help=about.description,
+        min=bounds.get("ge"),
+        max=bounds.get("le"),
+        metavar="|".join(choices) or None,
+        show_default=show_default,
+    )
+
+
+def _option_names(setting: str) -> list[str]:
+    extra = Settings.model_fields[setting].json_schema_extra
+    given: Any = extra.get("options") if isinstance(extra, dict) else None
+    return [f"--{setting.replace('_', '-')}"] if given is None else given
+
+
+# -- from groups to options --------------------------------------------------------------------------------------
+
+
+def expand(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command as typer takes it: instead of each group among its parameters, the options of that group."""
+    signature = inspect.signature(command, eval_str=True)
+    groups = {name: group for name, p in signature.parameters.items() if (group := _group(p.annotation))}
+    options = {
+        name: groups[name][0] if name in groups else [p.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+        for name, p in signature.parameters.items()
+    }
+
+    @wraps(command, assigned=("__module__", "__name__", "__doc__"))
+    def run(**given: Any) -> Any:
+        values = {}
+        for name, parameters in options.items():
+            of_group = {p.name: given[p.name] for p in parameters}
+            values[name] = groups[name][1](**of_group) if name in groups else given[name]
+        return command(**values)
+
+    run.__signature__ = signature.replace(parameters=[p for ps in options.values() for p in ps])  # type: ignore[attr-defined]
+    return run
+
+
+def _group(annotation: Any) -> tuple[list[inspect.Parameter], Callable[..., Any]] | None:
+    """The options of a group and what makes its value of them; None for a parameter that is no group."""
+    for mark in get_args(annotation)[1:]:
+        if isinstance(mark, SettingOptions):
+            return mark.parameters(), mark.value
+    if not (isinstance(annotation, type) and is_dataclass(annotation)):
+        return None
+    hints = get_type_hints(annotation, include_extras=True)
+    parameters = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=_default(f), annotation=hints[f.name])
+        for f in fields(annotation)
+    ]
+    return parameters, annotation
+
+
+def _default(part: Any) -> Any:
+    if part.default_factory is not MISSING:
+        return part.default_factory()
+    return inspect.Parameter.empty if part.default is MISSING else part.default

@@ -1,115 +1,201 @@
-"""What `llmva front`, `export`, `verify` and `push` do, apart from parsing their options."""
+"""`llmva front | export | verify | push`: choose a point of a run, and ship its edit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from llmva.cli import inputs
-from llmva.cli.console import Display, emit
+import typer
+
+from llmva.cli.options import Base, Choice, Loading, Output, Rank, RunDir, Seed
 from llmva.errors import UsageError
 
 if TYPE_CHECKING:
     from llmva.export.plan import Plan
 
 KINDS = ("lora", "merged", "diff")
-SHIPPED = ("edit", "lora", "merged")
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM knows beyond 1
+PUSHED = ("edit", "lora", "merged")
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts beyond 1
 
 
-def plan_of(
-    directory: Path, iteration: int | None, strength: float | None, base: str | None, point: int | None = None
-) -> Plan:
-    from llmva.export.plan import make_plan
-
-    if not directory.exists():
-        raise UsageError(f"There is no '{directory}': give the folder that llmva align wrote.")
-    plan = make_plan(
-        directory,
-        iteration=iteration,
-        strength=inputs.check_strength(strength),
-        point=point,
-        base=base,
-        known={inputs.DEMO_NAME: inputs.demo_model()},
-    )
-    inputs.quiet_libraries(plan.base)
-    return plan
-
-
-def run_front(directory: Path, *, json: bool, quiet: bool) -> None:
+def front(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
+    *,
+    seed: Seed = 42,
+    output: Output,
+) -> None:
+    """Show every point that a run measured, as a table and in DIR/front.svg. llmva export --point ships any of them."""
+    from llmva.cli.console import Display, emit
     from llmva.report import front_table, write_front
     from llmva.runs.record import read_run
 
     record = read_run(directory)
     if not record.get("front"):
-        raise UsageError(f"'{directory}' has no points: finish it by the same llmva align, or --restart an older run.")
+        raise UsageError(
+            f"'{directory}' has no points: finish it with the same llmva align, or add --restart if it is an older run."
+        )
     picture = write_front(directory, record)
-    if not quiet:
+    if not output.quiet:
         display = Display()
         display.console.print(front_table(record))
         display.line(f"Wrote {picture}. llmva export {directory} --as lora --point K --out FOLDER ships a point.")
-    if json:
+    if output.json:
         emit({"front": record["front"], "picture": str(picture)})
 
 
-def run_export(
-    directory: Path,
+def export(
+    directory: RunDir,
     *,
-    kind: str,
-    out: Path | None,
-    iteration: int | None,
-    strength: float | None,
-    point: int | None = None,
-    rank: int | None,
-    base: str | None,
-    json: bool,
-    quiet: bool,
+    kind: Annotated[
+        str,
+        typer.Option("--as", metavar="|".join(KINDS), help="Write an adapter or a merged model, or list the changes."),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Write to this folder.")] = None,
+    choice: Choice,
+    rank: Rank = None,
+    base: Base = None,
+    seed: Seed = 42,
+    output: Output,
 ) -> None:
-    if kind not in KINDS:
-        raise UsageError(f"--as {kind} is unknown: use {', '.join(KINDS)}.")
-    if rank is not None and kind != "lora":
-        raise UsageError(f"--rank is of adapters alone: leave it out with --as {kind}.")
-    if rank is not None and rank not in RANKS:
-        raise UsageError(f"--rank {rank} is none that servers take: use {', '.join(map(str, RANKS))}.")
+    """Write the edit in DIR as a PEFT LoRA adapter or as a merged model, or list what it changes.
+
+    A merged model is written shard by shard; memory for one tensor is enough.
+    """
+    _check(kind, KINDS, rank)
     if kind != "diff" and out is None:
-        raise UsageError(f"--as {kind} writes a folder: say which with --out.")
+        raise UsageError(f"--as {kind} writes a folder: name it with --out.")
     if kind == "diff" and out is not None:
         raise UsageError("--as diff writes nothing: leave --out out.")
-    plan = plan_of(directory, iteration, strength, base, point)
-    found: dict[str, Any] = {
+    plan = _plan(directory, choice, base)
+    from llmva.cli.console import Display, emit
+
+    record: dict[str, Any] = {
         "as": kind,
         "base": plan.title,
         "iteration": plan.iteration,
         "strength": plan.strength,
     }
-    with Display(quiet) as display:
-        if kind == "diff":
+    with Display(output.quiet) as display:
+        if out is None:
             from llmva.export.diff import diff
 
-            found["tensors"] = diff(plan)
+            record["tensors"] = diff(plan)
+        elif kind == "lora":
+            from llmva.export.lora import export_lora
+
+            record |= export_lora(plan, out, rank=rank, progress=display)
         else:
-            assert out is not None
-            found |= _write(plan, kind, out, rank, display)
-    if not quiet:
-        if kind == "diff":
-            display.console.print(_table(found["tensors"]))
+            from llmva.export.merged import export_merged
+
+            record |= export_merged(plan, out, progress=display)
+    if not output.quiet:
+        if out is None:
+            display.console.print(_table(record["tensors"]))
         else:
-            for warning in found.get("warnings", []):
+            for warning in record.get("warnings", []):
                 display.line(warning)
-            display.line(f"Wrote {out}: {found['bytes'] / 1e6:.1f} MB.")
-    if json:
-        emit(found)
+            display.line(f"Wrote {out}: {record['bytes'] / 1e6:.1f} MB.")
+    if output.json:
+        emit(record)
 
 
-def _write(plan: Plan, kind: str, out: Path, rank: int | None, display: Display) -> dict[str, Any]:
-    if kind == "lora":
-        from llmva.export.lora import export_lora
+def verify(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Hub id, local folder, or .gguf file.")],
+    artefacts: Annotated[
+        list[Path], typer.Argument(metavar="ARTEFACT...", help="Folders of runs, adapters or merged models.")
+    ],
+    *,
+    loading: Loading,
+    seed: Seed = 42,
+    output: Output,
+) -> None:
+    """Check whether each ARTEFACT is the same edit of BASE: logits on probe prompts, and tensors of merged models.
 
-        return export_lora(plan, out, rank=rank, progress=display)
-    from llmva.export.merged import export_merged
+    The first ARTEFACT that holds an edit is the reference for the others. Exit code 1 if one differs.
+    """
+    from llmva.cli import inputs
 
-    return export_merged(plan, out, progress=display)
+    inputs.quiet_libraries(base)
+    from llmva.cli.console import Display, emit
+    from llmva.export.verify import verify as run
+
+    with Display(output.quiet) as display:
+        record = run(base, artefacts, loading=asdict(loading), progress=display)
+    if not output.quiet:
+        for row in record["artefacts"]:
+            display.line(
+                f"{row['path']} ({row['kind']}): {'Same edit' if row['same'] else 'NOT the same edit'} (largest logit "
+                f"difference {row['max']:.2g}; the edit itself moves logits by {row['effect']:.2g})."
+            )
+            for problem in row["problems"]:
+                display.line(f"  {problem}")
+    if output.json:
+        emit(record)
+    raise typer.Exit(0 if record["same"] else 1)
+
+
+def push(
+    directory: RunDir,
+    *,
+    repo: Annotated[
+        str, typer.Option("--repo", metavar="USER/NAME", help="Upload to this repository; it is created if missing.")
+    ],
+    kind: Annotated[
+        str, typer.Option("--as", metavar="|".join(PUSHED), help="Upload the edit file, an adapter or a merged model.")
+    ] = "edit",
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show everything that would be uploaded, and upload nothing.")
+    ] = False,
+    choice: Choice,
+    rank: Rank = None,
+    base: Base = None,
+    seed: Seed = 42,
+    output: Output,
+) -> None:
+    """Upload the edit in DIR to the Hugging Face hub, with a model card. Answers to prompts are never uploaded."""
+    _check(kind, PUSHED, rank)
+    plan = _plan(directory, choice, base)
+    from llmva.cli.console import Display, emit
+    from llmva.export.push import push as run
+
+    with Display(output.quiet) as display:
+        record = run(plan, repo, kind=kind, private=private, dry_run=dry_run, rank=rank, progress=display)
+    if not output.quiet:
+        if dry_run:
+            display.line(f"Would upload to {repo} ({'private' if private else 'public'}):")
+            for file in record["files"]:
+                display.line(f"  {file['path']}  {file['bytes'] / 1e6:.2f} MB")
+            display.line("")
+            display.line(record["card"])
+        else:
+            display.line(f"Pushed {len(record['files'])} files to {repo}.")
+    if output.json:
+        emit(record)
+
+
+def _check(kind: str, kinds: Sequence[str], rank: int | None) -> None:
+    """Raises UsageError for a form that is not offered, or a rank that does not fit it."""
+    if kind not in kinds:
+        raise UsageError(f"--as {kind} is unknown here: use {', '.join(kinds)}.")
+    if rank is not None and kind != "lora":
+        raise UsageError(f"--rank applies only to adapters: leave it out with --as {kind}.")
+    if rank is not None and rank not in RANKS:
+        raise UsageError(f"--rank {rank} is not a rank that servers accept: use {', '.join(map(str, RANKS))}.")
+
+
+def _plan(directory: Path, choice: Choice, base: str | None) -> Plan:
+    from llmva.cli import inputs
+    from llmva.export.plan import make_plan
+
+    if not directory.exists():
+        raise UsageError(f"There is no '{directory}': give the folder that llmva align wrote.")
+    inputs.check_strength(choice.strength)
+    plan = make_plan(directory, **asdict(choice), base=base, known={inputs.DEMO_NAME: inputs.demo_model()})
+    inputs.quiet_libraries(plan.base)
+    return plan
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -127,67 +213,3 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
         cells = (row["tensor"], shape, row["dtype"], f"{row['norm']:.4g}", f"{share:.2%}", str(row["rank"]))
         table.add_row(*(Text(str(cell)) for cell in cells))
     return table
-
-
-def run_push(
-    directory: Path,
-    *,
-    repo: str,
-    kind: str,
-    private: bool,
-    dry_run: bool,
-    iteration: int | None,
-    strength: float | None,
-    point: int | None = None,
-    rank: int | None,
-    base: str | None,
-    json: bool,
-    quiet: bool,
-) -> None:
-    if kind not in SHIPPED:
-        raise UsageError(f"--as {kind} cannot be pushed: use {', '.join(SHIPPED)}.")
-    if rank is not None and (kind != "lora" or rank not in RANKS):
-        raise UsageError(f"--rank is of adapters alone and one of {', '.join(map(str, RANKS))}: mend or leave it out.")
-    plan = plan_of(directory, iteration, strength, base, point)
-    from llmva.export.push import push
-
-    with Display(quiet) as display:
-        found = push(plan, repo, kind=kind, private=private, dry_run=dry_run, rank=rank, progress=display)
-    if not quiet:
-        if dry_run:
-            display.line(f"Would upload to {repo} ({'private' if private else 'public'}):")
-            for file in found["files"]:
-                display.line(f"  {file['path']}  {file['bytes'] / 1e6:.2f} MB")
-            display.line("")
-            display.line(found["card"])
-        else:
-            display.line(f"Pushed {len(found['files'])} files to {repo}.")
-    if json:
-        emit(found)
-
-
-def run_verify(
-    base: str,
-    artefacts: Sequence[Path],
-    *,
-    loading: Mapping[str, Any],
-    json: bool,
-    quiet: bool,
-) -> int:
-    """Exit code 0 where all artefacts are the same edit of that base, 1 where not."""
-    inputs.quiet_libraries(base)
-    from llmva.export.verify import verify
-
-    with Display(quiet) as display:
-        found = verify(base, artefacts, loading=loading, progress=display)
-    if not quiet:
-        for row in found["artefacts"]:
-            display.line(
-                f"{row['path']} ({row['kind']}): {'Same edit' if row['same'] else 'NOT the same edit'} (largest logit "
-                f"difference {row['max']:.2g}; the edit itself moves logits by {row['effect']:.2g})."
-            )
-            for problem in row["problems"]:
-                display.line(f"  {problem}")
-    if json:
-        emit(found)
-    return 0 if found["same"] else 1

@@ -1,50 +1,52 @@
-"""`llmva chat`: the model as a user would meet it, original and edited side by side if wanted."""
+"""`llmva chat`: talk to the model as a user would, to original and edited side by side if wanted."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
+import typer
 
-from llmva.cli import inputs
-from llmva.cli.console import Display, emit, say
-from llmva.edit import Edit
+from llmva.cli.options import Choice, EditDir, Loading, ModelArg, Output, Seed, setting_option
 from llmva.errors import UsageError
-from llmva.models.chat import encode, input_device, render_dialogue
-from llmva.models.generate import check_rows, context_length, generate_greedily
+
+if TYPE_CHECKING:
+    from llmva.edit import Edit
 
 
-def run_chat(
-    model: str,
+def chat(
+    model: ModelArg,
     *,
-    edit: Path | None,
-    compare: bool,
-    prompt: str | None,
-    iteration: int | None,
-    strength: float | None,
-    max_new_tokens: int,
-    loading: Mapping[str, Any],
-    json: bool,
-    quiet: bool,
+    edit: EditDir = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show the original's answer beside the edited model's.")
+    ] = False,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask this one prompt and end.")] = None,
+    choice: Choice,
+    max_new_tokens: Annotated[int, setting_option("max_new_tokens")] = 256,
+    seed: Seed = 42,
+    loading: Loading,
+    output: Output,
 ) -> None:
-    """One turn after another; original and edited each keep a dialogue of their own."""
+    """Chat with MODEL, with or without an edit. Answers are greedy. End with Ctrl-D or an empty line."""
+    from llmva.cli import inputs
+
     inputs.quiet_libraries(model)
+    from llmva.cli.console import Display, emit, say
     from llmva.models.load import load_model
 
-    loaded_edit = inputs.load_edit(edit, iteration, strength)
+    loaded_edit = inputs.load_edit(edit, choice)
     if compare and loaded_edit is None:
         raise UsageError("--compare needs an edit to compare with: add --edit DIR.")
-    loaded, tokenizer = load_model(model, **loading)
+    loaded, tokenizer = load_model(model, **asdict(loading))
     if loaded_edit is not None:
         loaded_edit.apply(loaded).remove()  # is it of this model? asked once, since hashing the weights takes time
     names = ["original", "edited"] if compare else ["edited" if loaded_edit else "original"]
-    dialogues: dict[str, list[dict[str, str]]] = {name: [] for name in names}
+    dialogues: dict[str, list[dict[str, str]]] = {name: [] for name in names}  # each has its own answers
     turns: list[dict[str, str]] = []
     while True:
-        text = prompt if prompt is not None else _ask(quiet)
+        text = prompt if prompt is not None else _ask(output.quiet)
         if not text:
             break
         turn = {"prompt": text}
@@ -54,15 +56,15 @@ def run_chat(
             answer = _reply(loaded, tokenizer, dialogue, loaded_edit if name == "edited" else None, max_new_tokens)
             dialogue.append({"role": "assistant", "content": answer})
             turn[name] = answer
-            if not json:
+            if not output.json:
                 title = f"{name}: " if compare else ""
                 say(f"{title}{answer}")
         turns.append(turn)
         if prompt is not None:
             break
-    if json:
+    if output.json:
         emit({"model": model, "edit": None if edit is None else str(edit), "turns": turns})
-    elif not turns and not quiet:
+    elif not turns and not output.quiet:
         Display().line("nothing was asked")
 
 
@@ -76,8 +78,12 @@ def _ask(quiet: bool) -> str:
         raise UsageError("Standard input is not UTF-8: type or pipe UTF-8 text.") from error
 
 
-@torch.inference_mode()
 def _reply(model: Any, tokenizer: Any, dialogue: list[dict[str, str]], edit: Edit | None, max_new_tokens: int) -> str:
+    import torch
+
+    from llmva.models.chat import encode, input_device, render_dialogue
+    from llmva.models.generate import check_rows, context_length, generate_greedily
+
     row = encode(tokenizer, render_dialogue(tokenizer, dialogue))
     limit = context_length(model)
     if limit is not None and len(row) >= limit and len(dialogue) > 1:
@@ -89,7 +95,8 @@ def _reply(model: Any, tokenizer: Any, dialogue: list[dict[str, str]], edit: Edi
     ids = ids.to(input_device(model))
     applied = edit.apply(model, check=False) if edit is not None else None
     try:
-        new = generate_greedily(model, tokenizer, ids, torch.ones_like(ids), max_new_tokens)
+        with torch.inference_mode():
+            new = generate_greedily(model, tokenizer, ids, torch.ones_like(ids), max_new_tokens)
     finally:
         if applied is not None:
             applied.remove()

@@ -1,0 +1,249 @@
+"""`llmva evaluate`: metrics of a model on test prompts, with and without an edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmva.cli.options import (
+    BatchTokens,
+    Choice,
+    EditDir,
+    JudgeName,
+    Loading,
+    ModelArg,
+    Output,
+    Seed,
+    SettingOptions,
+    Sources,
+)
+from llmva.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmva.cli.console import Display
+    from llmva.judges.base import Judge
+    from llmva.prompts.types import Prompt
+
+Load = Callable[[], tuple[Any, Any]]  # loads model and tokenizer, once all else has been read
+
+
+@dataclass(frozen=True)
+class SetOptions:
+    """How the sets of --data are measured."""
+
+    keep_duplicates: Annotated[
+        bool,
+        typer.Option("--keep-duplicates", help="With --data, keep test prompts that were seen in the fit of the edit."),
+    ] = False
+    markdown: Annotated[
+        Path | None,
+        typer.Option("--markdown", metavar="FILE", help="With --data, also write the table to this Markdown file."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """Which benchmarks are run, and how."""
+
+    utility: Annotated[bool, typer.Option("--utility", help="Also run benchmarks. Needs llmva[eval].")] = False
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            metavar="NAMES",
+            help="Run these benchmarks, separated by commas.",
+            show_default="the paper's, and mmlu",
+        ),
+    ] = None
+    utility_limit: Annotated[
+        int | None,
+        typer.Option(
+            "--utility-limit",
+            min=1,
+            help="Use at most this many documents per benchmark.",
+            show_default="256, gsm8k 500",
+        ),
+    ] = None
+    utility_chat: Annotated[
+        bool, typer.Option("--utility-chat", help="Put the questions of benchmarks into the model's chat template.")
+    ] = False
+    include_path: Annotated[
+        Path | None,
+        typer.Option("--include-path", metavar="DIR", help="Find task files of your own for --tasks in this folder."),
+    ] = None
+
+
+def evaluate(
+    model: ModelArg,
+    *,
+    edit: EditDir = None,
+    sources: Sources,
+    set_options: SetOptions,
+    choice: Choice,
+    judge: JudgeName = "phrases",
+    settings: Annotated[dict[str, Any], SettingOptions("max_new_tokens")],
+    thinking: Annotated[
+        dict[str, Any], SettingOptions("thinking", "thinking_tokens", otherwise="as in the edit's run")
+    ],
+    benchmarks: Benchmarks,
+    seed: Seed = 42,
+    loading: Loading,
+    batch_tokens: BatchTokens = None,
+    output: Output,
+) -> None:
+    """Measure ASR, ORR and F1 of MODEL on test prompts, with and without an edit.
+
+    The test prompts are those of --toxic and --benign; with --data those of public data sets, set by set; otherwise
+    those of the edit's run. --utility adds scores of benchmarks.
+    """
+    from llmva.cli import inputs
+
+    _check(sources, set_options, thinking, benchmarks)
+    hub = ["data of benchmarks"] if benchmarks.utility else []
+    inputs.quiet_libraries(model, *sources.places, *hub)
+    from llmva.cli.console import Display, emit
+    from llmva.files import write_text
+    from llmva.judges import make_judge
+    from llmva.models.load import load_model
+    from llmva.report import transfer_markdown
+
+    # prompts, judge and edit are read before the model, so that a mistake in them costs no loading
+    chosen_judge = make_judge(judge)
+    loaded_edit = inputs.load_edit(edit, choice)
+    with Display(output.quiet) as display:
+
+        def load() -> tuple[Any, Any]:
+            display.note(f"loading {model}")
+            return load_model(model, **asdict(loading))
+
+        how = {"edit": loaded_edit, "seed": seed, "batch_tokens": batch_tokens, "progress": display}
+        if sources.data:
+            metrics = _by_set(load, sources, set_options, edit, chosen_judge, how, settings)
+        else:
+            settings = settings | inputs.thinking_mode(edit, thinking)
+            prompts = inputs.test_prompts(model, edit, sources, seed)
+            metrics = _at_once(load, prompts, benchmarks, chosen_judge, how, settings)
+            if sources.toxic or sources.benign:
+                metrics |= inputs.overlap_with_fit(prompts, edit)
+    record = {"model": model, "edit": None if edit is None else str(edit), "judge": chosen_judge.name, **metrics}
+    if set_options.markdown is not None:
+        write_text(set_options.markdown, transfer_markdown(record))
+    if not output.quiet:
+        _show(record, display)
+    if output.json:
+        emit(record)
+
+
+def _check(sources: Sources, set_options: SetOptions, thinking: Mapping[str, Any], benchmarks: Benchmarks) -> None:
+    """Raises UsageError for options that do not go together."""
+    given = {
+        "--tasks": benchmarks.tasks,
+        "--utility-limit": benchmarks.utility_limit,
+        "--utility-chat": benchmarks.utility_chat,
+        "--include-path": benchmarks.include_path,
+    }
+    first = next((name for name, value in given.items() if value), None)
+    if first and not benchmarks.utility:
+        raise UsageError(f"{first} applies to benchmarks: add --utility.")
+    if sources.data and thinking.get("thinking", "off") != "off":
+        raise UsageError("Sets of --data are measured with thinking off: leave out --thinking.")
+    if sources.data and benchmarks.utility:
+        raise UsageError("--utility measures the model once, --data set by set: run them as two commands.")
+    if not sources.data and (sources.per_set or set_options != SetOptions()):
+        raise UsageError("--per-set, --keep-duplicates and --markdown apply to sets of --data: add --data.")
+    folder = Path() if set_options.markdown is None else set_options.markdown.parent
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder '{folder}': create it, or choose another for --markdown.")
+
+
+def _by_set(
+    load: Load,
+    sources: Sources,
+    set_options: SetOptions,
+    edit: Path | None,
+    judge: Judge,
+    how: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Metrics of each set of --data, and of --toxic and --benign as further sets."""
+    from llmva.cli import inputs
+    from llmva.evaluation.evaluate import EvaluationSettings
+    from llmva.evaluation.transfer import transfer
+    from llmva.models.chat_model import ChatModel
+    from llmva.prompts.testsets import PER_SET, read_test_sets
+
+    test_sets = read_test_sets(
+        inputs.show_licences(sources.data, how["progress"]),
+        sources.toxic,
+        sources.benign,
+        fit=inputs.fit_prompts(edit),
+        per_set=sources.per_set or PER_SET,
+        seed=how["seed"],
+        keep_duplicates=set_options.keep_duplicates,
+    )
+    counts = {one.name: len(one.prompts) for one in test_sets}
+    model, tokenizer = load()
+    metrics = transfer(
+        ChatModel.of(model, tokenizer, how["batch_tokens"]),
+        test_sets,
+        judge,
+        settings=EvaluationSettings(seed=how["seed"], **settings),
+        edit=how["edit"],
+        progress=how["progress"],
+    )
+    if edit is not None and test_sets[0].about["contamination"] is None:
+        metrics["limits"].append(
+            f"The prompts of the run are not beside '{edit}', so whether the fit has seen test prompts is not known."
+        )
+    return {"prompts": counts, "seed": how["seed"], **metrics}
+
+
+def _at_once(
+    load: Load,
+    prompts: Sequence[Prompt],
+    benchmarks: Benchmarks,
+    judge: Judge,
+    how: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Metrics of all prompts together, and of the benchmarks that the user wants."""
+    from llmva.evaluation.evaluate import EvaluationSettings, evaluate
+    from llmva.models.chat_model import ChatModel
+    from llmva.utility import measure_tasks
+    from llmva.utility.tasks import PAPER, load_tasks
+
+    tasks = []
+    if benchmarks.utility:
+        how["progress"].note("finding benchmarks")
+        names = PAPER if benchmarks.tasks is None else benchmarks.tasks.split(",")
+        tasks = load_tasks(
+            names, include_path=benchmarks.include_path, limit=benchmarks.utility_limit, seed=how["seed"]
+        )
+    sources = sorted({prompt.source for prompt in prompts})
+    counts = {source: sum(prompt.source == source for prompt in prompts) for source in sources}
+    model, tokenizer = load()
+    metrics = evaluate(
+        ChatModel.of(model, tokenizer, how["batch_tokens"]),
+        prompts,
+        judge,
+        EvaluationSettings(seed=how["seed"], **settings),
+        edit=how["edit"],
+        progress=how["progress"],
+    )
+    if benchmarks.utility:
+        metrics |= measure_tasks(model, tokenizer, tasks, chat=benchmarks.utility_chat, **how)
+    return {"prompts": counts, **metrics}
+
+
+def _show(record: dict[str, Any], display: Display) -> None:
+    from llmva.report import before_after_table, tasks_table, transfer_table
+
+    display.console.print(transfer_table(record) if "sets" in record else before_after_table(record))
+    for limit in record.get("limits", []):
+        display.line(limit)
+    if "utility_tasks" in record:
+        display.console.print(tasks_table(record))

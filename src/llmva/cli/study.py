@@ -1,0 +1,198 @@
+"""`llmva compare | ablate | judge check`: measure other methods, each step of this one, and a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmva.cli.options import (
+    BatchTokens,
+    JudgeName,
+    Loading,
+    ModelArg,
+    Output,
+    Restart,
+    Seed,
+    SettingOptions,
+    Skills,
+    Sources,
+)
+from llmva.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmva.cli.console import Display
+
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Repeat with this many seeds, beginning with --seed.")]
+StudySettings = Annotated[dict[str, Any], SettingOptions("iterations", "per_source", "max_new_tokens")]
+
+
+def compare(
+    model: ModelArg,
+    *,
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods",
+            metavar="NAMES",
+            help="Compare these: all, or some of none, vectorsteer, alphasteer, alphasteer+, scans, cast, llmva.",
+        ),
+    ] = "all",
+    seeds: Seeds = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Write the comparison to this folder.", show_default="llmva-compare-MODEL"
+        ),
+    ] = None,
+    sources: Sources,
+    judge: JudgeName = "phrases",
+    tuned: Annotated[
+        bool,
+        typer.Option(
+            "--tuned/--no-tuned", help="Add a row for each baseline with options tuned on validation prompts."
+        ),
+    ] = True,
+    curves: Annotated[
+        bool, typer.Option("--curves/--no-curves", help="Measure ASR and ORR along the strength of each method.")
+    ] = True,
+    skills: Skills = None,
+    settings: StudySettings,
+    restart: Restart = False,
+    seed: Seed = 42,
+    loading: Loading,
+    batch_tokens: BatchTokens = None,
+    output: Output,
+) -> None:
+    """Compare LLM-VA with other steering methods on MODEL: same prompts, judge and seeds.
+
+    Writes compare.json, an HTML page, CSV and LaTeX to DIR. If interrupted, run the same command to resume.
+    """
+    from llmva.baselines import BASELINES
+    from llmva.cli import inputs
+
+    everything = ("none", *BASELINES, "llmva")
+    chosen = everything if methods == "all" else tuple(name.strip() for name in methods.split(",") if name.strip())
+    unknown = [name for name in chosen if name not in everything]
+    if unknown:
+        raise UsageError(f"There is no method '{unknown[0]}': choose among {', '.join(everything)}.")
+    place = inputs.model_place(model)
+    directory = out or Path(f"llmva-compare-{inputs.model_stem(model)}")
+    probes = inputs.choose_probes(place, skills)
+    with inputs.load(place, sources, judge, seed, loading, output.quiet) as (loaded, tokenizer, prompts, display):
+        from llmva.experiments.compare import compare as run
+
+        record = run(
+            loaded,
+            tokenizer,
+            prompts,
+            methods=chosen,
+            judge=judge,
+            seeds=range(seed, seed + seeds),
+            out=directory,
+            restart=restart,
+            tuned=tuned,
+            curves=curves,
+            skills=probes,
+            name=inputs.model_title(place),
+            command=inputs.typed_command(),
+            batch_tokens=batch_tokens,
+            progress=display,
+            **settings,
+        )
+    from llmva.report import comparison_table, write_comparison
+
+    _show(record, write_comparison(directory), comparison_table(record), display, output)
+
+
+def ablate(
+    model: ModelArg,
+    *,
+    what: Annotated[
+        str, typer.Option("--what", metavar="vectors|iterations|layers", help="Change this step of the method.")
+    ],
+    seeds: Seeds = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Write the ablation to this folder.", show_default="llmva-ablate-WHAT-MODEL"
+        ),
+    ] = None,
+    sources: Sources,
+    judge: JudgeName = "phrases",
+    settings: StudySettings,
+    restart: Restart = False,
+    seed: Seed = 42,
+    loading: Loading,
+    batch_tokens: BatchTokens = None,
+    output: Output,
+) -> None:
+    """Ablation: change one step of the method and measure what is lost.
+
+    Writes ablate.json, an HTML page and CSV to DIR. If interrupted, run the same command to resume.
+    """
+    from llmva.cli import inputs
+
+    place = inputs.model_place(model)
+    directory = out or Path(f"llmva-ablate-{what}-{inputs.model_stem(model)}")
+    with inputs.load(place, sources, judge, seed, loading, output.quiet) as (loaded, tokenizer, prompts, display):
+        from llmva.experiments.ablate import ablate as run
+
+        record = run(
+            loaded,
+            tokenizer,
+            prompts,
+            what=what,
+            judge=judge,
+            seeds=range(seed, seed + seeds),
+            out=directory,
+            restart=restart,
+            name=inputs.model_title(place),
+            command=inputs.typed_command(),
+            batch_tokens=batch_tokens,
+            progress=display,
+            **settings,
+        )
+    from llmva.report import ablation_table, write_ablation
+
+    _show(record, write_ablation(directory), ablation_table(record), display, output)
+
+
+def _show(record: Mapping[str, Any], pages: Sequence[Path], table: Any, display: Display, output: Output) -> None:
+    from llmva.cli.console import emit
+
+    if not output.quiet:
+        display.console.print(table)
+        display.line(f"Wrote {', '.join(str(page) for page in pages)}.")
+    if output.json:
+        emit(record)
+
+
+def judge_check(
+    *,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            metavar="FILE",
+            help="Read labelled answers from this JSONL file.",
+            show_default="the bundled ones",
+        ),
+    ] = None,
+    judge: JudgeName = "phrases",
+    output: Output,
+) -> None:
+    """Measure how often a judge agrees with hand labels: accuracy, Cohen's kappa, confusion, and its mistakes."""
+    from llmva.cli.console import Display, emit
+    from llmva.judges import make_judge
+    from llmva.judges.check import check_judge, lines
+
+    agreement = check_judge(make_judge(judge), labels)
+    if not output.quiet:
+        display = Display()
+        for line in lines(agreement):
+            display.line(line)
+    if output.json:
+        emit({"judge": judge, **agreement})
