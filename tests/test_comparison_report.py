@@ -286,7 +286,7 @@ def test_records_that_cannot_be_read_are_usage_errors(tmp_path: Path, content: s
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path, record: Record) -> None:
     (tmp_path / "compare.json").write_text(json.dumps(record))
     (tmp_path / "compare.html").mkdir()  # a folder, which no rename replaces
-    with pytest.raises(LlmvaError, match="Cannot write") as caught:
+    with pytest.raises(LlmvaError, match="cannot be written") as caught:
         write_comparison(tmp_path)
     assert caught.value.exit_code == 1
     assert not list(tmp_path.glob("*.part"))

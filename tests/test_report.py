@@ -700,7 +700,7 @@ def test_write_report_refuses_what_is_not_a_run(tmp_path: Path, content: str | N
 def test_a_report_that_cannot_be_written_leaves_no_half_file(tmp_path: Path, run: Run) -> None:
     save(tmp_path, run, [], {})
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(LlmvaError, match="Cannot write"):
+    with pytest.raises(LlmvaError, match="cannot be written"):
         write_report(tmp_path)
     assert not [one for one in tmp_path.iterdir() if one.name.startswith(".")]
 

@@ -89,9 +89,9 @@ def align(
     Raises:
         UsageError, LlmvaError: one sentence that names the mend.
     """
-    chat = ChatModel.of(model, tokenizer, batch_tokens)
+    options, chat = options or RunOptions(), ChatModel.of(model, tokenizer, batch_tokens)
     context = make_context(chat, prompts, judge, seed, make_settings(**settings), progress, options)
-    run = open_run(context, None if out is None else Path(out), restart, skills, options or RunOptions())
+    run = open_run(context, None if out is None else Path(out), restart, skills, options)
     if batch_tokens is None:
         chat.batching.tokens = run.record.get("batch_tokens", chat.batching.tokens)  # as an interrupted run had it
     while run.stopped is None:
@@ -100,7 +100,7 @@ def align(
         state = restore(context, run, state, plan)  # ours; nothing unless the iteration is undone
         update = fit_select_align(context, state, plan)  # 2. Identify  3. Score  4. Select  5. Align
         record_iteration(context, run, state, plan, update)
-    return end_run(context, run, skills, options or RunOptions())
+    return end_run(context, run, skills, options)
 
 
 def make_context(
@@ -110,7 +110,7 @@ def make_context(
     seed: int,
     settings: Settings,
     progress: Progress | None,
-    options: RunOptions | None,
+    options: RunOptions,
 ) -> Context:
     """What every iteration works with. Raises UsageError for settings that do not fit the model."""
     from llmva.judges import make_judge
@@ -127,7 +127,7 @@ def make_context(
         seed=check_seed(seed),
         progress=progress or Progress(),
         thinking=Thinking.asked(chat.tokenizer, settings.thinking, settings.thinking_tokens),
-        vector_hook=options.vector_hook if options else None,
+        vector_hook=options.vector_hook,
     )
 
 

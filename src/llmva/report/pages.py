@@ -7,15 +7,14 @@ scripts and all requests, and control characters (and halves of surrogate pairs)
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from llmva.errors import LlmvaError, UsageError
+from llmva import files
+from llmva.errors import UsageError
 from llmva.report.values import DASH, count, finite, part, printable
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -88,22 +87,10 @@ def page(template: str, styles: tuple[str, ...], **values: object) -> str:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a file so that it appears whole or not at all; return its path.
-
-    `llmva.files` does the same, but imports torch, which a machine that only draws reports need not have.
+    """Write printable text so that the file appears whole or not at all; return its path.
 
     Raises:
         LlmvaError: the file cannot be written.
     """
-    temporary = path.with_name(path.name + ".part")  # the same name each time, so that a kill leaves one at most
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(printable(text))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise LlmvaError(f"Cannot write {path} ({error.strerror}): make the folder writable and free space.") from error
+    files.write_text(path, printable(text))
     return path
