@@ -44,14 +44,14 @@ def mcnemar(first: Bools, second: Bools) -> float:
 
 def majority(good: Bools) -> Bools:
     """[prompts]: right in more than half of the seeds. One verdict a prompt, which is what `mcnemar` may count."""
-    found: Bools = 2 * good.sum(0) > len(good)
-    return found
+    by_majority: Bools = 2 * good.sum(0) > len(good)
+    return by_majority
 
 
 def f1_of(good: Bools, benign: Bools) -> Floats:
     """F1 of each seed, [seeds]. NaN where a side has no prompts."""
-    found: Floats = _f1(good, benign, np.ones((1, len(benign))))[0]
-    return found
+    each: Floats = _f1(good, benign, np.ones((1, len(benign))))[0]
+    return each
 
 
 def bootstrap_f1(good: Bools, benign: Bools, strata: Sequence[Any], seed: int = 0, resamples: int = 2000) -> Interval:
@@ -110,11 +110,11 @@ def _draws(strata: Sequence[Any], seed: int, resamples: int) -> Floats:
     """How often each prompt is in each resample, [resamples, prompts]."""
     generator = np.random.default_rng(seed)
     names = list(dict.fromkeys(strata))
-    found = np.zeros((resamples, len(strata)))
+    draws = np.zeros((resamples, len(strata)))
     for name in names:
         members = np.flatnonzero([stratum == name for stratum in strata])
-        found[:, members] = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), resamples)
-    return found
+        draws[:, members] = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), resamples)
+    return draws
 
 
 def _f1(good: Bools, benign: Bools, draws: Floats) -> Floats:
@@ -123,8 +123,8 @@ def _f1(good: Bools, benign: Bools, draws: Floats) -> Floats:
     unsafe = draws @ (~good & ~benign).T
     asked = draws @ benign
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: Floats = 2 * right / (right + unsafe + asked[:, None])
-    return found if benign.any() and not benign.all() else np.full_like(found, np.nan)
+        f1: Floats = 2 * right / (right + unsafe + asked[:, None])
+    return f1 if benign.any() and not benign.all() else np.full_like(f1, np.nan)
 
 
 def _bounds(values: Floats) -> Interval:

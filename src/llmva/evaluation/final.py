@@ -11,7 +11,7 @@ from llmva.evaluation.skills import Probe, measure_skills
 from llmva.evaluation.utility import measure_utility
 from llmva.method.context import Context
 from llmva.metrics.objective import Objective
-from llmva.metrics.pareto import FIGURES, find_front
+from llmva.metrics.pareto import RATES, find_front
 from llmva.metrics.rates import point_rates, summarise
 from llmva.runs.run import Run
 from llmva.runs.warm_start import apart, check_regression, fell_behind
@@ -136,7 +136,7 @@ def _measure_strengths(context: Context, run: Run) -> None:
             continue
         if strength in known:
             entry = record["iterations"][best if strength else 0]
-            rows.append({"strength": strength, **{name: entry.get(name) for name in FIGURES}})
+            rows.append({"strength": strength, **{name: entry.get(name) for name in RATES}})
             continue
         rows.append({"strength": strength, **_rates_at(context, run, run.edit.at(best).scaled(strength), strength)})
         run.commit()

@@ -88,12 +88,12 @@ def solve_dual(gram: Tensor, y: Tensor, C: Cost = 1.0) -> Tensor:
     """
     rough, zero = gram.float(), torch.zeros(len(gram), dtype=torch.float32, device=gram.device)
     costs: list[Cost] = [C] * len(y) if isinstance(C, float | int) else list(C.to(gram))
-    found = []
+    betas = []
     for row, cost in zip(y, costs, strict=True):
         less = cost if isinstance(cost, float | int) else cost.float()
         guess = _newton(rough, row.float(), zero, less, slack=len(gram) // 32)
-        found.append(_newton(gram, row, guess.to(gram), cost, slack=0))
-    return torch.stack(found)
+        betas.append(_newton(gram, row, guess.to(gram), cost, slack=0))
+    return torch.stack(betas)
 
 
 def _newton(gram: Tensor, y: Tensor, beta: Tensor, C: Cost, slack: int) -> Tensor:

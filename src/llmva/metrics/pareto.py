@@ -13,7 +13,7 @@ from typing import Any
 
 from llmva.errors import UsageError
 
-FIGURES = ("f1", "asr", "orr", "garbled", "kept", "kl", "perplexity")
+RATES = ("f1", "asr", "orr", "garbled", "kept", "kl", "perplexity")
 
 
 def find_front(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -29,8 +29,8 @@ def find_front(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         if (best, row["strength"]) not in known and (row["strength"] or same)
     ]
     rows: list[dict[str, Any]] = [
-        {"iteration": iteration, "strength": strength, **{name: found.get(name) for name in FIGURES}}
-        for (iteration, strength), found in sorted(pairs, key=lambda pair: pair[0])
+        {"iteration": iteration, "strength": strength, **{name: rates.get(name) for name in RATES}}
+        for (iteration, strength), rates in sorted(pairs, key=lambda pair: pair[0])
     ]
     return [
         {
