@@ -35,20 +35,20 @@ PAPER: dict[str, tuple[str, int, int, int, int, int, int, dict[str, Any]]] = {
 
 HEAD = """# Architectures
 
-Made by `python benchmarks/architectures.py`.
+`python benchmarks/architectures.py` writes this page.
 
 ## Every form of the edit, and a model aligned end to end
 
-For each row a model of 3 blocks (2 for qwen3_next), 32 wide, is trained for seconds to answer and refuse for the
-wrong reason, then aligned under the defaults, but for at most 6 iterations with a patience of 3. Its tests
-(`tests/test_architectures.py`, `tests/test_sublayers.py`) prove that the sublayers are found in float32 and bfloat16,
-that a capture holds what they put out, and that the edit by hook, baked, as a merged checkpoint and, where the table
-says so, as a LoRA adapter loaded by PEFT gives the same logits to 1e-4.
+For each row, a model of 3 blocks (2 for qwen3_next), 32 wide, is trained for seconds to answer and refuse for the
+wrong reason. Then it is aligned with the defaults, except for at most 6 iterations and a patience of 3. The tests
+(`tests/test_architectures.py`, `tests/test_sublayers.py`) prove that the sublayers are found in float32 and bfloat16
+and that a capture holds their outputs. They also prove that all forms of the edit give the same logits to 1e-4: by
+hook, baked, as a merged checkpoint and, if the table says yes, as a LoRA adapter loaded by PEFT.
 
-F1 that stays as it was means that no iteration was better on validation prompts: the run kept the untouched model.
-On these tiny models a first step often overshoots until everything is answered, and the run ends there. That says
-something about so small a model and so short a schooling, not about the architecture at its real size. The lengths of
-schooling of gemma3_text, gpt2, opt and olmo2 were raised after their first tries failed, with these figures in view.
+If F1 is unchanged, no iteration was better on validation prompts, and the run kept the untouched model. On these tiny
+models a first step often overshoots until everything is answered, and the run ends there. This comes from the small
+model and the short training, not from the architecture at its real size. The training of gemma3_text, gpt2, opt and
+olmo2 was made longer after their first tries failed, with these results in view.
 
 | model_type | edited modules | F1 before | F1 after | LoRA |
 | --- | --- | --- | --- | --- |
@@ -56,31 +56,31 @@ schooling of gemma3_text, gpt2, opt and olmo2 were raised after their first trie
 FURTHER = """
 ## Further model types
 
-A random model of each is tested too: its sublayers are found, and the edit baked equals the edit by hook.
+A random model of each type is tested too: its sublayers are found, and the baked edit equals the edit by hook.
 
 {more}.
 
-By hook only, since a bake does not know how their weights are laid out: {hook}.
+By hook only, because a bake does not know the layout of their weights: {hook}.
 
 ## Refused
 
-`find_decoder` refuses a model of which no two modules explain what a block adds to the residual stream. Tested:
+`find_decoder` refuses a model if no two modules explain what a block adds to the residual stream. Tested:
 
 | model_type | why |
 | --- | --- |
 {refused}
-Encoders, encoder-decoder models and models that normalise the residual stream itself (bert, bart and their kin) are
+Encoders, encoder-decoder models and models that normalise the residual stream itself (such as bert and bart) are
 refused for the same reason.
 """
 SIZES = """
 ## The models of the paper
 
-By their real shapes, on the meta device: names alone find the sublayers here; with the weights at hand one forward
-pass proves them. L is the number of sublayers edited in an iteration unless told, and sizes are those of {iterations}
-iterations. The edit is 2 d float32 values an iteration and sublayer, wherever they fall. An adapter is larger where
-wide modules are chosen: its size is the most that it can be, with the L widest chosen each time. Merging holds the
-largest changed tensor in bfloat16 and a part of it in float32, for each of at most 4 shards that are written at once,
-beside what Python and torch take.
+The sizes below follow from the models' real shapes, on the meta device. There, names alone find the sublayers; with
+weights, one forward pass proves them. L is the number of sublayers that the paper's alignment edits by default, and
+sizes are those of {iterations} such alignments. The edit has 2 d float32 values for each alignment and sublayer. The size of an
+adapter depends on the chosen modules: the table gives its maximum, with the L widest chosen each time. Merging holds
+the largest changed tensor in bfloat16 and a part of it in float32, for each of at most 4 shards that are written at
+once, in addition to the memory of Python and torch.
 
 | model | sublayers, L | edited tensors | outputs read from | edit, MB | adapter at most, MB | merging, MB |
 | --- | --- | --- | --- | --- | --- | --- |
