@@ -173,6 +173,13 @@ def test_python_examples_fit_the_library(example: tuple[str, str]) -> None:
             inspect.signature(_resolve(path)).bind(*[None] * len(node.args), **keywords)
 
 
+def test_the_loop_is_quoted_as_it_stands() -> None:
+    from llmva import alignment
+
+    body = inspect.getsource(alignment.align).split('"""')[2].strip("\n")
+    assert body in _text(ROOT / "docs" / "architecture.md")
+
+
 def test_no_public_name_is_hidden_by_a_module() -> None:
     """Importing llmva.x binds the module to the attribute x of llmva, in place of a function x from __getattr__."""
     modules = {path.stem for path in (ROOT / "src" / "llmva").iterdir()}
