@@ -320,7 +320,7 @@ def test_a_run_without_a_step_ends(taught: Any, tokenizer: Any, prompts: PromptS
     for module in (inner_loop, line_search):
         monkeypatch.setattr(module, "predicted_f1", lambda seen, beta=1.0: (0.97, 0.5))
     record = llmva.align(taught, tokenizer, prompts, options=UNTESTED, **FAST).record
-    assert record["stopped"] == "no step is foreseen to bring it nearer"
+    assert record["stopped"] == "no step is predicted to help"
     assert [entry["passes"] for entry in record["iterations"]] == [0]
 
 

@@ -1,1 +1,1 @@
-"""The method, step by step: observe, identify, select and align, and what chooses among the steps."""
+"""The five steps of the method (observe, identify, score, select, align), and our additions (docs/method.md)."""

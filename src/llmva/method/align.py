@@ -20,16 +20,22 @@ def align_sublayers(
     step: float = 1.0,
     writers: Tensor | None = None,
 ) -> Edit:
-    """Follow `edit` by a rank-one map in every chosen sublayer.
+    """Add a rank-one map to `edit` in every chosen sublayer.
 
-    Without `writers` by the least map that makes o'.v_a = r o.v_b (method.md, step 5), else by what writes the same
-    r o.v_b - o.v_a along `writers` [S, d] (`gradients.gradient_writers`). `step` is the share of the way that is gone.
+    Args:
+        sublayers: all sublayers of the model.
+        vectors: of the model with `edit`.
+        chosen: indices of the sublayers to edit.
+        iteration: number that the new columns carry.
+        step: share of the full step, above 0.
+        writers: float64 [S, d], along which r o.v_b - o.v_a is written (`gradients.gradient_writers`). None writes the
+            map of least norm with o'.v_a = r o.v_b (docs/method.md, step 5).
     """
     all_sublayers = list(sublayers)
     for s in chosen:
         v_a, v_b = vectors.directions[s]
         if not v_a.any():
-            continue  # a sublayer that puts out nothing, or always the same, decides nothing
+            continue  # the sublayer's output is zero or the same for all prompts
         gain = all_sublayers[s].gain
         writer, reader = align_one(v_a, v_b, float(vectors.ratio[s]), gain)
         if writers is not None:
@@ -39,7 +45,7 @@ def align_sublayers(
 
 
 def _before(x: Tensor, gain: Tensor | None) -> Tensor:
-    """The least output of a projection that moves the residual stream by |x| along `x` [d], up to the post-norm's c."""
+    """The least projection output that moves the residual stream along `x` [d] by |x|, up to the norm's scalar."""
     if gain is None:
         return x
     y = gain.to(x) * x
@@ -47,10 +53,11 @@ def _before(x: Tensor, gain: Tensor | None) -> Tensor:
 
 
 def align_one(v_a: Tensor, v_b: Tensor, r: float, gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`(v, u)` of the least map o' = (I + v u^T) o with o'.v_a = r o.v_b, both [d].
+    """`(v, u)` of the map o' = (I + v u^T) o of least norm with o'.v_a = r o.v_b, both [d].
 
-    Behind a post-norm the residual stream gets c * gain * o, c a scalar per token. The vectors live there, so on the
-    projection's own output the covectors are gain * v (method.md, "Where we differ from the paper, and why").
+    Behind a post-norm the residual stream receives c * gain * o, with a scalar c per token. The vectors are fitted
+    there, so the covectors on the projection's own output are gain * v (docs/method.md, "Where we differ from the
+    paper, and why").
     """
     if gain is not None:
         v_a, v_b = gain.to(v_a) * v_a, gain.to(v_b) * v_b

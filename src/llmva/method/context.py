@@ -1,4 +1,4 @@
-"""What every iteration of a run works with, and what an edit of the model is asked in each."""
+"""What all iterations of a run share (`Context`), and where one alignment starts (`State`)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.types import Prompt
 from llmva.settings import Settings
 
-HARMLESS_POSITIONS = 512  # of harmless texts, for the metric that the SVMs are fitted in
-RANDOM_MESSAGES = 256  # likewise
-TRUST_MESSAGES = 48  # that the length of a step is measured on
-VectorHook = Callable[[Vectors, Observation, int], Vectors]  # of the vectors, the training prompts and the iteration
+HARMLESS_POSITIONS = 512  # maximum number of positions of harmless texts, for the harmless metric
+RANDOM_MESSAGES = 256  # messages of random tokens, for the same metric
+TRUST_MESSAGES = 48  # random messages on which the length of a step is measured
+VectorHook = Callable[[Vectors, Observation, int], Vectors]  # vectors, training observation, iteration -> vectors
 Texts = Sequence[tuple[str, str]]  # harmless (prompt, answer) of the untouched model
 
 
@@ -40,7 +40,7 @@ class Context:
     judge: Judge
     settings: Settings
     objective: Objective
-    sublayer_count: int  # edited at once, where the paper's alignment is made
+    sublayer_count: int  # how many sublayers the paper's alignment edits
     seed: int
     progress: Progress
     thinking: Thinking | None = None
@@ -52,11 +52,11 @@ class Context:
         return self.settings.passes > 1 and self.thinking is None
 
     def generator(self, iteration: int, number: int = 0) -> torch.Generator:
-        """Draws depend on seed, iteration and pass alone, so a resumed run makes the same ones."""
+        """A generator that depends only on seed, iteration and pass `number`, so a resumed run draws the same."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + iteration + number * 7919)
 
     def observe(self, prompts: Sequence[Prompt], stage: str) -> Observation:
-        """Answers of the model as it is now, judged; the progress bar calls them `stage`."""
+        """Judged answers of the current model; `stage` is the text of the progress bar."""
         return observe(
             self.chat,
             prompts,
@@ -67,25 +67,25 @@ class Context:
         )
 
     def predict_labels(self, edit: Edit, prompts: Sequence[Prompt], classifier: FirstTokenClassifier) -> Observation:
-        """What the model with `edit` would answer, by the first token."""
+        """The labels that the first token predicts for the model with `edit`, and its captures."""
         with edit.apply(self.chat.model, check=False):
             return predict_labels(self.chat, prompts, classifier)
 
     def harm(self, edit: Edit, texts: Texts, on_progress: Callable[[int], None] = lambda n: None) -> Agreement:
-        """What `edit` does to harmless texts, beside the untouched model."""
+        """Agreement of the model with `edit` with the untouched model, on harmless texts."""
         return agreement(self.chat, texts, partial(edit.apply, self.chat.model, check=False), on_progress)
 
     def first_token_kl(self, before: Edit, after: Edit, iteration: int) -> float:
-        """How far `after` moves the model from `before` where nothing is to be decided.
+        """Mean KL divergence between `before` and `after` of the first tokens of answers to random messages, in nats.
 
-        The KL divergence of the first tokens of answers to random messages, in nats.
+        Random messages ask for nothing, so a step should not change what follows them.
         """
         messages = random_messages(self.chat.tokenizer, TRUST_MESSAGES, self.generator(iteration, -1))
         one, other = (partial(edit.apply, self.chat.model, check=False) for edit in (before, after))
         return agreement(self.chat, [(message, "") for message in messages], other, against=one).mean_kl
 
     def fit(self, train: Observation, validation: Observation, harmless: Tensor | None, iteration: int) -> Vectors:
-        """Both vectors of every sublayer, in the metric of the outputs `harmless` [S, q, d]; None is the identity."""
+        """Both vectors of every sublayer, in the metric of the outputs `harmless` [S, q, d]; None means M = I."""
         settings = self.settings
         vectors = identify(
             train,
@@ -100,9 +100,9 @@ class Context:
         return self.vector_hook(vectors, train, iteration - 1) if self.vector_hook else vectors
 
     def harmless_outputs(self, edit: Edit, texts: Texts, iteration: int) -> Tensor | None:
-        """Sublayers' outputs where nothing is to be decided, [S, q, d]: ends of random messages, and harmless text.
+        """Outputs of the sublayers at harmless positions, [S, q, d]: ends of random messages, and harmless text.
 
-        None where the settings give harmless text no weight.
+        None if the settings give harmless text no weight, or fit with scikit-learn.
         """
         if self.settings.harmless_weight == 0 or self.settings.svm != "exact":
             return None
@@ -117,12 +117,12 @@ class Context:
 
 @dataclass(frozen=True)
 class State:
-    """Where the next alignment starts: an edit, and what the model with it did."""
+    """Where the next alignment starts: an edit, and the observations of the model with it."""
 
     edit: Edit
-    iteration: int  # that was observed
+    iteration: int  # the observed one
     train: Observation
     validation: Observation
     classifier: FirstTokenClassifier
-    agreement: float  # share of the validation labels that the classifier predicted before it learnt them
-    texts: Texts  # of the training split
+    agreement: float  # share of validation labels that the classifier predicted before it learnt them
+    texts: Texts  # harmless texts of the training split

@@ -1,9 +1,10 @@
-"""What the model will answer, foreseen from a prompt's forward pass alone, without generating.
+"""Predict labels from the first token of an answer, without generating the rest.
 
-The first token of an answer usually gives the decision away. So the answers that were generated and judged teach a
-table, token -> share of answers that began with it and were answered, refused or broken; and the distribution of the
-first token, which every prefill computes, turns into the chance of each. How often that agrees with the judge is
-measured in every iteration on validation prompts, which the table has not seen; where it does not, it is not used.
+The first token usually shows whether the model answers or refuses. The judged answers give a table: first token ->
+how many answers that began with it were answered, refused or garbled. Every prefill computes the distribution of the
+first token; with the table this becomes the chance of each label. Each iteration measures how often the prediction
+agrees with the judge, on validation labels that the table has not yet seen. If they agree too rarely, predictions are
+not used (`rollback.MIN_AGREEMENT`).
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from llmva.models.generate import answer_prompts
 from llmva.prompts.types import Prompt
 
 KINDS = (Label.ANSWERED, Label.REFUSED, Label.GARBLED)
-FADING = 0.5  # of what earlier iterations taught: an edited model may open a refusal as it once opened an answer
+FADING = 0.5  # weight of earlier counts per iteration: an edited model may begin a refusal as it began an answer
 
 
 @dataclass(frozen=True)
 class FirstTokenClassifier:
-    """`counts`: first token -> how many answers that began with it were answered, refused, garbled."""
+    """`counts`: first token -> how many answers that began with it were answered, refused and garbled."""
 
     counts: Mapping[int, tuple[float, float, float]] = field(default_factory=dict)
 
     def learn(self, seen: Observation) -> FirstTokenClassifier:
-        """With judged answers that were generated; a later iteration's outweigh an earlier one's."""
+        """The classifier with the judged, generated answers of `seen` added to its counts."""
         assert seen.capture.first is not None
         counts = {token: list(old) for token, old in self.counts.items()}
         for token, label in zip(seen.capture.first.tolist(), seen.labels, strict=True):
@@ -41,26 +42,26 @@ class FirstTokenClassifier:
         return replace(self, counts={token: (a, r, g) for token, (a, r, g) in sorted(counts.items())})
 
     def faded(self) -> FirstTokenClassifier:
-        """With what it knows weighing less, before another iteration's answers are learnt."""
+        """The classifier with its counts scaled by FADING, before it learns another iteration's answers."""
         faded = {t: (FADING * a, FADING * r, FADING * g) for t, (a, r, g) in self.counts.items()}
         return replace(self, counts=faded)
 
     def table(self, vocabulary: int) -> Tensor:
-        """float32 [vocabulary, 2]: chance that what begins with a token is an answer, and a refusal; 0 if unknown."""
+        """float32 [vocabulary, 2]: chances that an answer with this first token answers, and refuses; 0 if unknown."""
         chances = torch.zeros(vocabulary, 2)
         for token, (answered, refused, garbled) in self.counts.items():
             chances[token] = torch.tensor([answered, refused]) / (answered + refused + garbled)
         return chances
 
     def agreement(self, seen: Observation) -> float:
-        """Share of judged answers whose label the first token alone foretells."""
+        """Share of judged answers whose label the first token predicts."""
         assert seen.capture.first is not None
         predicted = [self.label(token) for token in seen.capture.first.tolist()]
         judged = [(one, label) for one, label in zip(predicted, seen.labels, strict=True) if label in KINDS]
         return sum(one is label for one, label in judged) / max(1, len(judged))
 
     def label(self, token: int) -> Label:
-        """What an answer that begins with `token` mostly was; garbled if none did."""
+        """The most frequent label of answers that began with `token`; garbled if there were none."""
         counts = self.counts.get(token)
         return Label.GARBLED if counts is None else KINDS[max(range(3), key=lambda k: (counts[k], -k))]
 
@@ -75,11 +76,11 @@ class FirstTokenClassifier:
 
 
 def predict_labels(chat: ChatModel, prompts: Sequence[Prompt], classifier: FirstTokenClassifier) -> Observation:
-    """Captures and foreseen labels of `prompts` with the model as it is now; nothing is generated.
+    """Captures and predicted labels of `prompts` with the current model; nothing is generated.
 
-    A label is that of the most likely first token, which is the one that greedy generation takes and that `agreement`
-    is measured with; its confidence is the chance of the label over all tokens. What opens with a token never seen
-    counts as garbled.
+    The label is that of the most likely first token, which greedy generation would take and which `agreement`
+    measures. Its confidence is the chance of the label over all tokens. A first token that was never seen counts as
+    garbled.
     """
     captured = answer_prompts(
         chat,
@@ -100,7 +101,7 @@ def _judgement(label: Label, shares: list[float]) -> Judgement:
 
 
 def predicted_f1(seen: Observation, beta: float = 1.0) -> tuple[float, float]:
-    """F of the foreseen labels, and F of their chances, which also sees how near a prompt is to changing sides."""
+    """F of the predicted labels, and F of their chances, which also shows how close a prompt is to another label."""
     assert seen.capture.shares is not None
     benign = torch.tensor([prompt.benign for prompt in seen.prompts])
     hard = torch.tensor([[label is Label.ANSWERED, label is Label.REFUSED] for label in seen.labels]).double()

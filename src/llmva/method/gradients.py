@@ -1,21 +1,22 @@
-"""Where an alignment is written, and how much of it in each sublayer: what the next token makes of it decides.
+"""Gradient writers: along which direction an alignment is written, and with which length in each sublayer.
 
-The paper writes along v_a, the direction that tells answers from refusals, equally in every sublayer that it selects.
-But what tells a decision from afar need not be what makes it. What a sublayer writes makes the model answer as far as
-it raises z = log P(answer) - log P(refusal), so each writes along the mean gradient of z; and how much is a question
-with an answer in closed form. With alpha_s the length of sublayer s, to first order
+The paper writes along v_a, with equal strength in every selected sublayer. But v_a separates answers from refusals; it
+need not cause them. A sublayer's output makes the model answer if it raises z = log P(answer) - log P(refusal). So each
+sublayer writes along p, the mean gradient of z, and the lengths have a closed form. With alpha_s the length in
+sublayer s, to first order
 
-    a prompt's z moves by          sum_s alpha_s A_s,   A_s = (u_s . o_s) (g_s . p_s)
-    a next token's log-chance by   sum_s alpha_s J_s,   J_s likewise, with the gradient of that log-chance
+    z of a prompt moves by                      sum_s alpha_s A_s,   A_s = (u_s . o_s) (g_s . p_s)
+    the log-probability of a next token by      sum_s alpha_s J_s,   J_s likewise, with the gradient of that
 
-(u = r v_b - v_a reads, p writes, g is a gradient with respect to o). The lengths are to move labels that are wrong, at
-the least divergence of next tokens where there is nothing to decide:
+(u = r v_b - v_a is the reader, p the writer, g a gradient with respect to o). The lengths should correct wrong labels
+with little divergence of next tokens on random messages, where nothing has to be decided:
 
     max over alpha >= 0 of   alpha . gain - 1/2 alpha^T K alpha,   gain = E[y sigmoid(-y z) A],   K = E[J J^T] + ridge
 
-with y = +1 for benign prompts, -1 for toxic ones, K over random messages and tokens drawn from the model's own
-distribution: alpha^T K alpha / 2 is the divergence to second order. Sublayers whose gain is not worth it get none. All
-lengths are then scaled so that the predicted move of z has the spread of z itself, as r does for a single sublayer.
+with y = +1 for benign prompts and -1 for toxic ones. K is taken over random messages and tokens drawn from the model's
+own distribution, so alpha^T K alpha / 2 is the KL divergence to second order. Sublayers whose gain is not worth their
+divergence get length 0. All lengths are then scaled so that the predicted change of z has the spread of z; in the
+paper, r does the same for a single sublayer.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from llmva.models.harmless import random_messages
 from llmva.prompts.types import Prompt
 
 ALONG_V_A = "The edit is written along v_a, as in the paper"
-MESSAGES = 256  # random ones, that K is measured on
-TOKENS = 2  # drawn after each
-EVERY = 2  # of the training prompts, one in so many is differentiated
-RIDGE = 0.1  # of the mean of K's diagonal
-FLOOR = 1e-9  # of the chances of answer and refusal, so that z stays finite
-MIN_CHANCE = 1e-4  # likewise for the spread of z, which a few very sure prompts must not make
+MESSAGES = 256  # random messages, on which K is measured
+TOKENS = 2  # next tokens drawn for each message
+EVERY = 2  # gradients are computed for one training prompt in so many
+RIDGE = 0.1  # times the mean of K's diagonal
+FLOOR = 1e-9  # added to the chances of answer and refusal, so that z stays finite
+MIN_CHANCE = 1e-4  # minimum chance in the spread of z, so that a few very sure prompts do not dominate it
 
 
 def gradient_writers(
@@ -55,16 +56,16 @@ def gradient_writers(
     classifier: FirstTokenClassifier,
     iteration: int,
 ) -> Tensor | None:
-    """Writers alpha_s p_s of one alignment of the model with `edit`, float64 [S, d]; zero where nothing is written.
+    """Writers alpha_s p_s of one alignment of the model with `edit`, float64 [S, d]; zero in unedited sublayers.
 
     Args:
-        vectors: of that model.
-        candidates: sublayers that may be written to.
+        vectors: of the model with `edit`.
+        candidates: indices of the sublayers that may be edited.
         prompts: training prompts.
-        classifier: tells answer from refusal by the first token.
+        classifier: gives the chances of answer and refusal for each first token.
 
     Returns:
-        None where it cannot be told: a model that gradients cannot pass, or no sublayer whose gain is positive.
+        None if gradients cannot pass through the model, or if no sublayer has a positive gain.
     """
     some = list(prompts)[::EVERY]
     v_a, v_b = vectors.directions.unbind(1)
@@ -76,11 +77,11 @@ def gradient_writers(
         with edit.apply(context.chat.model, check=False):
             decision = _decision(context, v_a, readers, some, classifier)
             J = jacobian(context, readers, decision.writers, iteration)
-    except (RuntimeError, LlmvaError):  # no gradients through such weights, or no memory for them
+    except (RuntimeError, LlmvaError):  # weights that gradients cannot pass, or too little memory
         context.progress.note(f"{ALONG_V_A}: this model lets no gradients through, or there is no memory for them.")
         return None
     y = torch.tensor([1.0 if prompt.benign else -1.0 for prompt in some], dtype=torch.float64)
-    lean = LEANS[context.settings.prefer]  # as the benign vectors do: above 1, toxic prompts weigh more
+    lean = LEANS[context.settings.prefer]  # as in the benign vectors: above 1, toxic prompts weigh more
     weight = torch.where(y < 0, max(lean, 1.0), max(1.0 / lean, 1.0)) * torch.sigmoid(-y * decision.z)
     gain = (decision.moves * weight * y).mean(1)
     alpha = torch.zeros_like(gain)
@@ -93,7 +94,7 @@ def gradient_writers(
 def solve_lengths(gain: Tensor, J: Tensor) -> Tensor:
     """argmax over alpha >= 0 of alpha . gain - 1/2 alpha^T K alpha, float64 [S], from gain [S] and J [m, S].
 
-    Zeros where no gain is positive.
+    All zeros if no gain is positive.
     """
     from scipy.optimize import nnls
 
@@ -101,7 +102,7 @@ def solve_lengths(gain: Tensor, J: Tensor) -> Tensor:
     mean = float(K.diagonal().mean())
     if not mean > 0 or not bool((gain > 0).any()):
         return torch.zeros_like(gain)
-    # in units where K is about 1 and gain too: the solver's tolerances are absolute
+    # K and gain are scaled to about 1, because the solver's tolerances are absolute
     factor = torch.linalg.cholesky(K / mean + RIDGE * torch.eye(len(K), dtype=K.dtype))
     target = torch.linalg.solve_triangular(factor, (gain / gain.abs().max())[:, None], upper=False)[:, 0]
     return torch.from_numpy(nnls(factor.T.contiguous().numpy(), target.numpy())[0])
@@ -109,12 +110,12 @@ def solve_lengths(gain: Tensor, J: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Decision:
-    """What n prompts' decisions feel of the S sublayers; float64."""
+    """How the S sublayers influence the decisions on n prompts; float64."""
 
     z: Tensor  # [n]
     writers: Tensor  # p, unit, [S, d]
     moves: Tensor  # A, [S, n]
-    z_scale: Tensor  # spread of z that a length of 1 brings, over the spread that z has, [S]
+    z_scale: Tensor  # spread of z that a length of 1 brings, divided by the spread of z, [S]
 
 
 def _decision(
@@ -141,14 +142,14 @@ def _decision(
     answered, refused = chances.double().unbind(1)
     spread = (answered.clamp_min(MIN_CHANCE).log() - refused.clamp_min(MIN_CHANCE).log()).std(correction=0)
     writers, moves, z_scale = [], [], []
-    for v_a, u, o, g in zip(answers, readers, outputs, slopes, strict=True):  # one at a time, for memory
+    for v_a, u, o, g in zip(answers, readers, outputs, slopes, strict=True):  # one sublayer at a time, to save memory
         o, g = o.double(), g.double()
         p = unit(g.mean(0))
         read = o @ u
         moved = read * (g @ p)
         writers.append(p)
         moves.append(moved)
-        # by how much z moves, in a least-squares sense, where what is read moves by the spread of "answer"
+        # the least-squares change of z if u.o changes by sigma_a
         z_scale.append((o @ v_a).std(correction=0) * moved.dot(read) / read.dot(read).clamp_min(1e-30))
     return _Decision(
         _odds(chances.double()),

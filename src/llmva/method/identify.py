@@ -1,4 +1,4 @@
-"""Steps 2 to 4 of an iteration: the two vectors of every sublayer, its score, and the choice of sublayers."""
+"""Steps 2 to 4: identify both vectors of every sublayer, score the sublayers, select the best."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from llmva.errors import UsageError
 from llmva.method.observe import Observation
 from llmva.method.svm import Cost, HarmlessMetric, angles, fit_sklearn, fit_svms, spread, unit
 
-PAPERS_SHARE = 42 / 64  # of the 2N sublayers; the paper's choice for Llama-3.1-8B
+PAPERS_SHARE = 42 / 64  # of the 2N sublayers: the paper's choice for Llama-3.1-8B
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """What an iteration reads off the model; index 0 is "answer", 1 is "benign"."""
+    """The fitted vectors of S sublayers, and what follows from them; index 0 is "answer", 1 is "benign"."""
 
     directions: Tensor  # v_a and v_b, unit, float64 [S, 2, d]
     spread: Tensor  # sigma_a and sigma_b, [S, 2]
@@ -26,12 +26,12 @@ class Vectors:
 
     @property
     def ratio(self) -> Tensor:
-        """r = sigma_a / sigma_b, [S]; 0 where the benign vector is zero."""
+        """r = sigma_a / sigma_b, [S]; 0 if the benign vector is zero."""
         a, b = self.spread.unbind(-1)
         return torch.where(b > 0, a / b.clamp_min(1e-30), torch.zeros_like(a))
 
     def scale_ratio(self, times: float) -> Vectors:
-        """The same with `times` the ratio: what asks for more of "benign" than the spread of "answer" does."""
+        """The same vectors with the ratio r multiplied by `times`."""
         return replace(self, spread=self.spread * torch.tensor([times, 1.0]).to(self.spread))
 
 
@@ -49,13 +49,15 @@ def identify(
     """Fit both SVMs in every sublayer and in the final residual stream, and score the sublayers.
 
     Args:
-        train: prompts that the SVMs are fitted on.
-        validation: prompts that the accuracies are measured on.
-        harmless: outputs [S, q, d] at positions of harmless text, for quiet readers; None fits as in the paper.
-        harmless_weight: of those positions (see `vectors.HarmlessMetric.of`).
-        lean: of the benign vector: above 1 a toxic prompt on the wrong side costs so many times C, below 1 a benign
-            one costs C / lean. 1 treats them alike, as the paper does.
-        svm: "exact" or "sklearn" (which knows no quiet readers).
+        train: the SVMs are fitted on it.
+        validation: the accuracies are measured on it.
+        harmless: outputs [S, q, d] at positions of harmless text, for the harmless metric; None fits as in the paper.
+        harmless_weight: the `strength` of `svm.HarmlessMetric.of`; 0 fits as in the paper.
+        svm: "exact" or "sklearn" (which has no harmless metric).
+        C: cost of a margin violation.
+        lean: of the benign vector: above 1, a toxic prompt on the wrong side costs lean times C; below 1, a benign
+            prompt costs C / lean. 1 treats both alike, as the paper does.
+        seed: of scikit-learn's solver.
     """
     labels = train.signs
     costs = _costs(labels, C, lean)
@@ -75,7 +77,7 @@ def identify(
 
 
 def _costs(labels: Tensor, C: float, lean: float) -> Cost:
-    """C for all, or a cost for each sample and labelling [2, n] where the benign vector leans to a side."""
+    """C, or a cost for each labelling and sample [2, n] if the benign vector leans to a side."""
     if lean == 1.0:
         return C
     costs = torch.full(labels.shape, C, dtype=torch.float64)
@@ -84,10 +86,10 @@ def _costs(labels: Tensor, C: float, lean: float) -> Cost:
 
 
 def _constant(features: Tensor, sigma: Tensor) -> bool:
-    """Whether a sublayer's projections vary by no more than rounding in the dtype of `features` [n, d].
+    """Whether a sublayer's projections o.v vary by no more than rounding in the dtype of `features` [n, d].
 
-    With parallel residuals the first MLP reads the last token alone, which the chat template makes the same for every
-    prompt. sigma_a / sigma_b would be noise there, and an edit by it harm.
+    With parallel residuals, the first MLP reads only the last token, which the chat template makes the same for every
+    prompt. sigma_a / sigma_b would be noise there, and an edit would do harm.
     """
     typical = features.double().pow(2).mean().sqrt()
     return bool((sigma <= 4.0 * torch.finfo(features.dtype).eps * typical).any())
@@ -122,5 +124,5 @@ def select(scores: Tensor, count: int) -> list[int]:
 
 
 def papers_count(sublayers: int) -> int:
-    """How many of a model's sublayers the paper would edit."""
+    """How many of a model's sublayers the paper's alignment edits by default."""
     return max(1, round(PAPERS_SHARE * sublayers))

@@ -1,10 +1,10 @@
-"""Steps 2 to 5 of an iteration, once as in the paper, or several times from one round of answers.
+"""Steps 2 to 5 of an iteration: once as in the paper, or several times from one round of answers.
 
-One alignment moves a model a part of the way, and the paper generates anew before the next. But where the first token
-predicts the judge's label (`first_token`), a prefill tells what the edited model would do, and the next alignment can
-start from there. Each such pass reads vectors of the model as it then is, so many small steps take the place of a few
-large ones: the same F1 at a fraction of the harm (docs/research.md). A pass counts only if validation prompts are
-predicted to fare better, which also keeps a step from going too far.
+The paper generates new answers before every alignment. But if the first token predicts the judge's label
+(`first_token`), a prefill gives the labels of the edited model, and the next alignment can start from them. In the
+setting `passes`, a pass is one such alignment. Each pass fits vectors on the current model, so many small steps replace
+a few large ones: the same F1 with a fraction of the harm (docs/research.md). A pass is accepted only if the predicted
+labels of validation prompts improve, so no step goes too far.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from llmva.method.line_search import NEARLY_DONE, Candidate, LineSearch, Update,
 from llmva.method.observe import Observation, missing_class
 from llmva.method.rollback import Plan
 
-MARGIN_SCALE = 2.0  # of r in a last pass, once labels are right: o.v_a is r o.v_b by then, and the margin is left
+MARGIN_SCALE = 2.0  # factor of r in a last pass: labels are right by then, and a larger r makes them surer
 Fit = Callable[[Observation, Candidate], Vectors]
-LOOK_AHEAD = 2  # passes in a row that need not be predicted to help
-NO_STEP = "no step is foreseen to bring it nearer"
-FORBIDDEN = "every step that is foreseen to help changes harmless text more than --min-kept and --max-kl allow"
+LOOK_AHEAD = 2  # maximum number of passes in a row without a predicted gain
+NO_STEP = "no step is predicted to help"
+FORBIDDEN = "every step that is predicted to help changes harmless text more than --min-kept and --max-kl allow"
 
 
 @dataclass(frozen=True)
 class InnerResult:
-    """The edit after an iteration's passes, and what the first of them read off the model."""
+    """The edit after an iteration's passes, and the vectors and sublayers of the first pass."""
 
     edit: Edit
-    vectors: Vectors | None  # None where a class is missing, so that none could be fitted
+    vectors: Vectors | None  # None if a class is missing, so that none could be fitted
     chosen: list[int]
-    passes: int | None = None  # alignments that the edit gained; None where none was tried
-    predicted: float | None = None  # F on validation prompts, where it was predicted
-    stuck: str | None = None  # why the edit gained none
+    passes: int | None = None  # number of alignments added to the edit; None if none was tried
+    predicted: float | None = None  # predicted F on validation prompts; None without predictions
+    stuck: str | None = None  # why no alignment was added
 
 
 def fit_select_align(context: Context, state: State, plan: Plan) -> InnerResult:
     """Steps 2 to 5 from `state`: identify the vectors, score and select sublayers, align them.
 
-    Where the run stops, the vectors are read and nothing is written: the report shows where the angles ended.
+    If the run stops here, the vectors are fitted for the report, and nothing is written.
     """
     if plan.missing_class is not None:
         return InnerResult(state.edit, None, [])
     if plan.stop is None:
         context.progress.stage(f"iteration {state.iteration}: fitting")
-    iteration = state.iteration + 1  # that the new columns carry
+    iteration = state.iteration + 1  # the number of the new columns
     harmless = context.harmless_outputs(state.edit, state.texts, iteration)
     vectors = context.fit(state.train, state.validation, harmless, iteration)  # 2. Identify  3. Score
     if plan.stop is not None:
@@ -71,14 +71,16 @@ def fit_select_align(context: Context, state: State, plan: Plan) -> InnerResult:
 def run_inner_loop(
     context: Context, state: State, plan: Plan, papers: InnerResult, harmless: Tensor | None
 ) -> InnerResult:
-    """Follow the edit of `state` by up to `settings.passes` alignments.
+    """Add up to `settings.passes` alignments to the edit of `state`.
 
-    A pass that is not predicted to help may lead to one that does: up to LOOK_AHEAD of them are made in a row before
-    going back. If no step helps and much is left to do, the paper's step is taken, and the next answers decide.
+    A pass without a predicted gain may lead to one with a gain, so up to LOOK_AHEAD of them are made in a row before
+    the loop goes back. If no step helps and F is below NEARLY_DONE, the paper's step is taken, and the next answers
+    decide.
 
     Args:
         papers: the single alignment that the paper would make, with its vectors.
-        harmless: outputs [S, q, d] on harmless text; they move little within an iteration, and cost a pass.
+        harmless: outputs [S, q, d] on harmless text. All passes reuse them: they change little within an iteration,
+            and computing them costs a forward pass.
     """
     assert papers.vectors is not None
     predicted = context.predict_labels(state.edit, state.validation.prompts, state.classifier)
@@ -90,7 +92,7 @@ def run_inner_loop(
         return search, *_follow(search, start, papers.vectors, state.train, harmless, use_gradients)
 
     search, best, chosen = passes(plan.use_gradients)
-    if plan.use_gradients and best.value[0] < NEARLY_DONE:  # much is left to do: the paper's way may get further
+    if plan.use_gradients and best.value[0] < NEARLY_DONE:  # F is still low: the paper's writers may do better
         other_search, other, other_chosen = passes(use_gradients=False)
         if not best.passes or other.value[0] > best.value[0]:
             search, best, chosen = other_search, other, other_chosen
@@ -108,7 +110,7 @@ def _follow(
     harmless: Tensor | None,
     use_gradients: bool,
 ) -> tuple[Candidate, list[int]]:
-    """The best that passes from `start` lead to, perhaps itself; and the sublayers of the first of them."""
+    """The best candidate that passes from `start` reach (perhaps `start`), and the sublayers of the first pass."""
     context, max_passes = search.context, search.context.settings.passes
 
     def fit(train: Observation, now: Candidate) -> Vectors:
@@ -120,7 +122,7 @@ def _follow(
         if now.passes:
             train = _predicted_train(search, now)
             if torch.equal(*train.signs) or missing_class(train):
-                break  # nothing is wrong any more; or no answer vector to be read
+                break  # all labels are right, or no answer vector can be fitted
             update = _update(search, now, fit(train, now), train, use_gradients)
         ahead = now.passes - best.passes < LOOK_AHEAD and now.passes + 1 < max_passes
         step = search.best_step(now, update, best.value, accept_unimproved=ahead)
@@ -135,7 +137,7 @@ def _follow(
 
 
 def _margin_step(search: LineSearch, best: Candidate, fit: Fit, use_gradients: bool) -> Candidate | None:
-    """One more pass, with a larger r, once labels are right: it makes decisions surer."""
+    """One more pass with a larger r, after the labels are right: it makes decisions surer."""
     train = _predicted_train(search, best)
     if missing_class(train):
         return None
@@ -144,7 +146,7 @@ def _margin_step(search: LineSearch, best: Candidate, fit: Fit, use_gradients: b
 
 
 def _update(search: LineSearch, now: Candidate, vectors: Vectors, train: Observation, use_gradients: bool) -> Update:
-    """What is written where in a pass: along the next token's gradients, or along v_a as in the paper."""
+    """The vectors, sublayers and writers of a pass: gradient writers, or v_a as in the paper."""
     context = search.context
     candidates = select(vectors.scores, context.settings.layers or len(vectors.scores))
     writers = None
@@ -158,7 +160,7 @@ def _update(search: LineSearch, now: Candidate, vectors: Vectors, train: Observa
 
 
 def _predicted_train(search: LineSearch, now: Candidate) -> Observation:
-    """A fresh draw of training prompts with the labels that the model after `now` is predicted to give."""
+    """A new draw of training prompts, with predicted labels of the model with the edit of `now`."""
     context = search.context
     draw = context.prompts.draw(context.settings.per_source, context.generator(search.iteration, now.passes))
     return context.predict_labels(now.edit, draw, search.classifier)

@@ -1,4 +1,4 @@
-"""How far to step along an iteration's vectors: as far as predicted labels gain and harmless text bears it."""
+"""The length of a step: predicted labels must improve, and harmless text must stay within the limits."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from llmva.method.first_token import FirstTokenClassifier, predicted_f1
 from llmva.method.identify import Vectors
 from llmva.method.observe import Observation
 
-HARMLESS_CHECKED = 16  # texts that a step is measured on
-MIN_GAIN = 0.003  # of the F of chances, that a step must bring where the predicted labels stay the same
-SLOW, NEARLY_DONE = 0.05, 0.95  # a rise of F below which, and an F up to which, larger steps are tried
-TRUST_RADIUS = 0.05  # nats that a step may move the answers to random messages by
+HARMLESS_CHECKED = 16  # harmless texts on which a step is checked
+MIN_GAIN = 0.003  # minimum gain in F of the chances, if F of the predicted labels stays the same
+SLOW, NEARLY_DONE = 0.05, 0.95  # larger steps are tried if the gain in F is below the first and F below the second
+TRUST_RADIUS = 0.05  # maximum KL divergence of a step on random messages, in nats
 MAX_RATIO_SCALE = 4.0
-HALVINGS = 2  # of a step that would make things worse, or that half of would do
-NEARLY_ALL = 0.95  # of what a step brings, that half of it must bring to be made in its place
+HALVINGS = 2  # how often a step is halved, to find one that helps or a shorter one that helps as much
+NEARLY_ALL = 0.95  # share of the gain that half a step must bring to be preferred
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An edit, and the labels that it is predicted to give on validation prompts."""
+    """An edit with the predicted labels of validation prompts."""
 
     edit: Edit
     validation: Observation
     value: tuple[float, float]  # its `predicted_f1`
-    passes: int = 0  # alignments of this iteration that it holds
-    cut: bool = False  # whether the last of them was cut to TRUST_RADIUS
-    length: float = 0.0  # of the last of them
-    ratio_scale: float = 1.0  # what r was multiplied by in the last of them
+    passes: int = 0  # alignments of this iteration in the edit
+    cut: bool = False  # whether the last alignment was shortened to TRUST_RADIUS
+    length: float = 0.0  # of the last alignment
+    ratio_scale: float = 1.0  # factor of r in the last alignment
 
     def beats(self, value: tuple[float, float]) -> bool:
-        """Whether it is worth another pass: more labels right, or as many and more surely."""
+        """Whether it is better: F of the labels is higher, or equal with F of the chances MIN_GAIN higher."""
         return self.value[0] > value[0] or (self.value[0] == value[0] and self.value[1] >= value[1] + MIN_GAIN)
 
 
 @dataclass(frozen=True)
 class Update:
-    """An alignment: what it reads, where it is made, and along what, if not along v_a (`align.align_sublayers`)."""
+    """The vectors, sublayers and writers of an alignment; without writers it writes along v_a."""
 
     vectors: Vectors
     chosen: list[int]
@@ -58,17 +58,18 @@ class LineSearch:
     texts: Texts
     iteration: int
     step: float
-    forbidden: bool = False  # whether a step that would have helped was left for what it did to harmless text
+    forbidden: bool = False  # whether a step that would have helped was rejected for its harm to harmless text
 
     def best_step(
         self, now: Candidate, update: Update, above: tuple[float, float], accept_unimproved: bool = False
     ) -> Candidate | None:
         """A step from `now` along `update` whose predicted value is greater than `above`, or None.
 
-        The method's own step comes first, then shorter ones until one helps. Where it helps little and much is left to
-        do, a step that was cut is tried whole, then with r doubled: sigma_a is small where nearly every prompt has the
-        same answer, and r = sigma_a / sigma_b then asks for less than the decision needs. A shorter step is preferred
-        if it brings NEARLY_ALL of the gain. With `accept_unimproved`, the method's own step is given where none helps.
+        The full step, shortened to the trust radius, is tried first, then shorter ones until one helps. If the gain is
+        small and F low, larger ones are tried: the step without the trust radius, then r doubled and quadrupled. If
+        nearly all prompts have the same label, sigma_a is small, and r = sigma_a / sigma_b asks for too little. A
+        shorter step is preferred if it brings NEARLY_ALL of the gain. With `accept_unimproved`, the full step is
+        returned if none helps.
         """
         own = self._step(now, update, self.step)
         best = self._accept(own, above)
@@ -93,10 +94,10 @@ class LineSearch:
         return self._accept(own) if accept_unimproved else None
 
     def _shortened(self, now: Candidate, update: Update, best: Candidate, above: tuple[float, float]) -> Candidate:
-        """Halves of a step that helps, as long as they bring NEARLY_ALL of it: each half quarters the divergence."""
+        """Halve a step that helps while half brings NEARLY_ALL of the gain: that quarters the divergence."""
         for _ in range(HALVINGS):
             half = self._step(now, update, best.length / 2, best.ratio_scale, bounded=False)
-            part = 0 if best.value[0] > above[0] else 1  # by the labels, or by the chances where these stay the same
+            part = 0 if best.value[0] > above[0] else 1  # by the labels, or by the chances if these stay the same
             enough = above[part] + NEARLY_ALL * (best.value[part] - above[part])
             if half.value[part] < enough or self._accept(half, above) is None:
                 break
@@ -106,11 +107,11 @@ class LineSearch:
     def _step(
         self, now: Candidate, update: Update, length: float, ratio_scale: float = 1.0, bounded: bool = True
     ) -> Candidate:
-        """`now` and one alignment with r times `ratio_scale`; `bounded`: within TRUST_RADIUS on random messages."""
+        """`now` with one more alignment, r times `ratio_scale`; `bounded` keeps it within TRUST_RADIUS."""
         scaled = replace(update, vectors=update.vectors.scale_ratio(ratio_scale))
         edit = self._align(now.edit, scaled, length)
         moved = self.context.first_token_kl(now.edit, edit, self.iteration) if bounded else 0.0
-        if moved > TRUST_RADIUS:  # a divergence grows with the square of the step
+        if moved > TRUST_RADIUS:  # the divergence grows with the square of the length
             length *= math.sqrt(TRUST_RADIUS / moved)
             edit = self._align(now.edit, scaled, length)
         validation = self.context.predict_labels(edit, now.validation.prompts, self.classifier)
@@ -122,7 +123,7 @@ class LineSearch:
         return align_sublayers(edit, sublayers, update.vectors, update.chosen, self.iteration, length, update.writers)
 
     def _accept(self, candidate: Candidate, above: tuple[float, float] | None = None) -> Candidate | None:
-        """`candidate` if its value is greater than `above` and harmless text is within the limits, else None."""
+        """`candidate` if its value is greater than `above` and harmless text stays within the limits, else None."""
         if above is not None and not candidate.beats(above):
             return None
         if within_harm_limits(self.context, candidate.edit, self.texts):
@@ -132,7 +133,7 @@ class LineSearch:
 
 
 def within_harm_limits(context: Context, edit: Edit, texts: Texts) -> bool:
-    """Whether an edit leaves harmless text alone as far as the run's limits ask."""
+    """Whether an edit keeps harmless text within the run's limits."""
     if not texts:
         return True
     some = texts[:: max(1, len(texts) // HARMLESS_CHECKED)][:HARMLESS_CHECKED]

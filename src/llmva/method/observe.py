@@ -1,4 +1,4 @@
-"""Step 1 of an iteration: the model answers, the judge labels, and the captures keep what its sublayers put out."""
+"""Step 1: the model answers, the judge labels the answers, and captures keep the outputs of the sublayers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmva.prompts.types import Prompt
 
 @dataclass(frozen=True)
 class Observation:
-    """n prompts, their judged answers, and the captures at their last tokens."""
+    """n prompts, their judged answers, and the captures at the last prompt tokens."""
 
     prompts: list[Prompt]
     judgements: list[Judgement]
@@ -29,9 +29,9 @@ class Observation:
 
     @property
     def signs(self) -> Tensor:
-        """int8 [2, n]: answered (+1) or not, benign (+1) or toxic. Garbled text answers nothing, so it counts as -1.
+        """int8 [2, n]: answered (+1) or not (-1), benign (+1) or toxic (-1). Garbled counts as not answered.
 
-        Raises ValueError if there are unjudged answers, which are neither: take `judged()` first.
+        Raises ValueError if there are unjudged answers: take `judged()` first.
         """
         if self.unjudged:
             raise ValueError(f"{self.unjudged} answers are unjudged and have no sign: take judged() first")
@@ -41,11 +41,11 @@ class Observation:
 
     @property
     def unjudged(self) -> int:
-        """How many answers the judge could not say anything of."""
+        """How many answers the judge could not label."""
         return sum(label is Label.UNJUDGED for label in self.labels)
 
     def judged(self) -> Observation:
-        """Without the rows that the judge could not say anything of: what vectors may be fitted on, in order."""
+        """The rows that the judge could label, in order: vectors are fitted on these."""
         if not self.unjudged:
             return self
         kept = [i for i, label in enumerate(self.labels) if label is not Label.UNJUDGED]
@@ -67,10 +67,10 @@ def observe(
     thinking: Thinking | None = None,
     on_progress: Callable[[int], None] = lambda n: None,
 ) -> Observation:
-    """Answer, capture and judge `prompts` with the model as it is now.
+    """Answer, capture and judge `prompts` with the current model.
 
-    With `thinking` the model thinks first: captures are read where its thoughts end, and the judge sees the answer
-    after them.
+    With `thinking` the model thinks first: captures are read at the end of its thoughts, and the judge sees only the
+    answer after them.
     """
     texts = [prompt.text for prompt in prompts]
     thoughts = think(chat, texts, thinking, max_new_tokens) if thinking else None
@@ -100,7 +100,7 @@ def missing_class(train: Observation) -> str | None:
 def harmless_answers(
     prompts: Sequence[Prompt], labels: Sequence[Label | str], answers: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """(prompt, answer) of the benign prompts that were answered."""
+    """(prompt, answer) for each benign prompt that was answered."""
     return [
         (prompt.text, answer)
         for prompt, label, answer in zip(prompts, labels, answers, strict=True)

@@ -1,6 +1,6 @@
-"""After an iteration was measured: go on from it or undo it, how far to step next, or stop. No model is needed.
+"""Plan what follows a measured iteration: continue or undo it, the length of the next step, or stop. Needs no model.
 
-The paper has none of this: it makes all its iterations and keeps the best.
+This is ours. The paper makes all its iterations and keeps the best.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from llmva.method.context import Context
 from llmva.metrics.objective import Objective
 from llmva.settings import Settings
 
-MIN_AGREEMENT = 0.9  # share of validation labels that the first token must predict, for a run to go by predictions
-SETBACK = 0.05  # an iteration whose value is so far below the best is undone and tried again with half the step
+MIN_AGREEMENT = 0.9  # minimum share of validation labels that the first token predicts; below it, no predictions
+SETBACK = 0.05  # an iteration that is worse than the best by more than this is undone, and the step halved
 MAX_SETBACKS = 3
-SHALLOW = 0.1  # an iteration whose value is so far below the predicted one changed how answers begin, not what they say
+SHALLOW = 0.1  # if the value is below the predicted one by more than this, only the first tokens changed
 
 
 @dataclass(frozen=True)
 class Plan:
     """What follows an iteration."""
 
-    iterations: list[dict[str, Any]]  # as run.json holds them, with what is undone marked
-    best: int  # the iteration that would be kept now
-    restore_to: int | None  # the iteration to go back to; None undoes nothing
-    relearn: bool  # whether what answers taught the classifier is forgotten with what is undone
+    iterations: list[dict[str, Any]]  # the entries of run.json, with undone ones marked
+    best: int  # the best iteration so far
+    restore_to: int | None  # the iteration to which the run goes back; None undoes nothing
+    relearn: bool  # whether the classifier is trained again, on the restored iteration alone
     step: float
-    use_gradients: bool  # whether to write along gradients, or along v_a as in the paper
-    use_classifier: bool  # whether labels may be predicted
+    use_gradients: bool  # gradient writers, or v_a as in the paper
+    use_classifier: bool  # whether the iteration predicts labels
     missing_class: str | None  # why no answer vector can be fitted
     stop: str | None
 
@@ -37,9 +37,9 @@ class Plan:
 def decide(context: Context, iterations: Sequence[Mapping[str, Any]], missing_class: str | None) -> Plan:
     """The plan after the last of `iterations`, the entries of run.json.
 
-    An iteration is undone if its answers begin as predicted and then say something else ("shallow"): the run begins
-    anew and writes along v_a. Or if it is much worse than the best, or leaves a class empty ("setback"): the run goes
-    on from the best with half the step.
+    An iteration is undone in two cases. "shallow": answers begin as predicted and then say something else; the run goes
+    back to iteration 0 and writes along v_a. "setback": the iteration is much worse than the best, or leaves a class
+    empty; the run goes back to the best with half the step.
 
     Args:
         missing_class: why no answer vector can be fitted on the last iteration's training prompts, or None.
@@ -58,7 +58,7 @@ def decide(context: Context, iterations: Sequence[Mapping[str, Any]], missing_cl
     if restore_to is not None:
         for undone in entries[restore_to + 1 :]:
             undone["undone"] = True
-        missing_class = None  # where it goes back to both classes were there, or the run had ended there
+        missing_class = None  # the restored iteration had both classes, or the run would have ended there
     setbacks = sum(bool(entry.get("setback")) for entry in entries)
     return Plan(
         iterations=entries,
@@ -74,7 +74,7 @@ def decide(context: Context, iterations: Sequence[Mapping[str, Any]], missing_cl
 
 
 def stop_reason(iterations: Sequence[Mapping[str, Any]], settings: Settings, objective: Objective) -> str | None:
-    """Why no further iteration is worth its cost, or None."""
+    """Why the run stops, or None."""
     t, best = len(iterations) - 1, objective.choose(iterations)
     if settings.patience and iterations[best]["f1"] == 1.0 and not objective.violation(iterations[best]):
         return "validation F1 is 1"
@@ -88,6 +88,6 @@ def stop_reason(iterations: Sequence[Mapping[str, Any]], settings: Settings, obj
 
 
 def _is_shallow(iterations: Sequence[Mapping[str, Any]], objective: Objective) -> bool:
-    """Whether the last iteration's answers begin as they were predicted to, and then say something else."""
+    """Whether the last iteration's answers begin as predicted and then say something else."""
     predicted = iterations[-2].get("foreseen") if len(iterations) > 1 else None
     return predicted is not None and predicted - objective.value(iterations[-1]) > SHALLOW

@@ -1,15 +1,15 @@
 """Linear SVMs without intercept for every sublayer and label at once, solved exactly.
 
-    min_w  1/2 w^T M w + C sum_i max(0, 1 - y_i w.o_i)^2          (paper: M = I; method.md: M = I + lambda S)
+    min_w  1/2 w^T M w + C sum_i max(0, 1 - y_i w.o_i)^2          (paper: M = I; here M = I + lambda S)
 
-There are far fewer prompts than dimensions, so everything happens in the n x n Gram matrix K = X M^-1 X^T, which both
-labels of a sublayer share. For a guess A of the samples inside the margin the optimum is linear,
+There are far fewer prompts than dimensions, so all computations use the n x n Gram matrix K = X M^-1 X^T, which both
+labels of a sublayer share. Given a guess A of the samples inside the margin, the optimum is linear,
 
     beta_A = (K_AA + I / 2C)^-1 y_A,   w = M^-1 X^T beta,
 
 and A is corrected until it stops changing: Newton's method on a piecewise quadratic (Chapelle, "Training a support
-vector machine in the primal", 2007). A step goes as far as the objective falls, so A cannot cycle. A sample may have a
-cost C_i of its own: then the diagonal is 1 / 2C_i, and the rest is the same.
+vector machine in the primal", 2007). Each step ends where the objective is least along it, so A cannot cycle. If a
+sample has a cost C_i of its own, the diagonal is 1 / 2C_i, and the rest is the same.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from torch import Tensor
 from llmva.errors import LlmvaError, UsageError
 
 Cost = float | Tensor  # one for all samples, or one each
-MAX_ROUNDS = 1000  # about 10 are usual; this ends what rounding keeps from ending
+MAX_ROUNDS = 1000  # about 10 are usual; rounding could keep the loop from ending
 
 
 @dataclass(frozen=True)
 class HarmlessMetric:
     """The metric M = I + H^T H of one sublayer, H = sqrt(lambda / q) times `q` harmless outputs; S is never formed.
 
-    Fitted in M, a vector of given margin prefers directions in which ordinary text does not move (method.md, "quiet
-    readers"). lambda is `strength` over the mean eigenvalue of S, so it has no unit and suits every sublayer.
+    Of two vectors with the same margin, a fit in M prefers the one along which ordinary text varies less
+    (docs/method.md, "Harmless metric"). lambda is `strength` divided by the mean eigenvalue of S, so `strength` has no
+    unit and suits every sublayer.
     """
 
     rows: Tensor  # H, float64 [q, d]
-    factor: Tensor  # Cholesky factor of I + H H^T [q, q], or of M itself [d, d] where that is smaller
+    factor: Tensor  # Cholesky factor of I + H H^T [q, q], or of M itself [d, d] if that is smaller
 
     @classmethod
     def of(cls, harmless: Tensor, strength: float = 1.0) -> HarmlessMetric:
@@ -47,7 +48,7 @@ class HarmlessMetric:
         return cls(rows, torch.linalg.cholesky(gram + torch.eye(min(q, d), dtype=torch.float64, device=rows.device)))
 
     def solve(self, x: Tensor) -> Tensor:
-        """M^-1 applied to each row of `x` [n, d]; by Woodbury's identity where q < d."""
+        """M^-1 applied to each row of `x` [n, d]; by Woodbury's identity if q < d."""
         q, d = self.rows.shape
         if q < d:
             return x - torch.cholesky_solve(self.rows @ x.T, self.factor).T @ self.rows
@@ -64,11 +65,11 @@ def fit_svms(features: Tensor, labels: Tensor, C: Cost = 1.0, *, metric: list[Ha
         metric: one per sublayer; None is the paper's (M = I).
 
     Returns:
-        float64 [S, m, d] on the device of `features`; the zero vector where all features are zero.
+        float64 [S, m, d] on the device of `features`; the zero vector if all features are zero.
 
     Raises:
         UsageError: shapes that do not fit, labels other than +-1 or of one class only, C <= 0.
-        LlmvaError: features that are not finite.
+        LlmvaError: non-finite features.
     """
     labels = _checked(features, labels, C)
     out = []
@@ -83,8 +84,8 @@ def fit_svms(features: Tensor, labels: Tensor, C: Cost = 1.0, *, metric: list[Ha
 def solve_dual(gram: Tensor, y: Tensor, C: Cost = 1.0) -> Tensor:
     """beta [m, n] for one Gram matrix K [n, n] and m labellings y [m, n], all float64; C a number or [m, n].
 
-    The rounds that look for A run in float32, which halves their cost; float64 rounds start from what they found and
-    go on until A is stable there too, so the result does not depend on the first phase.
+    The first rounds run in float32, which halves their cost. Float64 rounds then start from their result and continue
+    until A is stable, so the result does not depend on the first phase.
     """
     rough, zero = gram.float(), torch.zeros(len(gram), dtype=torch.float32, device=gram.device)
     costs: list[Cost] = [C] * len(y) if isinstance(C, float | int) else list(C.to(gram))
@@ -97,22 +98,22 @@ def solve_dual(gram: Tensor, y: Tensor, C: Cost = 1.0) -> Tensor:
 
 
 def _newton(gram: Tensor, y: Tensor, beta: Tensor, C: Cost, slack: int) -> Tensor:
-    """Newton's method from `beta` [n] until at most `slack` samples would still cross the margin in a full step."""
+    """Newton's method from `beta` [n], until a full step would move at most `slack` samples across the margin."""
     decision = gram @ beta
     value = _objective(beta, decision, y, C)
     for _ in range(MAX_ROUNDS):
         active = y * decision < 1.0
         target = _solve_active(gram, y, active, C)
         reached = gram @ target
-        if not torch.isfinite(reached).all():  # float32 only: K is too ill-conditioned, leave the rest to float64
+        if not torch.isfinite(reached).all():  # float32 only: K is too ill-conditioned; float64 continues from here
             return beta
         if int(((y * reached < 1.0) != active).sum()) <= slack:
-            return target  # with no sample across, it is the optimum: there A is what it was guessed to be
+            return target  # if no sample crosses, A was right, and this is the optimum
         length = _line_search(target - beta, decision, reached - decision, y, C)
         nearer, there = beta + length * (target - beta), decision + length * (reached - decision)
         lower = _objective(nearer, there, y, C)
         if not lower < value:
-            return beta  # no step lowers the objective: the optimum, to rounding
+            return beta  # no step lowers the objective: the optimum up to rounding
         beta, decision, value = nearer, there, lower
     return beta
 
@@ -120,15 +121,16 @@ def _newton(gram: Tensor, y: Tensor, beta: Tensor, C: Cost, slack: int) -> Tenso
 def _line_search(step: Tensor, decision: Tensor, moved: Tensor, y: Tensor, C: Cost) -> float:
     """The length t at which the objective along beta + t step is least; `moved` is K step.
 
-    Its slope in t rises and is linear between the points where a sample crosses the margin: take these in order, and
-    find the first stretch at whose end the slope is no longer negative (Keerthi and DeCoste, "A modified finite Newton
-    method for fast solution of large scale linear SVMs", 2005). Halving the step instead can take hundreds of rounds.
+    The slope in t increases and is linear between the points where a sample crosses the margin. The function takes
+    these points in order and finds the first interval at whose end the slope is no longer negative (Keerthi and
+    DeCoste, "A modified finite Newton method for fast solution of large scale linear SVMs", 2005). Halving the step
+    instead can take hundreds of rounds.
     """
     room, speed = 1.0 - y * decision, y * moved  # a sample's slack at t is max(0, room - t speed)
     crossing = torch.where(room * speed > 0, room / speed, torch.inf)
     first = (room > 0) | ((room == 0) & (speed < 0))
     order = crossing.argsort()
-    enters = torch.where(room > 0, -1.0, 1.0)[order]  # a sample leaves the margin, or enters it
+    enters = torch.where(room > 0, -1.0, 1.0)[order]  # the sample leaves the margin, or enters it
     constant = 2.0 * _total(C, torch.where(first, room * speed, 0.0)) - step.dot(decision)
     rise = 2.0 * _total(C, torch.where(first, speed * speed, 0.0)) + step.dot(moved)
     at, r, v = crossing[order], room[order], speed[order]
@@ -136,7 +138,7 @@ def _line_search(step: Tensor, decision: Tensor, moved: Tensor, y: Tensor, C: Co
         enters, C = enters * C[order], 1.0
     constants = torch.cat([constant[None], constant + 2.0 * C * (enters * r * v).cumsum(0)])
     rises = torch.cat([rise[None], rise + 2.0 * C * (enters * v * v).cumsum(0)])
-    # the slope is rise t - constant; what rounding leaves of a flat stretch must not lead out of it
+    # the slope is rise t - constant; rounding in a flat interval must not lead out of it
     stretch = int(((rises[:-1] * at < constants[:-1]) & at.isfinite()).sum())
     start, end = float(at[stretch - 1]) if stretch else 0.0, float(at[stretch]) if stretch < len(at) else torch.inf
     flat = not rises[stretch] > 0
@@ -144,7 +146,7 @@ def _line_search(step: Tensor, decision: Tensor, moved: Tensor, y: Tensor, C: Co
 
 
 def _solve_active(gram: Tensor, y: Tensor, active: Tensor, C: Cost) -> Tensor:
-    """The optimum if exactly the `active` samples lie inside the margin; NaN where K_AA + I / 2C is not definite."""
+    """The optimum if exactly the `active` samples lie inside the margin; NaN if K_AA + I / 2C is not definite."""
     index = active.nonzero().flatten()
     beta = torch.zeros_like(y)
     if len(index):
@@ -162,14 +164,14 @@ def _objective(beta: Tensor, decision: Tensor, y: Tensor, C: Cost) -> Tensor:
 
 
 def _total(C: Cost, values: Tensor) -> Tensor:
-    """sum C_i values_i; with one C for all, multiplied once, as it rounds least."""
+    """sum C_i values_i; a single C is multiplied once, which rounds least."""
     return C * values.sum() if isinstance(C, float | int) else (C * values).sum()
 
 
 def fit_sklearn(features: Tensor, labels: Tensor, C: Cost = 1.0, *, max_iter: int = 2000, seed: int = 0) -> Tensor:
-    """The paper's solver, kept for comparison (`--svm sklearn`): scikit-learn's LinearSVC, one problem at a time.
+    """The paper's solver, for comparison (`--svm sklearn`): scikit-learn's LinearSVC, one problem at a time.
 
-    Same shapes as `fit_svms`. It stops at `max_iter` rounds, converged or not.
+    Shapes are those of `fit_svms`. It stops after `max_iter` rounds, converged or not.
     """
     import warnings
 
@@ -206,7 +208,7 @@ def spread(features: Tensor, vectors: Tensor) -> Tensor:
 
 
 def angles(first: Tensor, second: Tensor) -> Tensor:
-    """Degrees between unit vectors along the last axis; NaN where one is zero."""
+    """Degrees between unit vectors along the last axis; NaN if one is zero."""
     cosine = (first * second).sum(-1)
     known = (first.norm(dim=-1) > 0.5) & (second.norm(dim=-1) > 0.5)
     degrees: Tensor = torch.where(known, torch.rad2deg(torch.arccos(cosine.clamp(-1.0, 1.0))), torch.nan)
