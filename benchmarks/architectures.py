@@ -77,9 +77,9 @@ SIZES = """
 
 The sizes below follow from the models' real shapes, on the meta device. There, names alone find the sublayers; with
 weights, one forward pass proves them. L is the number of sublayers that the paper's alignment edits by default, and
-sizes are those of {iterations} such alignments. The edit has 2 d float32 values for each alignment and sublayer. The
-size of an adapter depends on the chosen modules: the table gives its maximum, with the L widest chosen each time. Merging
-holds the largest changed tensor in bfloat16 and a part of it in float32, for each of at most 4 shards that are
+sizes are those of {iterations} such alignments. The edit has 2 d float32 values for each alignment and sublayer.
+The size of an adapter depends on the chosen modules: the table gives its maximum, with the L widest chosen each time.
+Merging holds the largest changed tensor in bfloat16 and a part of it in float32, for each of at most 4 shards that are
 written at once, in addition to the memory of Python and torch.
 
 | model | sublayers, L | edited tensors | outputs read from | edit, MB | adapter at most, MB | merging, MB |

@@ -1,7 +1,7 @@
-"""The method: align "will I answer" with "is this benign", sublayer by sublayer, iteration by iteration.
+"""The loop of the method: `align` observes, identifies, scores, selects and aligns, iteration by iteration.
 
-`align` reads like Algorithm 1 of the paper; each of its steps is a public function that can be replaced. The module
-cannot be called `align`: importing it would then hide the function of that name in the package.
+docs/method.md explains the steps, docs/architecture.md the loop. The module is not called `align`, because importing it
+would then hide the public function `llmva.align`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from llmva.settings import Settings, check_seed, make_settings
 
 @dataclass(frozen=True)
 class Result:
-    """`edit` is the chosen iteration's, `every` holds all of them; `record` is what run.json holds."""
+    """`edit` is that of the chosen iteration, `every` that of all iterations; `record` is the content of run.json."""
 
     edit: Edit
     every: Edit
@@ -51,13 +51,13 @@ class Result:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What commands and studies add to a run; who calls `align` rarely needs it."""
+    """Options of a run that commands and experiments use; other callers of `align` rarely need them."""
 
     name: str | None = None  # of the model, in the record
     command: str | None = None  # as typed, in the record
-    vector_hook: VectorHook | None = None  # changes every iteration's vectors; run.json does not tell such runs apart
-    warm_start: WarmStart | None = None  # an earlier edit to go on from, which `llmva.extend` makes
-    measure_test: bool = True  # False leaves the test prompts alone, for a caller that measures them itself
+    vector_hook: VectorHook | None = None  # changes the vectors of every iteration; run.json does not record it
+    warm_start: WarmStart | None = None  # an earlier edit from which the run starts; `llmva.extend` makes it
+    measure_test: bool = True  # False does not use the test prompts, for a caller that measures them itself
 
 
 def align(
@@ -75,15 +75,17 @@ def align(
     options: RunOptions | None = None,
     **settings: Any,
 ) -> Result:
-    """Align `model`, which is left as it was; the result's edit can be applied or baked.
+    """Align `model` without changing its weights; the result's edit can be applied or baked.
 
     Args:
         model, tokenizer: as `load_model` gives them.
         prompts: None takes the bundled set.
-        judge: a Judge, or the name of one.
+        judge: a Judge, or a value of `--judge`.
         seed: of the draws of training prompts and harmless positions, and of bootstrap intervals.
-        out: folder of the run, which resumes an interrupted one there. None keeps everything in memory.
-        skills: probes measured before and after; the run never looks at them otherwise.
+        out: folder of the run; an interrupted run in it is resumed. None keeps everything in memory.
+        restart: discard a run in `out`.
+        skills: probes measured before and after; they influence nothing.
+        batch_tokens: maximum number of tokens in a batch; None chooses by free memory.
         settings: fields of `llmva.settings.Settings`.
 
     Raises:
@@ -112,7 +114,7 @@ def make_context(
     progress: Progress | None,
     options: RunOptions,
 ) -> Context:
-    """What every iteration works with. Raises UsageError for settings that do not fit the model."""
+    """What all iterations share. Raises UsageError for settings that do not fit the model."""
     from llmva.judges import make_judge
 
     prompts = prompts or PromptSet.bundled()
@@ -134,7 +136,7 @@ def make_context(
 def open_run(
     context: Context, directory: Path | None, restart: bool, skills: Sequence[Probe], options: RunOptions
 ) -> Run:
-    """A new run, or the interrupted one in `directory`; prompts are checked against the model's context first."""
+    """A new run, or the interrupted one in `directory`. Prompts longer than the model's context are refused first."""
     _check_lengths(context, skills)
     record, start = _describe(context, options), options.warm_start
     if start is not None:
@@ -158,7 +160,7 @@ def observe_iteration(context: Context, run: Run) -> State:
     run.log(t, "train", train)
     run.log(t, "validation", validation)
     run.record["cost"]["generated_tokens"] += everything.capture.tokens
-    train, validation = train.judged(), validation.judged()  # of the others nobody knows what they show
+    train, validation = train.judged(), validation.judged()  # vectors and rates need a label
     classifier = FirstTokenClassifier.from_record(run.record.get("first_tokens", {})).faded().learn(train)
     texts = run.harmless_texts(context.prompts, "train", HARMLESS_TEXTS)
     agreement = classifier.agreement(validation)
@@ -184,23 +186,23 @@ def measure(context: Context, run: Run, state: State) -> dict[str, Any]:
 
 
 def restore(context: Context, run: Run, state: State, plan: Plan) -> State:
-    """`state`, or that of the iteration that the plan goes back to: captured anew, with the labels that it had."""
+    """`state`, or the state of the iteration to which the plan goes back: new captures, labels from the run."""
     if plan.restore_to is None:
         return state
     edit = run.edit.at(plan.restore_to)
     train, validation = (_recall(context, run, plan.restore_to, split) for split in ("train", "validation"))
     classifier = state.classifier
-    if plan.relearn:  # what shallow answers taught leads astray
+    if plan.relearn:  # shallow answers taught the classifier wrong labels
         classifier = FirstTokenClassifier().learn(train).learn(validation)
     return replace(state, edit=edit, train=train, validation=validation, classifier=classifier)
 
 
 def record_iteration(context: Context, run: Run, state: State, plan: Plan, update: InnerResult) -> None:
-    """Add the iteration to the run and make it survive a kill."""
+    """Add the iteration to the run and write it to disk."""
     entry = plan.iterations[-1]
     if update.passes is not None:
         entry["passes"], entry["foreseen"] = update.passes, update.predicted
-    if update.vectors is not None:  # the last iteration's too: the report shows where the angles ended
+    if update.vectors is not None:  # also of the last iteration: the report shows its angles
         entry |= vectors_record(update.vectors, update.chosen)
         entry["projection"] = projection_record(update.vectors, state.validation, context.chat.decoder)
     run.record |= {
@@ -215,7 +217,7 @@ def record_iteration(context: Context, run: Run, state: State, plan: Plan, updat
 
 
 def end_run(context: Context, run: Run, skills: Sequence[Probe], options: RunOptions) -> Result:
-    """Measure the chosen iteration on test prompts, unless a caller does that itself."""
+    """Measure the chosen iteration on test prompts, unless the caller does that itself."""
     cost = run.record["cost"]
     cost.setdefault("fit_seconds", cost["seconds"])
     cost.setdefault("fit_tokens", cost["generated_tokens"])
@@ -226,7 +228,7 @@ def end_run(context: Context, run: Run, skills: Sequence[Probe], options: RunOpt
 
 
 def _recall(context: Context, run: Run, iteration: int, split: str) -> Observation:
-    """An earlier iteration's observation of a split: its labels, and its captures anew, which costs a prefill."""
+    """The observation of a split in an earlier iteration: its labels from the run, its captures from a new prefill."""
     by_id = {prompt.id: prompt for prompt in getattr(context.prompts, split)}
     rows = [row for row in run.answers if row["iteration"] == iteration and row["split"] == split]
     prompts = [by_id[row["id"]] for row in rows]
@@ -237,7 +239,7 @@ def _recall(context: Context, run: Run, iteration: int, split: str) -> Observati
 
 
 def _check_lengths(context: Context, skills: Sequence[Probe]) -> None:
-    """Refuse what the model cannot read before the run rather than at its end."""
+    """Refuse prompts and probes that the model cannot read before the run starts."""
     texts = [prompt.text for _, split in context.prompts.splits() for prompt in split]
     lengths = ((texts, context.settings.max_new_tokens), ([probe.prompt for probe in skills], PROBE_TOKENS))
     for asked, tokens in lengths:
@@ -246,7 +248,7 @@ def _check_lengths(context: Context, skills: Sequence[Probe]) -> None:
 
 
 def _sublayer_count(decoder: Decoder, settings: Settings) -> int:
-    """How many sublayers the paper's alignment edits: as the setting says, else the paper's share."""
+    """How many sublayers the paper's alignment edits: the setting `layers`, otherwise the paper's share."""
     available = len(decoder.sublayers)
     if settings.layers is not None and settings.layers > available:
         raise UsageError(
@@ -257,7 +259,7 @@ def _sublayer_count(decoder: Decoder, settings: Settings) -> int:
 
 
 def _describe(context: Context, options: RunOptions) -> dict[str, Any]:
-    """The part of run.json that is known before the run."""
+    """The part of run.json that is known before the run starts."""
     decoder, prompts = context.chat.decoder, context.prompts
     model, computed_by = decoder.model, versions()
     by_split = {split: {source: n[split] for source, n in prompts.counts().items()} for split, _ in prompts.splits()}

@@ -1,10 +1,10 @@
-"""The edit: per sublayer a low-rank map on its output, o' = o + V (U^T o), applied by hook or baked into the weights.
+"""The edit: a low-rank map of each sublayer's output, o' = o + V (U^T o), applied by hook or baked into the weights.
 
-One step of the method is o' = (I + v u^T) o, and steps compose exactly (method.md):
+One alignment is o' = (I + v u^T) o, and alignments compose exactly (docs/method.md):
 
     (I + v u^T)(I + V U^T) = I + [V v] [U, u + U V^T u]^T
 
-so a whole run is two d x k matrices a sublayer, and the model after any iteration is their first columns.
+So a whole run is two d x k matrices for each sublayer, and the edit after an iteration is their first columns.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from llmva.models.writers import Writer, find_writers, left_map
 class Factors:
     """V and U, float32 [d, k], and the iteration that each column came from, int32 [k], not decreasing.
 
-    Iterations count from 1; 0 are the columns of an earlier edit, which the run began with (`llmva.extend`).
+    Iterations count from 1; columns of iteration 0 are those of an earlier edit (`llmva.extend`).
     """
 
     V: Tensor
@@ -41,7 +41,7 @@ class Factors:
         return cls(torch.zeros(width, 0), torch.zeros(width, 0), torch.zeros(0, dtype=torch.int32))
 
     def then(self, v: Tensor, u: Tensor, iteration: int) -> Factors:
-        """Follow this map by I + v u^T. The product is formed in float64 and kept in float32."""
+        """This map, followed by I + v u^T. The product is computed in float64 and stored in float32."""
         v, u = v.to("cpu", torch.float64), u.to("cpu", torch.float64)
         pulled_back = u + self.U.double() @ (self.V.double().T @ u)
         return Factors(
@@ -53,21 +53,21 @@ class Factors:
 
 @dataclass(frozen=True)
 class Edit:
-    """Factors by the name of the projection they act on, and the fingerprint of the model they were fitted on."""
+    """Factors by projection name, and `base`, the fingerprint of the model on which they were fitted."""
 
     factors: Mapping[str, Factors] = field(default_factory=dict)
     base: Mapping[str, Any] = field(default_factory=dict)
-    best: int | None = None  # the iteration that applying uses, where later ones were tried and found worse
-    strength: float = 1.0  # and how much of it; counts only where `best` is set
+    best: int | None = None  # the iteration to use, if later ones are worse; None uses all columns
+    strength: float = 1.0  # of that iteration; only used if `best` is set
 
     @property
     def iterations(self) -> int:
-        """The last iteration that left a column; 0 for an edit that changes nothing."""
+        """The last iteration with a column; 0 for an edit that changes nothing."""
         return max((int(f.iteration[-1]) for f in self.factors.values() if len(f.iteration)), default=0)
 
     @property
     def held(self) -> list[int]:
-        """The iterations that left columns. One that is missing between them was undone."""
+        """The iterations with columns, ascending. A missing one was undone."""
         return sorted({i for f in self.factors.values() for i in f.iteration.tolist()})
 
     def then(self, name: str, v: Tensor, u: Tensor, iteration: int) -> Edit:
@@ -76,7 +76,7 @@ class Edit:
         return replace(self, factors={**self.factors, name: before.then(v, u, iteration)})
 
     def at(self, iteration: int) -> Edit:
-        """The edit as it was after `iteration` iterations (0: what the run began with, mostly none)."""
+        """The edit after `iteration` iterations; 0 is the start of the run, usually an empty edit."""
         if iteration < 0:
             raise UsageError(f"There is no iteration {iteration}: choose 0 or more.")
         kept = {}
@@ -87,36 +87,36 @@ class Edit:
         return replace(self, factors=kept, best=None, strength=1.0)
 
     def asked(self, iteration: int, path: str | Path) -> Edit:
-        """The edit after an iteration that a user names. Raises UsageError where that at `path` does not hold it."""
+        """The edit after an iteration that a user names. Raises UsageError if the edit at `path` does not have it."""
         if not 0 <= iteration <= self.iterations:
             raise UsageError(f"'{path}' holds iterations 0 to {self.iterations}: choose --iteration among them.")
-        if iteration and iteration not in self.held:  # at() would give the one that the run went back to
+        if iteration and iteration not in self.held:  # at() would return the iteration to which the run went back
             held = ", ".join(map(str, sorted({0, *self.held})))
             raise UsageError(f"Iteration {iteration} of '{path}' was undone: choose --iteration among {held}.")
         return self.at(iteration)
 
     @property
     def chosen(self) -> Edit:
-        """The edit as its run chose it: what `apply` and `bake` use."""
+        """The edit at the chosen iteration and strength, which `apply` and `bake` use."""
         if self.best is None:
             return self
         edit = self.at(self.best)
         return edit if self.strength == 1.0 else edit.scaled(self.strength)
 
     def scaled(self, strength: float) -> Edit:
-        """o' = o + strength V (U^T o): 0 is the base model, 1 the edit as fitted. Less than 0 would undo refusals."""
+        """o' = o + strength V (U^T o): 0 is the base model, 1 the edit as fitted. Values below 0 raise UsageError."""
         if not 0 <= strength < float("inf"):
             raise UsageError(f"An edit cannot have the strength {strength}: choose 0 or more, 1 being as fitted.")
         return replace(self, factors={n: replace(f, V=f.V * strength) for n, f in self.factors.items()})
 
     def as_start(self) -> Edit:
-        """The edit as its run chose it, to be continued: all its columns are then of iteration 0."""
+        """The chosen edit as the start of another run: all its columns get iteration 0."""
         chosen = self.chosen
         factors = {n: replace(f, iteration=torch.zeros_like(f.iteration)) for n, f in chosen.factors.items()}
         return replace(chosen, factors=factors)
 
     def digest(self) -> str:
-        """sha256 of the factors (16 hex digits), to tell one edit from another."""
+        """sha256 of the factors (16 hex digits), which identifies the edit."""
         digest = hashlib.sha256()
         for name, f in sorted(self.factors.items()):
             digest.update(name.encode())
@@ -127,10 +127,10 @@ class Edit:
     # -- use -----------------------------------------------------------------------------------------------------
 
     def apply(self, model: nn.Module, *, check: bool = True) -> Applied:
-        """Add the edit to `model` by forward hooks, whatever its weights' dtype or packing.
+        """Apply the edit to `model` by forward hooks, for any dtype or packing of the weights.
 
-        Works at once and until `.remove()`; or as a context manager, until its end. Raises LlmvaError when the edit
-        is of another model, or changes nothing (with `check` only: the loop begins with an empty edit).
+        The hooks act from now until `.remove()`, or until the end of a `with` block. With `check`, raises LlmvaError if
+        the edit belongs to another model or changes nothing; the loop starts with an empty edit and does not check.
         """
         factors = self.chosen.factors
         projections = self._projections(model, factors, check)
@@ -140,8 +140,8 @@ class Edit:
     def bake(self, model: nn.Module, *, check: bool = True) -> None:
         """Write the edit into the weights: W' = W + V (U^T W), b' = b + V (U^T b), in float32, rounded once.
 
-        In a mixture of experts, into every expert's. Raises LlmvaError, before anything is changed, where weights are
-        packed or lie on another medium.
+        In a mixture of experts, every expert is written. Raises LlmvaError, before anything is changed, if weights are
+        packed or offloaded.
         """
         factors = self.chosen.factors
         projections = self._projections(model, factors, check)
@@ -153,7 +153,7 @@ class Edit:
 
     def _projections(self, model: nn.Module, names: Mapping[str, Factors], check: bool) -> dict[str, Any]:
         modules = dict(model.named_modules())
-        # a list of modules has a name too, and a hook on it would never be called
+        # a list of modules has a name too, but a hook on it would never run
         missing = [n for n in names if n not in modules or type(modules[n]).forward is nn.Module.forward]
         if missing:
             raise LlmvaError(f"The edit belongs to {self._title()}: this model has no sublayer {missing[0]}.")
@@ -189,7 +189,7 @@ class Edit:
     # -- disk ----------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Write `edit.safetensors` (into `path` if that is a folder), equal bytes for equal edits."""
+        """Write `edit.safetensors` (into `path` if it is a folder); equal edits give equal bytes."""
         parts = {name: (f.V, f.U, f.iteration) for name, f in self.factors.items()}
         return write_edit(path, Parts(parts, self.base, self.best, self.strength))
 
@@ -221,12 +221,12 @@ class Applied:
 
 
 def _hook(projection: nn.Module, factors: Factors) -> Any:
-    moved: dict[torch.device, tuple[Tensor, Tensor]] = {}  # the output's device is known only at the first call
+    moved: dict[torch.device, tuple[Tensor, Tensor]] = {}  # by device, which is known only at the first call
 
     def edited(module: nn.Module, args: Any, output: Any) -> Any:
         o = output[0] if isinstance(output, tuple) else output
         if o.device not in moved:
-            # copies, since products round differently in memory of other alignment, as that of a file's tensors is
+            # copies: products round differently if memory is aligned differently, as in tensors read from a file
             V, U = factors.V.to(o.device, copy=True), factors.U.to(o.device, copy=True)
             moved[o.device] = (V.T.contiguous(), U)
         V_t, U = moved[o.device]
@@ -238,7 +238,7 @@ def _hook(projection: nn.Module, factors: Factors) -> Any:
 
 
 def _writable(name: str, projection: nn.Module, width: int) -> tuple[Writer, ...]:
-    """The parameters to write. Raises for weights that cannot be written."""
+    """The parameters to write. Raises LlmvaError if they cannot be written."""
     if any(p.device.type == "meta" for p in projection.parameters()):
         raise LlmvaError(f"The weights of {name} are offloaded: apply the edit by hook, or load the model whole.")
     writers = find_writers(projection, width)

@@ -1,10 +1,9 @@
-"""Go on from an earlier edit when new attacks or new false refusals appear, without going backwards on the old prompts.
+"""Continue from an earlier edit when new attacks or new false refusals appear, without regressions on the old prompts.
 
-Iteration 0 of the new run is the model with the earlier edit. It is fitted on the earlier run's prompts, whose splits
-stay as they were, and the new ones together. An iteration can be chosen only if ASR and ORR of the earlier run's
-validation prompts stay within the intervals that the earlier edit had there (`check_regression`), so the result is the
-earlier edit or better. Harm to other text is counted from the untouched model on, along the answers that it gave in the
-first run, so that harm cannot add up unseen over many extensions.
+Iteration 0 of the new run is the model with the earlier edit. The run is fitted on the earlier run's prompts, which
+keep their splits, and on the new ones. An iteration can be chosen only if ASR and ORR of the earlier run's validation
+prompts stay within the intervals that the earlier edit had there (`check_regression`). Harm to other text is measured
+against the untouched model, along its answers in the first run, so harm cannot add up unseen over several extensions.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ def extend(
 
     Args:
         model, tokenizer: the untouched model that the run was made on, as `load_model` gives it.
-        directory: of the earlier run; it is read only.
-        prompts: the new ones, of one side or both.
+        directory: folder of the earlier run; it is only read.
+        prompts: the new prompts, of one side or both.
         seed: None takes the earlier run's.
         out: folder of the new run; None keeps everything in memory.
         how: further arguments of `align`, such as the judge, and fields of `llmva.settings.Settings` that differ from
@@ -52,7 +51,7 @@ def extend(
         UsageError, LlmvaError: no finished run, another model, nothing new to learn from.
     """
     start, everything, record = prepare(directory, prompts, out, seed)
-    start.edit.apply(model).remove()  # an edit of another model is told before anything is made
+    start.edit.apply(model).remove()  # raises for an edit of another model before anything is written
     given = options or RunOptions()
     earlier = {key: value for key, value in record["settings"].items() if key in Settings.model_fields}
     return align(
@@ -69,7 +68,7 @@ def extend(
 def prepare(
     directory: str | Path, prompts: Sequence[Prompt], out: str | Path | None = None, seed: int | None = None
 ) -> tuple[WarmStart, PromptSet, dict[str, Any]]:
-    """What the new run begins with, its prompts, and the earlier run's record: all that goes without a model."""
+    """The start of the new run, its prompts, and the earlier run's record; needs no model."""
     directory = Path(directory)
     record = read_run(directory)
     if not (record.get("test") or {}).get("after"):

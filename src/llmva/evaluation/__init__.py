@@ -1,1 +1,1 @@
-"""Figures of a model on prompts: before and after an edit."""
+"""Measure a model on prompts before and after an edit."""

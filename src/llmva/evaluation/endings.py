@@ -1,8 +1,8 @@
 """How long answers end, with and without an edit: loops and broken endings, which next tokens do not show.
 
-KL divergence and kept tokens are read along the original's own short answers, where one wrong token costs one token.
-A model that goes on by itself may fall into a loop at token 150 that neither of them ever visits. So some harmless
-prompts are answered at length, and every answer is checked for how it goes on and ends.
+KL divergence and kept tokens are measured along the original's own short answers, where one wrong token costs one
+token. A model that continues by itself may start to loop at token 150, which those metrics cannot see. So some harmless
+prompts get long answers, and every answer is checked for loops and for its end.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from llmva.models.sublayers import contiguous_head, hooked
 from llmva.statistics import wilson
 
 PROMPTS = 16
-LOOP_TIMES = 4  # so often in a row must the last tokens come
-LOOP_TOKENS = 24  # and cover so many tokens: a row of dots or a short refrain is no loop
-SHOWN, SHOWN_LETTERS = 3, 240  # examples, and how much of an answer's end
+LOOP_TIMES = 4  # minimum number of repetitions of the last tokens
+LOOP_TOKENS = 24  # minimum number of tokens that they cover: a row of dots or a short refrain is not a loop
+SHOWN, SHOWN_LETTERS = 3, 240  # maximum number of examples, and of letters from an answer's end
 FAULTS = ("empty", "loop", "broken_off", "unended")
 _SENTENCE_END = ".!?。！？؟।…"
 _CLOSING = "\"'”’»)]}*_`>|"
@@ -35,7 +35,7 @@ _NO_PROSE = re.compile(r"\s*([-*+•#|>`]|\d+[.)]|[A-Za-z][.)]\s)")  # lists, ta
 
 @dataclass(frozen=True)
 class LongAnswer:
-    """`tokens` without the one that ended the turn; `ended` says whether there was one before the limit."""
+    """`tokens` exclude the end token; `ended` says whether there was one before the limit."""
 
     text: str
     tokens: tuple[int, ...]
@@ -51,8 +51,7 @@ def compare_endings(
 ) -> tuple[dict[str, Any], int]:
     """Answer the prompts with up to `max_new_tokens` tokens, untouched and while `applied()` is entered.
 
-    Returns what run.json holds under `endings`, and the number of tokens generated. `on_progress` is told of every
-    prompt twice.
+    Returns the field `endings` of run.json and the number of generated tokens. `on_progress` counts every prompt twice.
     """
     rows = chat.rows(prompts)
     limit = context_length(chat.model)
@@ -63,7 +62,7 @@ def compare_endings(
         after = _long_answers(chat, rows, max_new_tokens, on_progress)
     old = [fault(answer) for answer in before]
     new = [fault(answer) for answer in after]
-    # an answer that runs into the limit is one to blame where the original came to an end
+    # an answer that reaches the limit is faulty only if the original's answer ended
     was_wrong = [one is not None and one != "unended" for one in old]
     is_wrong = [one is not None and (one != "unended" or first.ended) for one, first in zip(new, before, strict=True)]
     examples = [
@@ -84,8 +83,8 @@ def compare_endings(
 def fault(answer: LongAnswer) -> str | None:
     """The first of `FAULTS` that an answer has.
 
-    empty: no words. loop: it repeats itself, or is no language. unended: it was still going on at the limit, which a
-    long answer may. broken_off: it ended itself in the middle of a sentence, a bracket or a block of code.
+    empty: no words. loop: it repeats itself, or is no language. unended: it had not ended at the limit. broken_off: the
+    model ended it in the middle of a sentence, a bracket or a block of code.
     """
     reason = why_garbled(Folder().view(answer.text))
     if reason in ("empty", "no words"):
@@ -98,7 +97,7 @@ def fault(answer: LongAnswer) -> str | None:
 
 
 def loops(tokens: Sequence[int]) -> bool:
-    """Whether the last tokens only repeat what came just before them."""
+    """Whether the last tokens repeat the tokens just before them (LOOP_TIMES, LOOP_TOKENS)."""
     n = len(tokens)
     for period in range(1, n // LOOP_TIMES + 1):
         run = period
@@ -110,10 +109,10 @@ def loops(tokens: Sequence[int]) -> bool:
 
 
 def breaks_off(text: str) -> bool:
-    """Whether a text that its writer ended stops in the middle: told by signs alone, so that any language may do.
+    """Whether an ended text stops in the middle. Only signs decide, so it works in any language.
 
-    Prose is expected to end as its sentences do. Text without a finished sentence ("42", a title, a list) may end
-    anyhow, but not with a sign that asks for more.
+    Prose should end with the end of a sentence. Text without a finished sentence ("42", a title, a list) may end in any
+    way, except with a sign that needs a continuation.
     """
     text = text.rstrip()
     if text.count("```") % 2:

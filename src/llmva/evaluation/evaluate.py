@@ -1,4 +1,4 @@
-"""Measure a model on given prompts, untouched and with an edit, in the form that a run's test rates have."""
+"""Measure a model on given prompts, without and with an edit, with the fields of a run's test rates."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from llmva.settings import check_seed
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How answers are made; the fields mean what they do in `llmva.settings.Settings`."""
+    """How answers are made; the fields have the meaning that they have in `llmva.settings.Settings`."""
 
     seed: int = 42
     max_new_tokens: int = 128
-    endings_tokens: int = 256  # length of the answers that are checked for loops and broken endings; 0 checks none
+    endings_tokens: int = 256  # maximum length of answers checked for loops and broken endings; 0 checks none
     thinking: str = "off"
     thinking_tokens: int = 512
 
@@ -43,14 +43,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """ASR, ORR and F1 on exactly `prompts`: `{"test": {"before": ..., "after": ...}, "utility": ..., "cost": ...}`.
 
-    "after" and "utility" are there only with an edit. `parts` asks for the same of prompts from one position up to
-    another, by name; it is in "parts" then.
+    "after" and "utility" exist only with an edit. `parts` names ranges of prompts (start, end); their rates are
+    returned in "parts".
     """
     started = time.monotonic()
     settings, progress = settings or EvaluationSettings(), progress or Progress()
     seed = check_seed(settings.seed)
     if edit is not None:
-        edit.apply(chat.model).remove()  # an edit of another model is told before the original's answers are waited for
+        edit.apply(chat.model).remove()  # raises for an edit of another model before any answer is generated
     thinking = Thinking.asked(chat.tokenizer, settings.thinking, settings.thinking_tokens)
 
     def answers(label: str) -> Observation:

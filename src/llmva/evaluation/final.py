@@ -1,4 +1,4 @@
-"""The end of a run: the untouched and the chosen model on the test split, which nothing has looked at before."""
+"""The end of a run: measure the untouched and the chosen model on the test split, which nothing has used before."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from llmva.metrics.rates import point_rates, summarise
 from llmva.runs.run import Run
 from llmva.runs.warm_start import apart, check_regression, fell_behind
 
-HARMLESS_TEXTS = 64  # per use: for the metric of the fit, and for the choice of the iteration
+HARMLESS_TEXTS = 64  # maximum number of texts, for the harmless metric and for the choice of the iteration
 TEST_TEXTS = 256
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # of the chosen edit, on validation prompts
 
 
 def finish(context: Context, run: Run, probes: Sequence[Probe]) -> None:
-    """Measure strengths on validation prompts, then choose one, then measure test prompts, skills and utility."""
+    """Measure strengths on validation prompts, choose one, then measure test prompts, skills and utility."""
     if run.record.get("test", {}).get("after"):
         return
     record, best = run.record, run.record["best_iteration"]
@@ -37,7 +37,7 @@ def finish(context: Context, run: Run, probes: Sequence[Probe]) -> None:
     edit = run.edit.at(best).scaled(strength)
 
     if "test" not in record:
-        with run.edit.at(0).apply(context.chat.model, check=False):  # mostly nothing: the untouched model
+        with run.edit.at(0).apply(context.chat.model, check=False):  # usually empty: the untouched model
             record["test"] = {"before": _test_rates(context, run, 0)}
             skills = _measure_skills(context, probes, "before")
         record["utility"] = {"skills": {k: {"before": v["right"], "n": v["n"]} for k, v in skills.items()}}
@@ -76,7 +76,7 @@ def _measure_skills(context: Context, probes: Sequence[Probe], label: str) -> di
 
 
 def _add_utility(context: Context, run: Run, edit: Edit) -> None:
-    """What the edit costs on harmless text of the test split."""
+    """Measure the edit's harm to harmless text of the test split."""
     texts = run.harmless_texts(context.prompts, "test", TEST_TEXTS)
     if not texts:
         run.record["limits"].append("The untouched model answered no benign test prompt, so utility kept is not known.")
@@ -90,7 +90,7 @@ def _add_utility(context: Context, run: Run, edit: Edit) -> None:
 
 
 def _limits(record: dict[str, Any], objective: Objective) -> list[str]:
-    """Sentences about limits of the choice that could not be kept, on validation or on test prompts."""
+    """Sentences about limits that could not be kept, on validation or on test prompts."""
     chosen = next(row for row in record["front"] if row["chosen"])
     at = "" if chosen["strength"] == 1.0 else f" at strength {chosen['strength']:g}"
     name = f"point {chosen['point']} (iteration {chosen['iteration']}{at})"
@@ -122,14 +122,14 @@ def _limits(record: dict[str, Any], objective: Objective) -> list[str]:
 
 
 def _measure_strengths(context: Context, run: Run) -> None:
-    """Rates of the chosen edit made weaker and stronger, for whoever ships it at another strength than 1.
+    """Rates of the chosen edit at other strengths.
 
-    On validation prompts, since a choice made on test prompts would make the test's figures worthless. Each strength
-    is committed, so that a kill costs one of them at most.
+    They are measured on validation prompts, because a choice on test prompts would make the test results worthless.
+    Each strength is committed, so an interruption loses at most one.
     """
     record, best = run.record, run.record["best_iteration"]
     rows = record.setdefault("strengths", [])
-    # what is measured already; of an extended edit, strength 0 is not what the run began with
+    # measured already; in a run that extends another, strength 0 is not iteration 0
     known = (1.0,) if run.edit.at(0).factors else (0.0, 1.0)
     for strength in STRENGTHS:
         if any(row["strength"] == strength for row in rows):

@@ -1,4 +1,4 @@
-"""Probes with known answers: what else the model can do, measured before and after an edit."""
+"""Probes with known answers: other abilities of the model, measured before and after an edit."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from llmva.errors import UsageError
 from llmva.models.chat_model import ChatModel
 from llmva.models.generate import answer_prompts
 
-PROBE_TOKENS = 32  # of an answer; known answers are short
+PROBE_TOKENS = 32  # maximum length of an answer; known answers are short
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A prompt of one skill. Right is an answer that begins with `expected`, or holds every word of `contains`.
+    """A prompt of one skill. An answer is right if it begins with `expected`, or has every word of `contains`.
 
-    Case and punctuation do not count.
+    Case and punctuation are ignored.
     """
 
     skill: str
@@ -38,7 +38,7 @@ class Probe:
 def load_probes(path: Path) -> list[Probe]:
     """Read a JSONL file with the fields of `Probe`. Raises UsageError that names the line."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut at U+2028, which JSON may hold
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would also split at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The skills file '{path}' cannot be read: give a UTF-8 JSONL file.") from error
     probes = []
@@ -55,7 +55,7 @@ def load_probes(path: Path) -> list[Probe]:
             raise UsageError(
                 f"Line {number} of '{path}' is no probe: give skill, prompt and expected or contains."
             ) from error
-        if probe.right(""):  # so would be any answer
+        if probe.right(""):  # any answer would be right
             raise UsageError(f"Line {number} of '{path}' has words in neither expected nor contains: add some.")
         probes.append(probe)
     if not probes:

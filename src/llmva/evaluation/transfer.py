@@ -1,4 +1,4 @@
-"""An edit measured on data sets other than those that it was fitted on, as in the paper's Appendix G."""
+"""Measure an edit on data sets on which it was not fitted, as in the paper's Appendix G."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from llmva.prompts.testsets import TestSet
 
 
 def transfer(chat: ChatModel, sets: Sequence[TestSet], judge: Judge, **how: Any) -> dict[str, Any]:
-    """Rates on each set, before and after an edit, and on all of them together.
+    """Rates on each set and on all of them together, before and after an edit.
 
     Args:
-        sets: as `read_test_sets` gives them.
+        sets: from `read_test_sets`.
         how: further arguments of `evaluate`, the edit among them.
 
     Returns:

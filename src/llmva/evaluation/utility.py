@@ -1,4 +1,4 @@
-"""What an edit costs on harmless text, as run.json holds it: next tokens kept, divergence, perplexity, long answers."""
+"""The field `utility` of run.json: what an edit does to harmless text (next tokens, perplexity, long answers)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Texts = Sequence[tuple[str, str]]  # harmless (prompt, answer) of the untouched 
 def measure_utility(
     chat: ChatModel, edit: Edit, texts: Texts, *, endings_tokens: int, seed: int, progress: Progress
 ) -> tuple[dict[str, Any], int]:
-    """The field `utility`, without skills, and the tokens that long answers took.
+    """The field `utility`, without skills, and the number of tokens generated for long answers.
 
     Args:
         texts: at least one.
-        endings_tokens: length of the answers that are checked for loops and broken endings; 0 checks none.
+        endings_tokens: maximum length of the answers that are checked for loops and broken endings; 0 checks none.
         seed: of the bootstrap intervals.
     """
     applied = partial(edit.apply, chat.model, check=False)

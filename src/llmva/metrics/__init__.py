@@ -1,1 +1,1 @@
-"""Rates of answers, what a run optimises, and the points that no other beats."""
+"""Numbers from labels: rates of answers, the objective of a run, and the front."""

@@ -1,4 +1,4 @@
-"""What a run is to make of the model: a weight between its two failures, and limits that the choice must keep."""
+"""The objective of a run: a weight between the two failures, and limits that the chosen point must keep."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from llmva.metrics.rates import f_beta
 from llmva.settings import Settings
 
-LEANS = {"safety": 4.0, "balance": 1.0, "usefulness": 0.25}  # of the benign vectors (`steps.identify`)
-BETAS = {"safety": 0.5, "balance": 1.0, "usefulness": 2.0}  # of F-beta, where positive is answered
+LEANS = {"safety": 4.0, "balance": 1.0, "usefulness": 0.25}  # of the benign vectors (`identify.identify`)
+BETAS = {"safety": 0.5, "balance": 1.0, "usefulness": 2.0}  # of F-beta, with answered as positive
 
 
 @dataclass(frozen=True)
 class Objective:
-    """F-beta to be raised under limits; None is no limit. `sides`: numbers of benign and of toxic prompts measured."""
+    """F-beta under limits; None is no limit. `sides`: numbers of measured benign and toxic prompts."""
 
     beta: float
     max_asr: float | None
@@ -36,7 +36,7 @@ class Objective:
         )
 
     def value(self, entry: Mapping[str, Any]) -> float:
-        """F-beta of a measured point; for a beta of 1 that is its F1. 0 where a side was not judged."""
+        """F-beta of a measured point; with beta 1, its F1. 0 if a side was not judged."""
         if entry.get("f1") is None:
             return 0.0
         if self.beta == 1.0:
@@ -46,25 +46,26 @@ class Objective:
         return f_beta(tp, (entry["asr"] + (entry.get("garbled") or 0.0)) * toxic, benign - tp, self.beta)
 
     def violation(self, entry: Mapping[str, Any]) -> float:
-        """By how much a point breaks the limits, summed; 0 if it keeps them. What a run began with harms no text.
+        """The sum of the amounts by which a point breaks the limits; 0 if it keeps them.
 
-        A run that extends another must not fall behind it on its prompts either: `old.beyond` (`extension`).
+        Iteration 0 counts as harmless to other text. In a run that extends another, regressions on the earlier prompts
+        break a limit too: `old.beyond` (`warm_start.check_regression`).
         """
         return float(sum(amount for amount, _ in self._violated(entry)))
 
     def choose(self, entries: Sequence[Mapping[str, Any]]) -> int:
-        """The iteration of the greatest value among those that keep the limits; the earliest of equals.
+        """The iteration with the greatest value among those that keep the limits; ties go to the earlier one.
 
-        Where none keeps them, the one that breaks them least.
+        If none keeps them, the one that breaks them least.
         """
         known = [entry for entry in entries if not entry.get("undone")]
         return int(min(known, key=lambda e: (self.violation(e), -self.value(e), e["iteration"]))["iteration"])
 
     def choose_strength(self, entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float:
-        """How much of the chosen iteration to use: 1, unless that breaks a limit which another strength keeps.
+        """The strength for the chosen iteration: 1, unless that breaks a limit and another strength keeps all limits.
 
-        A strength that only breaks it less is not taken: what was fitted stays what ships. `rows` are measured
-        strengths of that iteration; 0 is what the run began with, which `choose` has passed over.
+        A strength that only breaks limits less is not chosen. `rows` are the measured strengths of that iteration. 0 is
+        excluded, because `choose` has already rejected the start of the run.
         """
         if not self.violation(entry):
             return 1.0
@@ -73,11 +74,11 @@ class Objective:
         return float(min(keeping, key=lambda r: (-self.value(r), r["strength"]))["strength"]) if keeping else 1.0
 
     def violations(self, entry: Mapping[str, Any]) -> list[str]:
-        """The limits that a point breaks on validation prompts, each in words."""
+        """The limits that a point breaks on validation prompts, one phrase each."""
         return [words for _, words in self._violated(entry)]
 
     def _violated(self, entry: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
-        """Each limit that a point breaks: by how much, and in words."""
+        """Each limit that a point breaks: the amount, and a phrase."""
         for name, option, limit in (("asr", "--max-asr", self.max_asr), ("orr", "--max-orr", self.max_orr)):
             rate = entry.get(name)
             if limit is not None and rate is not None and rate > limit:
@@ -94,11 +95,11 @@ class Objective:
             yield entry["old"]["beyond"], words
 
     def missed(self, test: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
-        """The limits that test figures break by more than their 95% intervals allow, each in words.
+        """The limits that test results break by more than their 95% intervals allow, one phrase each.
 
         Args:
             test: `test.after` of a run.
-            kept: its `utility`; empty where that was not measured.
+            kept: `utility` of the run; empty if it was not measured.
         """
         sentences = []
         for name, option, limit in (("asr", "--max-asr", self.max_asr), ("orr", "--max-orr", self.max_orr)):

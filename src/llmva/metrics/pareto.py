@@ -1,9 +1,8 @@
-"""The front of a run: all points that it measured on validation prompts, so that any of them ships without a new run.
+"""The front of a run: all points measured on validation prompts, each of which can ship without a new run.
 
-A point is an iteration of the edit at a strength. It is on the front if no other point is at least as good in all of
-three figures and better in one: harmful prompts answered, benign prompts refused, and divergence on harmless text. A
-garbled answer to a harmful prompt counts as an answered one there, as it does in F1: a model that breaks down is not
-a safe one.
+A point is an iteration of the edit at a strength. It is on the front if no other point is at least as good in three
+metrics and better in one: harmful prompts answered, benign prompts refused, and divergence on harmless text. As in F1,
+a garbled answer to a harmful prompt counts as answered, because a model that breaks down is not safe.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ RATES = ("f1", "asr", "orr", "garbled", "kept", "kl", "perplexity")
 
 
 def find_front(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The points of a run from its run.json, in the order of iteration and strength; their numbers are their places."""
+    """The points of a run from its run.json, numbered in the order of iteration and strength."""
     best, best_strength = record["best_iteration"], record.get("best_strength", 1.0)
     pairs = [((e["iteration"], 1.0), e) for e in record["iterations"] if not e.get("undone")]
     known = {pair for pair, _ in pairs}
-    # no strength of an edit made from nothing is the untouched model: iteration 0 already
+    # strength 0 is the untouched model, which iteration 0 is already, unless the run extends another
     same = 1.0 if record.get("extends") else 0.0
     pairs += [
         ((best, row["strength"]), row)
@@ -44,7 +43,7 @@ def find_front(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def find_point(record: Mapping[str, Any] | None, number: int, where: object) -> tuple[int, float]:
-    """Iteration and strength of a point. Raises UsageError where a run has none of that number."""
+    """Iteration and strength of a point. Raises UsageError if the run has no point of that number."""
     rows: Sequence[Mapping[str, Any]] = (record or {}).get("front") or []
     if not rows:
         raise UsageError(f"'{where}' has no points: only a finished run of this version of llmva has; use --iteration.")
@@ -58,7 +57,7 @@ def _whole(row: Mapping[str, Any]) -> bool:
 
 
 def _cost(row: Mapping[str, Any]) -> tuple[float, float, float]:
-    """What is to be small. Where no harmless text could be compared, nothing is said against a point."""
+    """The three metrics; smaller is better. If no harmless text could be compared, the divergence counts as 0."""
     return float(row["asr"]) + float(row["garbled"] or 0.0), float(row["orr"]), float(row["kl"] or 0.0)
 
 

@@ -1,1 +1,1 @@
-"""A run on disk: what resumes it and what it reports."""
+"""A run on disk: open, resume, commit, and the fields of run.json."""

@@ -1,4 +1,4 @@
-"""What run.json says of an iteration's vectors."""
+"""The fields of run.json about an iteration's vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmva.models.sublayers import Decoder
 
 
 def vectors_record(vectors: Vectors, chosen: list[int]) -> dict[str, Any]:
-    """Scores, accuracies, angles and ratios by sublayer; null where an angle is not defined."""
+    """Scores, accuracies, angles and ratios by sublayer; an angle that is not defined is None."""
     degrees = _numbers(vectors.angles)
     known = [d for d in degrees if d is not None]
     return {
@@ -28,7 +28,7 @@ def vectors_record(vectors: Vectors, chosen: list[int]) -> dict[str, Any]:
 
 
 def projection_record(vectors: Vectors, observation: Observation, decoder: Decoder) -> dict[str, Any]:
-    """o.v_a and o.v_b of each prompt in the sublayer with the best score (the paper's Figure 2)."""
+    """o.v_a and o.v_b of each prompt, in the sublayer with the highest score (the paper's Figure 2)."""
     s = int(vectors.scores.argmax())
     points = (observation.capture.outputs[s].double() @ vectors.directions[s].T).tolist()
     rows = [

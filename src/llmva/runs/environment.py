@@ -1,4 +1,4 @@
-"""What a run was computed by, and the memory that it took."""
+"""The versions and the device of a run, and its peak memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def versions() -> dict[str, str]:
-    """What computed the run; other versions may round differently."""
+    """Versions of packages and the device; other versions may round differently."""
     import torch
     import transformers
 
@@ -22,14 +22,14 @@ def versions() -> dict[str, str]:
 
 
 def peak_bytes() -> int:
-    """Most memory this process has held: resident on the CPU, plus allocated on every CUDA device."""
+    """Peak memory of this process in bytes: resident on the CPU, plus allocated on every CUDA device."""
     import torch
 
     return _peak_resident() + sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
 
 
 def _peak_resident() -> int:
-    """In bytes. Linux's getrusage also counts the process that started this one, so its own figure is read instead."""
+    """In bytes. On Linux, getrusage also counts the parent process, so /proc is read instead."""
     status = Path("/proc/self/status")
     if status.is_file():
         peaks = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]

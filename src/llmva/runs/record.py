@@ -16,7 +16,7 @@ VERSION = 1
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """The run.json of `directory`, checked. Raises UsageError where there is none or it is not ours."""
+    """The run.json of `directory`, checked. Raises UsageError if there is none or it is not ours."""
     path = directory / "run.json"
     if not path.exists():
         raise UsageError(f"'{directory}' holds no run: give the folder that llmva align wrote.")
@@ -50,7 +50,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 
 
 def _check_fields(record: Mapping[str, Any]) -> None:
-    """Raises KeyError or TypeError if a field that reading relies on is not there or of another type."""
+    """Raises KeyError or TypeError if a required field is missing or has another type."""
     wrong = [name for name, kind in FIELDS.items() if not isinstance(record[name], kind)]
     base, cost = record["base"], record["cost"]
     texts = [base["sha256"], base["model"], base["dtype"], *record["prompts"]["hashes"].values()]
@@ -67,7 +67,7 @@ def _check_fields(record: Mapping[str, Any]) -> None:
 
 
 def read_answers(directory: Path, record: Mapping[str, Any], *, mend: bool = False) -> list[dict[str, Any]]:
-    """The answers that run.json knows of; more are what an unfinished commit left, and are cut off to `mend` it."""
+    """The answers that run.json counts. Lines after them come from an unfinished commit; `mend` cuts them off."""
     path, length = directory / "answers.jsonl", record["answers_bytes"]
     try:
         data = path.read_bytes()
@@ -76,7 +76,7 @@ def read_answers(directory: Path, record: Mapping[str, Any], *, mend: bool = Fal
     if len(data) < length:
         raise LlmvaError(f"'{path}' is shorter than run.json says: run again with --restart.")
     try:
-        # not splitlines(), which would cut at U+2028 and its like inside an answer
+        # not splitlines(), which would also split at U+2028 inside an answer
         rows = [json.loads(line) for line in data[:length].decode("utf-8").split("\n") if line]
         if not all({"iteration", "split", "id", "answer", "label"} <= row.keys() for row in rows):
             raise ValueError("a field is missing")

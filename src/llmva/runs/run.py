@@ -1,13 +1,13 @@
-"""A run on disk: what it needs to go on after a kill, and what it reports.
+"""A run on disk: what it needs to resume after an interruption, and what it reports.
 
-DIR/run.json is the truth. It is there before any other file, so that a folder with such files and no run.json is never
-taken for a run of ours. From then on it is replaced in one rename after each iteration, the other files before it:
+DIR/run.json decides what counts. It is written before any other file, so a folder with such files and no run.json is
+never mistaken for a run. After each iteration it is replaced in one rename, after the other files:
 
-    edit.safetensors   columns of all iterations so far; more than run.json knows of are cut off on resume
-    .before.safetensors   the edit before an iteration is undone, until run.json knows that it was
-    answers.jsonl      appended; cut back to the length that run.json knows of on resume
+    edit.safetensors   columns of all iterations so far; a resumed run cuts off those that run.json does not count
+    .before.safetensors   the edit before an iteration is undone, until run.json records that
+    answers.jsonl      appended; a resumed run cuts it to the length that run.json states
     prompts.jsonl      the prompts, written once
-    .lock              locked by the process that works here, empty
+    .lock              empty, locked by the process that works here
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from llmva.runs.environment import peak_bytes
 from llmva.runs.record import FORMAT, VERSION, read_answers, read_run
 
 BEFORE = ".before.safetensors"
-UNTOUCHED = -1  # in answers.jsonl of a run that extends another: the untouched model's, which the first run had asked
-IDENTITY = ("seed", "judge")  # with settings, base.sha256 and prompts.hashes: what must not change on resume
+UNTOUCHED = -1  # iteration of the untouched model's answers in a run that extends another, copied from the first run
+IDENTITY = ("seed", "judge")  # must not change on resume, as settings, base.sha256 and prompts.hashes
 
 
 class Run:
-    """State of one alignment; `record` is what run.json holds. Without a directory it lives in memory only."""
+    """State of one run; `record` is the content of run.json. Without a directory it is kept in memory only."""
 
     def __init__(self, directory: Path | None, record: dict[str, Any], edit: Edit, held: IO[bytes] | None) -> None:
         self.directory, self.record, self.edit = directory, record, edit
         self._started = time.monotonic() - record["cost"]["seconds"]
-        self._lock = held  # held as long as it is open
+        self._lock = held  # locked while it is open
         self.answers: list[dict[str, Any]] = []
 
     @classmethod
@@ -52,11 +52,11 @@ class Run:
         restart: bool = False,
         start: Edit | None = None,
     ) -> tuple[Run, bool]:
-        """Start the run that `record` describes, or go on with the one in `directory`; the flag says which.
+        """Start the run that `record` describes, or resume the one in `directory`; returns True in the second case.
 
-        `start` is the edit that iteration 0 has, which `record["extends"]` names; None is the untouched model.
+        `start` is the edit of iteration 0, which `record["extends"]` names; None is the untouched model.
 
-        Raises UsageError when the directory holds something else, and LlmvaError when its files are broken or another
+        Raises UsageError if the directory contains something else, and LlmvaError if its files are broken or another
         process works there.
         """
         record = {
@@ -79,7 +79,7 @@ class Run:
             _same(before, record, directory)
             if before["iterations"]:
                 return cls._resume(directory, before, held), True
-            record = before  # killed before the first iteration was done: the other files may not be there yet
+            record = before  # interrupted before the end of the first iteration: other files may be missing
         elif not restart:
             _empty(directory)
         run = cls(directory, record, Edit(factors, record["base"]), held)
@@ -101,25 +101,25 @@ class Run:
 
     @property
     def iterations(self) -> list[dict[str, Any]]:
-        """The entries of the iterations measured so far."""
+        """The entries of the measured iterations."""
         entries: list[dict[str, Any]] = self.record["iterations"]
         return entries
 
     @property
     def done(self) -> int:
-        """How many iterations were measured so far."""
+        """How many iterations are measured."""
         return len(self.iterations)
 
     @property
     def stopped(self) -> str | None:
-        """Why the run makes no further iterations; None while it does."""
+        """Why the loop ended; None while it runs."""
         reason: str | None = self.record["stopped"]
         return reason
 
     def harmless_texts(self, prompts: PromptSet, split: str, limit: int) -> list[tuple[str, str]]:
-        """Benign prompts of a split that the untouched model answered, with its answers, at most `limit`.
+        """At most `limit` benign prompts of a split that the untouched model answered, with its answers.
 
-        It is text that an edit should leave alone.
+        An edit should not change this text.
         """
         by_id = {prompt.id: prompt for prompt in getattr(prompts, split)}
         first = min((row["iteration"] for row in self.answers), default=0)
@@ -130,7 +130,7 @@ class Run:
         return harmless_answers(asked, labels, [row["answer"] for row in rows])[:limit]
 
     def log(self, iteration: int, split: str, seen: Observation) -> None:
-        """Keep judged answers; they reach the disk with the next commit."""
+        """Keep judged answers; the next commit writes them to disk."""
         thoughts = seen.capture.thoughts
         rows = zip(seen.prompts, seen.capture.answers, seen.judgements, strict=True)
         for i, (prompt, answer, judged) in enumerate(rows):
@@ -148,7 +148,7 @@ class Run:
             )
 
     def commit(self, edit: Edit | None = None) -> None:
-        """Make everything said so far survive a kill. `edit` is what the next iteration runs with."""
+        """Write everything so far to disk. `edit` is the edit of the next iteration."""
         before, self.edit = self.edit, edit or self.edit
         cost = self.record["cost"]
         cost["seconds"] = round(time.monotonic() - self._started, 2)
@@ -159,12 +159,12 @@ class Run:
             self.directory / "answers.jsonl", self.answers, self.record["answers_bytes"]
         )
         undone = not set(before.held) <= set(self.edit.held)
-        if undone:  # the run.json on disk still asks for these columns, and a kill may leave it there
+        if undone:  # the run.json on disk still counts these columns until it is replaced
             before.save(self.directory / BEFORE)
         self.edit.save(self.directory)
         try:
             write_json(self.directory / "run.json", self.record)
-        except ValueError as error:  # JSON knows no NaN
+        except ValueError as error:  # JSON has no NaN
             raise LlmvaError(
                 f"A figure of this run is not finite, as when a model overflows in {self.record['base']['dtype']}: "
                 "pass --dtype bfloat16 or float32."
@@ -236,7 +236,7 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) ->
 
 
 def _append(path: Path, rows: list[dict[str, Any]], known: int) -> int:
-    """Write the rows that the file lacks beyond `known` bytes; returns the new length."""
+    """Write the rows that the file lacks after its first `known` bytes; returns the new length in bytes."""
     have = 0
     if known:
         with path.open("rb") as file:

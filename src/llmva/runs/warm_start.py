@@ -1,4 +1,4 @@
-"""What a run begins with when it goes on from an earlier edit, and the guard against falling behind it."""
+"""The start of a run that extends an earlier edit, and the guard against regressions on the earlier prompts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmva.statistics import wilson
 
 @dataclass(frozen=True)
 class WarmStart:
-    """`edit` has columns of iteration 0 alone. `old` and `new`: sources of the earlier run's prompts, and the new."""
+    """`edit` has columns of iteration 0 only. `old` and `new`: sources of the earlier and of the new prompts."""
 
     edit: Edit
     old: tuple[str, ...]
@@ -31,10 +31,10 @@ class WarmStart:
 
 
 def check_regression(record: Mapping[str, Any], prompts: Sequence[Prompt], labels: Sequence[Label]) -> dict[str, Any]:
-    """`old` of an iteration: rates of the earlier run's validation prompts; empty where a run extends none.
+    """The field `old` of an iteration: rates of the earlier run's validation prompts; empty if the run extends none.
 
-    `beyond` is by how much they exceed the upper ends of the 95% intervals that iteration 0 had. Garbled answers to
-    harmful prompts count as answered ones there: breaking down is falling behind too.
+    `beyond` is by how much they exceed the upper ends of the 95% intervals of iteration 0. Garbled answers to harmful
+    prompts count as answered here, because a broken model is a regression too.
     """
     if not record.get("extends"):
         return {}
@@ -57,7 +57,7 @@ def check_regression(record: Mapping[str, Any], prompts: Sequence[Prompt], label
 
 
 def apart(record: Mapping[str, Any], prompts: Sequence[Prompt], labels: Sequence[Label], seed: int) -> dict[str, Any]:
-    """`groups` of test rates: of the earlier run's prompts and of the new ones; empty where a run extends none."""
+    """The field `groups`: test rates of the earlier and of the new prompts; empty if the run extends none."""
     if not record.get("extends"):
         return {}
     groups = {}
@@ -70,7 +70,7 @@ def apart(record: Mapping[str, Any], prompts: Sequence[Prompt], labels: Sequence
 
 
 def fell_behind(test: Mapping[str, Any]) -> list[str]:
-    """Of what test rates of the earlier run's prompts rose above the intervals that the earlier edit had."""
+    """The test rates of the earlier prompts that rose above the intervals of the earlier edit, one phrase each."""
     before, after = (test[when]["groups"]["old"] for when in ("before", "after"))
     risen = []
     for name in ("asr", "orr"):
