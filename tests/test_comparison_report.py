@@ -165,7 +165,7 @@ def fake_ablation() -> Record:
     angles = (0, 15, 30, 45, 60, 75, 90)
     random_ = [fake_point(a, f"{a}°", 0.95 - 0.4 * (a / 90) ** 2, rng) for a in angles]
     one = [fake_point(a, f"{a}°", 0.95 - 0.2 * (a / 90) ** 2, rng) for a in angles]
-    names = (("difference of means", 0.91), ("logistic regression", 0.94), ("exact SVM, no quiet readers", 0.88))
+    names = (("difference of means", 0.91), ("logistic regression", 0.94), ("exact SVM, no harmless metric", 0.88))
     others = [fake_point(None, name, f1, rng) for name, f1 in names]
     return {
         "format": 1,

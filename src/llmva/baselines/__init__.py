@@ -1,4 +1,4 @@
-"""The steering methods that the paper compares with, behind one interface. All steer towards safety only."""
+"""The baselines: steering methods that the paper compares with, behind one interface. All steer towards safety only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASELINES = tuple(_BASELINES)
 
 
 def make_baseline(name: str, **options: Any) -> Baseline:
-    """A method by name, at its paper's settings but for `options`. Raises UsageError for what it does not know."""
+    """A baseline by name, with its paper's settings except for `options`. Raises UsageError for unknown ones."""
     if name not in _BASELINES:
         raise UsageError(f"There is no baseline '{name}': choose among {', '.join(BASELINES)}.")
     return _BASELINES[name](**options)

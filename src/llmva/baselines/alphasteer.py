@@ -1,4 +1,4 @@
-"""AlphaSteer: a push towards refusal that benign activations do not cause. Sheng et al. 2025, arXiv 2506.07022.
+"""AlphaSteer: a push towards refusal to which benign activations do not respond. Sheng et al. 2025, arXiv 2506.07022.
 
 At the input of each chosen block, h the state at the last prompt token (columns of H):
 
@@ -7,21 +7,22 @@ At the input of each chosen block, h the state at the last prompt token (columns
     D = argmin |D P H_m - r 1^T|^2 + gamma |D P|^2          H_m: malicious activations
     s = lambda D P h, added at every position of the prompt; nothing is added while the answer is written.
 
-Every column of the target is r, so D P has rank one, D P = r w^T with w = P H_m (H_m^T P H_m + gamma I)^-1 1, which is
-how it is solved and kept here: one system as large as the number of malicious prompts, two vectors a block. Where
-there are fewer benign prompts than dimensions, eigenvalues of zero are equal and there is no telling which are the
-smallest: then P keeps all of them, even if that is more than `null_share`.
+Every column of the target is r, so D P has rank one: D P = r w^T with w = P H_m (H_m^T P H_m + gamma I)^-1 1. So it is
+solved and stored as one system as large as the number of malicious prompts, and two vectors per block. With fewer
+benign prompts than dimensions, several eigenvalues are zero and none of them is the smallest; then P keeps all of them,
+even if that is more than `null_share`.
 
-AlphaSteer+ (arXiv 2601.19487) takes for H_b only the benign prompts that the model answers, what it treats rightly.
+AlphaSteer+ (arXiv 2601.19487) takes for H_b only the benign prompts that the model answers.
 
-`contrast` = "harmful" is not the paper's: r is then the difference of harmful and harmless prompts. It helps where
-hardly any harmful prompt is refused, so that r, made of refused benign prompts, points away from what w reads.
+`contrast` = "harmful" is not the paper's: r is then the difference of harmful and harmless prompts. It helps if hardly
+any harmful prompt is refused, because r, made from refused benign prompts, then points away from what w reads.
 
-Translation (see base.py): r brings its own length. The authors' code tries lambda from 0.1 to 0.5 (negative there,
-their r pointing the other way) at ten blocks of Llama-3.1-8B between 8 and 19; here 0.5, at blocks 8 to 17 of 32
-without gaps. `null_share` is 0.6 at most of those blocks. gamma is 10 there, beside squares of activations that scale
-with the model: here it is a share of the sum of squares of P H_m, 0.01, which gives D P h of about 0.9 r on malicious
-prompts."""
+Translation (see base.py): r has its own length. The authors' code tries lambda from 0.1 to 0.5 (negative there, because
+their r points the other way) at ten blocks of Llama-3.1-8B between 8 and 19; here 0.5, at blocks 8 to 17 of 32
+without gaps. `null_share` is 0.6 at most of those blocks. Their gamma is 10 and is added to squares of activations,
+which scale with the model. Here gamma is 0.01 times the sum of squares of P H_m, which gives D P h of about 0.9 r on
+malicious prompts.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ class _Push(Behaviour):
         if not current.prompt:
             return None
         reader, refusal = self.factors[block]
-        # the reader's parts nearly cancel on benign prompts: read in float32 whatever the model's dtype
+        # terms of the reader nearly cancel on benign prompts, so it is applied in float32
         amount = current.at_end(states).float() @ reader.to(states.device)
         push = amount[:, None, None] * refusal.to(states.device)
         return states + (current.in_prompt().to(states.device)[:, :, None] * push).to(states.dtype)
@@ -80,11 +81,11 @@ class _Push(Behaviour):
 def null_projector(benign: Tensor, share: float) -> Tensor:
     """P [d, d] on the `share` of directions with the smallest eigenvalues of benign^T benign, `benign` [n, d].
 
-    float64. More than the share where more eigenvalues than that are zero.
+    float64. More than the share if more eigenvalues are zero.
     """
     benign = benign.double()
     n, width = benign.shape
-    if n < width:  # the same directions without a matrix as large as the model is wide
+    if n < width:  # the same directions without a [d, d] matrix
         _, roots, rows = torch.linalg.svd(benign, full_matrices=False)
         values, directions = roots**2, rows.T
     else:
@@ -119,7 +120,7 @@ class AlphaSteer(Baseline):
         "contrast": "refused",
         "blocks": [8 / 32, 18 / 32],
     }
-    only_answered = False  # which benign prompts make the null space
+    only_answered = False  # whether the null space comes only from benign prompts that the model answers
 
     def check(self) -> None:
         super().check()

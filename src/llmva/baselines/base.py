@@ -1,20 +1,20 @@
-"""What a baseline is: a steering method that is fitted on labelled prompts and then applied by forward hooks.
+"""The interface of baselines: steering methods that are fitted on labelled prompts and applied by forward hooks.
 
-Magnitudes. The papers' numbers are lengths on 7B models and mean nothing on another width or depth. Here:
+Magnitudes. The papers' numbers are lengths on 7B models and do not carry over to another width or depth. Here:
 
-- a length is a share of the spread of the block that the vector is added to: the root mean square distance of the
-  states at the last prompt token from their mean. The length of the states themselves is no measure, since most of it
-  may be common to all prompts: at the middle blocks of the 135M test model it is 7 to 9 times the spread, in the
-  bundled model 1.2 times, and the same share of it garbled the one and left the other as it was.
-- a share that a paper uses at n blocks of its model is multiplied by sqrt(n / m) where m blocks are steered here. Of
-  the same share at each block the bundled model (4 blocks) felt nothing; the same sum of shares garbled it, while
-  both did for the 135M model (30 blocks). The root lies between them and was chosen on training and validation
-  prompts alone.
+- A length is a share of the spread of the block to which the vector is added: the root mean square distance of the
+  states at the last prompt token from their mean. The length of the states is not a usable unit, because most of it may
+  be common to all prompts: at the middle blocks of the 135M test model it is 7 to 9 times the spread, in the bundled
+  model 1.2 times, and the same share of it garbled one model and did not change the other.
+- A share that a paper uses at n blocks is multiplied by sqrt(n / m) if m blocks are steered here. With the same share
+  at each block, the bundled model (4 blocks) did not change; with the same sum of shares it was garbled; the 135M model
+  (30 blocks) worked with both. The square root lies between them and was chosen on training and validation prompts
+  alone.
 
-How long spreads are on the papers' models is our estimate: no paper gives them. So the translated magnitude is only
-where a sweep begins (see tune.py): the papers choose theirs for each model by trying some, and so does a comparison.
-The strengths of the length-bound methods are the least, on a grid of steps of about 1.5, at which validation prompts of
-both of our models began to move. Blocks are given as shares of depth.
+No paper gives the spreads of its models, so they are our estimates. The translated magnitude is therefore only the
+start of a sweep (see tune.py): papers choose a magnitude for each model by trying several, and so does a comparison.
+The strengths of methods whose magnitude is a length are the smallest, on a grid of steps of about 1.5, at which
+validation prompts of both of our models began to change. Blocks are given as shares of depth.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from llmva.models.sublayers import Decoder
 from llmva.prompts.types import Prompt
 
 S = TypeVar("S", bound="Steering")
-STRENGTH = "strength"  # the option, of every baseline, that only scales what was fitted
-FACTORS = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 3.0, 0.125, 4.0)  # of the translated magnitude, nearest first
-FACTORS_OF_VARIANTS = (1.0, 0.5, 2.0, 0.25, 4.0)  # of the magnitude that other options are tried around
+STRENGTH = "strength"  # an option of every baseline, which only scales the fitted steering
+FACTORS = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 3.0, 0.125, 4.0)  # times the translated magnitude, nearest first
+FACTORS_OF_VARIANTS = (1.0, 0.5, 2.0, 0.25, 4.0)  # times the magnitude around which other options are tried
 
 
 class Steering(ABC):
-    """A fitted method: how it changes the residual stream at some blocks.
+    """A fitted baseline: how it changes the residual stream at some blocks.
 
-    `strength` is a multiple of the fitted magnitude: 1 as fitted, 0 nothing. `notes` are sentences about what the fit
-    had to do without; a comparison shows them.
+    `strength` is a multiple of the fitted magnitude: 1 as fitted, 0 nothing. `notes` are sentences about replacements
+    that the fit needed; a comparison shows them.
     """
 
     strength: float = 1.0
@@ -58,22 +58,22 @@ class Steering(ABC):
 
     @abstractmethod
     def behaviour(self, decoder: Decoder) -> Behaviour:
-        """Fresh state for one application to `decoder`."""
+        """New state for one application to `decoder`."""
 
     def applied(self, decoder: Decoder) -> AbstractContextManager[None]:
-        """Hooks on while the context is entered, removed after, weights untouched.
+        """A context with the hooks on the model; weights stay untouched.
 
-        Acts alike on a prompt that is then continued token by token with a cache, and on prompt and answer in one
-        pass. Other hooks stay; a method with a pass of its own (SCANS) sees those that were there first.
+        The effect is the same on a prompt that is continued token by token with a cache, and on prompt and answer in
+        one forward pass. Other hooks stay; the extra forward pass of SCANS runs with the hooks that were there before.
         """
         if self.strength == 0.0:
             return steered(decoder, (), self.place, self.suffix, None)
         return steered(decoder, self.blocks, self.place, self.suffix, self.behaviour(decoder))
 
     def scaled(self: S, strength: float) -> S:
-        """The same at a multiple of its magnitude: 0 is the untouched model.
+        """The same steering at a multiple of its magnitude; 0 is the untouched model.
 
-        Raises UsageError for a negative multiple, which would steer the other way.
+        Raises UsageError for a negative multiple, which would steer away from safety.
         """
         if not math.isfinite(strength) or strength < 0:
             raise UsageError(
@@ -85,11 +85,11 @@ class Steering(ABC):
 
 
 class Baseline(ABC):
-    """A method with its hyperparameters; `options` are plain JSON types."""
+    """A baseline with its hyperparameters; `options` are plain JSON types."""
 
     name: str
     paper: str
-    defaults: Mapping[str, Any]  # the paper's, translated
+    defaults: Mapping[str, Any]  # the paper's settings, translated
 
     def __init__(self, **options: Any) -> None:
         unknown = [key for key in options if key not in self.defaults]
@@ -123,18 +123,18 @@ class Baseline(ABC):
         labels: Sequence[Label],
         generator: torch.Generator,
     ) -> Steering:
-        """Learn from `prompts` and what the untouched model did with them. Raises LlmvaError where a side lacks."""
+        """Fit on `prompts` with the untouched model's `labels`. Raises LlmvaError if a side is missing."""
 
     @abstractmethod
     def variants(self) -> list[dict[str, Any]]:
-        """Changes of the defaults, other than the strength, that tuning may try, the most telling first."""
+        """Changes of the defaults, except for the strength, that tuning may try, in the order of expected effect."""
 
     def sweep(self) -> list[dict[str, Any]]:
-        """The paper's settings at every magnitude that is tried, the translated one first."""
+        """The paper's settings at every tried magnitude, the translated one first."""
         return [{**self.defaults, STRENGTH: factor * self.defaults[STRENGTH]} for factor in FACTORS]
 
     def grid(self, strength: float) -> list[dict[str, Any]]:
-        """Full options that tuning may try besides the paper's settings, at magnitudes around `strength`."""
+        """Full options that tuning may try in addition, at magnitudes around `strength`."""
         return [
             {**self.defaults, **variant, STRENGTH: factor * strength}
             for variant in self.variants()
@@ -144,7 +144,7 @@ class Baseline(ABC):
 
 @dataclass(frozen=True)
 class Sides:
-    """Indices of the fit prompts by side and by what the model did; garbled answers are neither answer nor refusal."""
+    """Indices of the fit prompts by side and by label; garbled answers are in neither `answered` nor `refused`."""
 
     benign: list[int]
     toxic: list[int]
@@ -169,7 +169,7 @@ def sides(name: str, prompts: Sequence[Prompt], labels: Sequence[Label]) -> Side
 def block_range(shares: Sequence[float], count: int) -> tuple[int, ...]:
     """Indices of the blocks from `shares[0]` up to `shares[1]` of the depth of `count` blocks; at least one.
 
-    Block i begins at the share i / count. Of 32 blocks [10 / 32, 20 / 32] gives 10 to 19.
+    Block i begins at the share i / count. For 32 blocks, [10 / 32, 20 / 32] gives 10 to 19.
     """
     first, end = round(shares[0] * count), round(shares[1] * count)
     first = min(first, count - 1)
@@ -177,18 +177,18 @@ def block_range(shares: Sequence[float], count: int) -> tuple[int, ...]:
 
 
 def at_each(strength: float, papers: int, count: int) -> float:
-    """The share to use at each of `count` blocks, of one that a paper uses at `papers` blocks; see above."""
+    """The share for each of `count` blocks, from one that a paper uses at `papers` blocks; see above."""
     return strength * math.sqrt(papers / count)
 
 
 def spread(states: Tensor) -> Tensor:
-    """Root of the mean squared distance of vectors [blocks, n, d] from their mean, by block: [blocks]."""
+    """Root mean square distance of vectors [blocks, n, d] from their mean, by block: [blocks]."""
     centred = states - states.mean(dim=1, keepdim=True)
     root: Tensor = centred.pow(2).sum(-1).mean(-1).sqrt()
     return root
 
 
 def unit(vector: Tensor) -> Tensor:
-    """Along the last dimension; zero stays zero."""
+    """Unit vectors along the last dimension; zero stays zero."""
     length: Tensor = vector.norm(dim=-1, keepdim=True)
     return vector / length.clamp_min(1e-12)

@@ -1,24 +1,24 @@
-"""CAST: a refusal vector behind a condition. Lee et al. 2024, "Programming Refusal with Conditional Activation
+"""CAST: a refusal vector under a condition. Lee et al. 2024, "Programming Refusal with Conditional Activation
 Steering", arXiv 2409.05907.
 
 Both vectors are the first principal component of contrastive pairs, a unit vector for each block:
 
 - the condition vector c from pairs of a harmful and a harmless prompt, states averaged over all their tokens;
 - the behaviour vector from harmless prompts continued by the opening of a refusal and by that of an answer, states
-  averaged over the tokens of the opening. `contrast` = "labels" takes instead the last tokens of prompts that the model
-  refused and answered, for a model that has never read such openings. The openings are ours.
+  averaged over the tokens of the opening. `contrast` = "labels" instead takes the last tokens of prompts that the model
+  refused and answered, for a model that never saw such openings in training. The openings are ours.
 
-While the prompt is read, at the input of the condition block, h the mean state over its tokens: if
+While the prompt is read, h is the mean state over its tokens at the input of the condition block. If
 cos(h, tanh(c c^T h)) lies on the harmful side of a threshold, alpha times the behaviour vector is added at the inputs
-of the behaviour blocks, at every position, from there to the end of the answer. Block, threshold and side are those
-with the best F1 on the fit prompts, among early blocks.
+of the behaviour blocks, at every position up to the end of the answer. Block, threshold and side are those with the
+best F1 on the fit prompts, among early blocks.
 
 The authors' code reads a block's vectors at its output and uses them at its input; here both are at its input. Its mean
-counts padding, ours does not.
+includes padding, ours does not.
 
-Translation (see base.py): the authors' example for an 8B model of 32 blocks looks for the condition in blocks 1 to 9
-and adds 1.5 times the vector at blocks 15 to 23; here the share 0.3 at those nine blocks. The condition is never later
-than the first behaviour block, since there it would be unknown.
+Translation (see base.py): the authors' example for an 8B model of 32 blocks searches the condition in blocks 1 to 9
+and adds 1.5 times the vector at blocks 15 to 23; here the share 0.3 at those nine blocks. The condition is never read
+after the first behaviour block, which needs it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ OPENINGS = (  # of a refusal, of an answer
 
 @dataclass
 class CastSteering(Steering):
-    """`vectors` float32 [behaviour blocks, d], as long as what is added; `condition` [d], unit length."""
+    """`vectors` float32 [behaviour blocks, d], with the added length; `condition` [d], unit length."""
 
     behaviour_blocks: tuple[int, ...]
     condition_block: int
@@ -128,7 +128,7 @@ class Cast(Baseline):
         behaviour = block_range(self.options["blocks"], count)
         rows, texts = prompt_rows(chat, prompts), [prompt.text for prompt in prompts]
         early = block_range(self.options["condition_blocks"], count)
-        # block 0 reads bare embeddings, so it is no candidate where there is another
+        # block 0 reads plain embeddings, so it is a candidate only if there is no other
         candidates = [block for block in range(max(1, early[0]), max(1, early[-1]) + 1) if block <= behaviour[0]] or [0]
         means = read_states(chat, rows, mean_of_last(), blocks=candidates, place="input", texts=texts)
         block, condition, threshold = find_condition(candidates, means, groups, generator)
@@ -145,7 +145,7 @@ class Cast(Baseline):
         blocks: tuple[int, ...],
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Paired states of refusing and of answering [blocks, n, d], and the streams' mean lengths [blocks]."""
+        """Paired states of refusing and of answering [blocks, n, d], and the spreads [blocks]."""
         read = {"blocks": blocks, "place": "input"}
         last = read_states(chat, rows, last_token, **read)  # type: ignore[arg-type]
         lengths = spread(last)
@@ -177,7 +177,7 @@ class Cast(Baseline):
 def find_condition(
     candidates: Sequence[int], means: Tensor, groups: Sides, generator: torch.Generator
 ) -> tuple[int, Tensor, Threshold]:
-    """Block, condition vector [d] and threshold with the best F1; `means` [candidates, n, d]. Ties to the earlier."""
+    """Block, condition vector [d] and threshold with the best F1; `means` [candidates, n, d]. Ties: the earlier."""
     pairs = pair_up(groups.toxic, groups.benign, generator)
     conditions = main_direction(means[:, [t for t, _ in pairs]], means[:, [b for _, b in pairs]])
     best: tuple[int, Tensor, Threshold] | None = None

@@ -1,4 +1,4 @@
-"""Directions that separate two kinds of prompts: principal component of paired differences, or difference of means."""
+"""Directions that separate two groups of prompts: principal component of paired differences, difference of means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ METHODS = ("pca", "means")
 
 
 def pair_up(positive: Sequence[int], negative: Sequence[int], generator: torch.Generator) -> list[tuple[int, int]]:
-    """Random pairs of one of each, as many as the smaller side has."""
+    """Random pairs with one of each, as many as the smaller group has."""
     count = min(len(positive), len(negative))
     one, other = (
         [side[i] for i in torch.randperm(len(side), generator=generator)[:count].tolist()]
@@ -25,12 +25,12 @@ def pair_up(positive: Sequence[int], negative: Sequence[int], generator: torch.G
 def main_direction(positive: Tensor, negative: Tensor) -> Tensor:
     """First principal component of paired states [..., n, d], unit length, pointing to `positive`: [..., d].
 
-    The pairs are centred each on its own middle, so the component is that of the differences about zero. This is what
-    CAST's authors call pairwise; representation engineering swaps the order of random pairs and centres the
-    differences, which comes to the same once there are many pairs. The sign is that by which more pairs are in order.
+    Each pair is centred on its own middle, so this is the principal component of the uncentred differences. CAST's
+    authors call it pairwise. Representation engineering swaps the order of random pairs and centres the differences,
+    which gives the same for many pairs. The sign puts `positive` higher in the majority of pairs.
     """
     differences = (positive - negative).double()
-    # right singular vectors by the smaller of the two Gram matrices
+    # right singular vectors from the smaller of the two Gram matrices
     if differences.shape[-2] >= differences.shape[-1]:
         _, vectors = torch.linalg.eigh(differences.mT @ differences)
         axis = vectors[..., -1]

@@ -1,8 +1,8 @@
-"""Change the residual stream at some blocks while a model runs, knowing at each pass which tokens are the prompt.
+"""Change the residual stream at some blocks while a model runs, with knowledge of which tokens are the prompt.
 
-A pass that holds whole sequences is a prompt pass; with a cache, later passes hold one new token a row. A prompt may
-also come with its answer in one pass (comparisons on text do so), so its end is found by the tokens that the chat
-template puts after every message: what a method decides at the end of the prompt is then the same either way.
+A forward pass over whole sequences is a prompt pass. With a cache, later ones have one new token per row. A prompt may
+also come with its answer in one forward pass, as in comparisons on text. So its end is found by the tokens that the
+chat template puts after every message, and a decision at the end of the prompt is the same in both cases.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Pass:
     """One forward pass over `rows` sequences."""
 
     rows: int
-    prompt: bool  # holds whole sequences; otherwise only what follows a cache, and the fields below are None
+    prompt: bool  # whole sequences; otherwise tokens after a cache, and the fields below are None
     ids: Tensor | None = None  # int64 [rows, t]
     real: Tensor | None = None  # bool [rows, t]: not padding
     ends: Tensor | None = None  # int64 [rows]: column of the last prompt token
@@ -55,18 +55,18 @@ class Pass:
 
 
 class Behaviour:
-    """What one application of a method does. May keep state from a prompt pass to the passes that continue it."""
+    """One application of a baseline. May keep state from a prompt pass for the forward passes that continue it."""
 
     def begin(self, current: Pass, alone: Callable[[Callable[[], T]], T]) -> None:
-        """A pass begins. `alone(work)` runs work, which may use the model, without our hooks and younger ones."""
+        """Called when a forward pass begins. `alone(work)` runs work on the model without our hooks and newer ones."""
 
     def change(self, block: int, states: Tensor, current: Pass) -> Tensor | None:
-        """New residual stream [rows, t, d] at `block`, or None for no change. `states` is not to be written into."""
+        """New residual stream [rows, t, d] at `block`, or None for no change. Must not write into `states`."""
         return None
 
 
 class RowGate:
-    """A number for each row, decided in a prompt pass and kept for the passes that continue it."""
+    """A number for each row, set in a prompt pass and kept for the forward passes that continue it."""
 
     def __init__(self) -> None:
         self._values: Tensor | None = None
@@ -76,7 +76,7 @@ class RowGate:
         self._values = values
 
     def column(self, states: Tensor) -> Tensor:
-        """[rows, 1, 1] of the dtype and device of `states`. Raises LlmvaError if these are other rows."""
+        """[rows, 1, 1] of the dtype and device of `states`. Raises LlmvaError for other rows."""
         if self._values is None or len(self._values) != len(states):
             raise LlmvaError(
                 "The steered pass continues prompts that were not seen: begin each batch with its prompts."
@@ -85,7 +85,7 @@ class RowGate:
 
 
 def find_blocks(decoder: Decoder) -> nn.ModuleList:
-    """The list that ends with the decoder's last block."""
+    """The module list that ends with the decoder's last block."""
     for module in decoder.model.modules():
         if isinstance(module, nn.ModuleList) and len(module) and module[-1] is decoder.last_block:
             return module
@@ -93,7 +93,7 @@ def find_blocks(decoder: Decoder) -> nn.ModuleList:
 
 
 def prompt_suffix(tokenizer: Any) -> tuple[int, ...]:
-    """Token ids that end every rendered prompt, whatever the message; perhaps none."""
+    """Token ids at the end of every rendered prompt, independent of the message; perhaps none."""
     one, other = (encode(tokenizer, render(tokenizer, text))[::-1] for text in ("yes", "no ."))
     count = 0
     while count < min(len(one), len(other)) and one[count] == other[count]:
@@ -102,7 +102,7 @@ def prompt_suffix(tokenizer: Any) -> tuple[int, ...]:
 
 
 def prompt_ends(ids: Tensor, suffix: Sequence[int]) -> Tensor:
-    """Column of the last token of the last `suffix` in each row of `ids` [rows, t]; where there is none, the last."""
+    """Column of the last token of the last `suffix` in each row of `ids` [rows, t]; the last column without one."""
     rows, width = ids.shape
     last = torch.full((rows,), width - 1, dtype=torch.long, device=ids.device)
     if not suffix or len(suffix) > width:
@@ -118,7 +118,7 @@ def prompt_ends(ids: Tensor, suffix: Sequence[int]) -> Tensor:
 def steered(
     decoder: Decoder, blocks: Sequence[int], place: Place, suffix: Sequence[int], behaviour: Behaviour | None
 ) -> Iterator[None]:
-    """Let `behaviour` act at the input or output of `blocks`; None acts nowhere."""
+    """Let `behaviour` act at the input or output of `blocks`; None does nothing."""
     if behaviour is None:
         yield
         return
@@ -180,7 +180,7 @@ class _Watch:
         if isinstance(mask, torch.Tensor) and mask.ndim == 2:
             seen = mask.shape[1] - ids.shape[1]
         else:
-            caches = (value for value in kwargs.values() if hasattr(value, "get_seq_length"))  # its name has changed
+            caches = (value for value in kwargs.values() if hasattr(value, "get_seq_length"))  # its name varies
             seen = max((int(cache.get_seq_length()) for cache in caches), default=0)
             mask = torch.ones_like(ids)
         if seen > 0:
@@ -188,7 +188,7 @@ class _Watch:
         return Pass(len(ids), True, ids, mask.bool(), prompt_ends(ids, self.suffix))
 
     def _alone(self, work: Callable[[], T]) -> T:
-        """Younger hooks are of someone who watches the pass just begun, such as a capture: they see it alone."""
+        """Run `work` without our hooks and newer ones, such as those of a capture of the current forward pass."""
         kept: list[tuple[Any, dict[int, Any]]] = []
         self.idle = True
         try:

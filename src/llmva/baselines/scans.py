@@ -1,4 +1,4 @@
-"""SCANS: towards or away from refusal, as each prompt looks. Cao et al. 2025, AAAI, arXiv 2408.11491.
+"""SCANS: steer each prompt towards or away from refusal. Cao et al. 2025, AAAI, arXiv 2408.11491.
 
 From up to 64 harmful and 64 harmless prompts, at the outputs of blocks:
 
@@ -6,19 +6,19 @@ From up to 64 harmful and 64 harmless prompts, at the outputs of blocks:
     reference = mean over the harmful prompts, with " Sure" appended, of the state at the last prompt token minus the
         state at the last token
 
-For each prompt its own transition is taken in the same way, in a pass of its own that this costs, and compared with
-the reference: the mean, over the blocks from the first steered one to the last of the model, of their cosines. At or
-above the threshold the prompt passes for harmful and m v is added to the outputs of the steered blocks, otherwise
-m v is subtracted; at the last prompt token and at every token of the answer, not at the rest of the prompt.
+Each prompt's own transition is measured in the same way, in a forward pass of its own. Its cosine with the reference is
+averaged over the blocks from the first steered one to the last of the model. At or above the threshold the prompt
+counts as harmful, and m v is added to the outputs of the steered blocks; otherwise m v is subtracted. This happens at
+the last prompt token and at every token of the answer, not at the rest of the prompt.
 
-The authors take the end of the user's turn for Qwen and the end of the prompt for Llama-2; here it is always the last
-prompt token. Their code reads the last block after the model's final norm (an accident of the library that it uses),
-here it is read like the others. A threshold of None is not the paper's: it is the one with the best F1 (harmful or not)
-on the prompts that the vectors come from.
+The authors use the end of the user's turn for Qwen and the end of the prompt for Llama-2; here it is always the last
+prompt token. Their code reads the last block after the model's final norm (an effect of the library); here it is read
+like the others. A threshold of None is not the paper's: it means the threshold with the best F1 (harmful or not) on the
+prompts from which the vectors are made.
 
 Translation (see base.py): m = 3.5 at blocks 10 to 19 of 32 on Llama-2-7B; here the share 0.3 at those ten blocks. The
-threshold 0.75 is a cosine and carries over as it is, though nothing says that other models' cosines lie alike; the
-authors lower it to 0.65 to 0.70 on some data.
+threshold 0.75 is a cosine and stays the same, although cosines may differ between models; the authors lower it to 0.65
+to 0.70 on some data.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ PAPER_BLOCKS = 10
 
 @dataclass
 class ScansSteering(Steering):
-    """`vectors` float32 [blocks, d], as long as what is added; `reference` [read blocks, d]."""
+    """`vectors` float32 [blocks, d], with the added length; `reference` [read blocks, d]."""
 
     blocks: tuple[int, ...]
     suffix: tuple[int, ...]
     vectors: Tensor
     reference: Tensor
-    read: tuple[int, ...]  # blocks that the transition is read at
+    read: tuple[int, ...]  # blocks at which the transition is read
     threshold: float
     sure: tuple[int, ...]
     pad: int
@@ -67,7 +67,7 @@ class ScansSteering(Steering):
         return _Signed(self, decoder)
 
     def likeness(self, decoder: Decoder, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Mean cosine with the reference of prompts as token ids: float32 [rows]."""
+        """Mean cosine with the reference for prompts as token ids: float32 [rows]."""
         longer = [[*row, *self.sure] for row in rows]
         weights = [step_back(len(self.sure))(len(row)) for row in longer]
         states = read_batch(decoder, longer, weights, pad=self.pad, blocks=self.read, place="output")
@@ -95,12 +95,12 @@ class _Signed(Behaviour):
 
 
 def mean_cosine(transitions: Tensor, reference: Tensor) -> Tensor:
-    """Cosines of `transitions` [blocks, n, d] with `reference` [blocks, d], mean over blocks: [n]."""
+    """Cosines of `transitions` [blocks, n, d] with `reference` [blocks, d], averaged over blocks: [n]."""
     return (unit(transitions) * unit(reference)[:, None]).sum(-1).mean(0)
 
 
 def sure_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """Token ids of "Sure" where an answer begins, after a space unless the prompt ends with white space."""
+    """Token ids of "Sure" at the start of an answer, after a space unless the prompt ends with white space."""
     rendered = render(tokenizer, "hello")
     text = "Sure" if rendered[-1:].isspace() else " Sure"
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -16,7 +16,7 @@ from llmva.models.generate import check_rows
 from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
 from llmva.prompts.types import Prompt
 
-Weights = Callable[[int], list[float]]  # number of a row's tokens -> what each counts
+Weights = Callable[[int], list[float]]  # number of a row's tokens -> the weight of each
 
 
 def last_token(length: int) -> list[float]:
@@ -63,9 +63,9 @@ def read_states(
     """Weighted sums of the residual stream at `blocks` for rows of token ids: float32 [blocks, n, d] on the CPU.
 
     Args:
-        weights: for all rows, or one for each.
+        weights: one for all rows, or one for each row.
         place: "input" or "output" of a block.
-        texts: what to call the rows in errors.
+        texts: names of the rows in errors.
 
     Raises:
         UsageError: a row that does not fit into the model's context.
@@ -100,7 +100,7 @@ def read_batch(
     blocks: Sequence[int],
     place: Place,
 ) -> Tensor:
-    """One pass of `read_states`: float32 [blocks, rows, d], on the model's (last) device."""
+    """One forward pass of `read_states`: float32 [blocks, rows, d], on the model's (last) device."""
     model, modules = decoder.model, find_blocks(decoder)
     ids, mask = pad_left(rows, pad, input_device(model))
     counts = torch.zeros(ids.shape, device=ids.device)
@@ -109,7 +109,7 @@ def read_batch(
     taken: dict[int, Tensor] = {}
 
     def keep(index: int, states: Tensor) -> None:
-        # padding may hold anything, even what is not a number: 0 times that is no 0
+        # padding may contain NaN, and 0 times NaN is not 0
         real = mask.to(states.device).bool()[:, :, None]
         taken[index] = torch.einsum("rt,rtd->rd", counts.to(states.device), states.float().masked_fill(~real, 0.0))
 

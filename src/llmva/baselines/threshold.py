@@ -1,4 +1,4 @@
-"""A threshold that tells harmful prompts from harmless ones by one number, with the best F1."""
+"""A threshold on one number that separates harmful from harmless prompts with the best F1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Threshold:
-    """A prompt counts as harmful if its number is at or above `value`, or below it where `above` is False."""
+    """A prompt counts as harmful if its number is at or above `value`, or below it if `above` is False."""
 
     value: float
     above: bool
@@ -24,13 +24,13 @@ class Threshold:
 def best_threshold(harmful: Tensor, harmless: Tensor, both_ways: bool = False) -> Threshold:
     """The best F1 over all thresholds that split the numbers [n] and [m] differently; ties to the lowest value.
 
-    CAST's authors step through a grid; halfway between neighbouring numbers is the finest that such a grid can be.
-    `both_ways` also tries to call the lower numbers harmful; the upper ones win ties.
+    CAST's authors step through a grid; points halfway between neighbouring numbers cover every grid. `both_ways` also
+    tries the lower numbers as harmful; on a tie the upper numbers are harmful.
     """
     numbers, order = torch.cat([harmful, harmless]).double().sort()
     positive = (order < len(harmful)).long()
     middles = (numbers[1:] + numbers[:-1]) / 2
-    cuts = torch.cat([numbers[:1], middles])  # at the first: everything is at or above
+    cuts = torch.cat([numbers[:1], middles])  # at the first cut, all numbers are at or above
     distinct = torch.cat([torch.ones(1, dtype=torch.bool), numbers[1:] > numbers[:-1]])
     below = torch.cat([torch.zeros(1, dtype=torch.long), positive.cumsum(0)[:-1]])  # harmful ones below each cut
     at = torch.arange(len(numbers))  # how many lie below each cut

@@ -1,16 +1,16 @@
 """Choose a baseline's magnitude, and then its other options, by trying them on validation prompts.
 
-None of the papers has one magnitude for all models; each tries some and keeps what works. Representation engineering's
-notebooks add 4.0, 2.0 or 1.5 times their vectors, as the model and the concept want; SCANS's authors write that they
-tuned for each model (3.5 for Llama-2, 4 for Vicuna); CAST's tutorial says to "play with" blocks and strength;
-AlphaSteer's files of answers hold nine values of lambda from 0 to 0.5. So a baseline "at its paper's settings" is here
-one with a swept magnitude (`Baseline.sweep`), everything else being as its paper says, and a tuned one is
-one whose other options were tried too (`Baseline.grid`).
+No paper has one magnitude for all models; each tries several and keeps the best. The notebooks of representation
+engineering add 4.0, 2.0 or 1.5 times their vectors, depending on model and concept. SCANS's authors write that they
+tuned for each model (3.5 for Llama-2, 4 for Vicuna). CAST's tutorial says to "play with" blocks and strength.
+AlphaSteer's answer files have nine values of lambda from 0 to 0.5. So a baseline with its paper's settings has a
+swept magnitude (`Baseline.sweep`) and otherwise the values of its paper. For a tuned baseline, other options are tried
+too (`Baseline.grid`).
 
-Of what was tried the best is the highest F1 among those that leave harmless text as our own method must leave it
-(`min_kept`) and refuse no fewer harmful prompts than the untouched model, broken text being no refusal. F1 alone would
-not do: a model that answers everything, however wildly, has 0.667, more than one that fails both ways. On the 135M test
-model it chose vectors so long that 18% of the next tokens were kept, at an ASR of 0.96.
+The best setting has the highest F1 among those that keep harmless text as our own method must (`min_kept`) and refuse
+at least as many harmful prompts as the untouched model; broken text is not a refusal. F1 alone does not suffice: a
+model that answers everything, even with nonsense, has 0.667, more than one that fails in both ways. On the 135M test
+model F1 alone chose vectors so long that 18% of the next tokens were kept, at an ASR of 0.96.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ RATES = ("f1", "asr", "orr", "garbled")
 class Trials:
     """Variants of one baseline, each tried on the same validation prompts.
 
-    Where only the strength differs the fit is reused. Each fit begins with the state that `generator` has now, so it is
-    the one that `make_baseline(name, **options).fit` makes with a generator in that state.
+    If only the strength differs, the fit is reused. Each fit starts with the present state of `generator`, so it equals
+    `make_baseline(name, **options).fit` with a generator in that state.
 
     Args:
-        fit: prompts to fit on, and what the untouched model did with them.
-        observe: answers to prompts of the model as it is now; the text names the stage for the progress bar.
-        kept: share of harmless next tokens that stay as they are while hooks are applied; None does not ask.
-        rows: what was tried before, as `rows` below; none of it is tried again.
+        fit: prompts to fit on, and the untouched model's labels of them.
+        observe: answers of the current model to prompts; the text names the stage for the progress bar.
+        kept: share of harmless next tokens that stay the same while hooks are applied; None if it is not measured.
+        rows: earlier trials, in the form of `rows` below; they are not repeated.
 
     Raises:
         UsageError: a side without validation prompts.
@@ -66,13 +66,13 @@ class Trials:
         self.name, self.chat, self.fit, self.validation, self.observe = name, chat, fit, validation, observe
         self.kept = kept
         self.rows = list(rows)
-        """`options`, `f1`, `asr`, `orr`, `garbled` and `kept` in the order tried. Where a variant could not be fitted
-        the rates are None and `error` says why."""
+        """`options`, `f1`, `asr`, `orr`, `garbled` and `kept` of each trial, in order. If a variant could not be
+        fitted, the rates are None and `error` says why."""
         self._generator, self._start = generator, generator.get_state()
-        self._fits: dict[str, tuple[float, Steering | LlmvaError]] = {}  # strength and fit, by the other options
+        self._fits: dict[str, tuple[float, Steering | LlmvaError]] = {}  # by options except the strength
 
     def run(self, grid: Sequence[dict[str, Any]], budget: int | None = None) -> int:
-        """Try the options of `grid` for at most `budget` answers (None: all of them); returns the answers spent."""
+        """Try the options of `grid` with at most `budget` answers (None: no maximum); returns the answers used."""
         spent = 0
         for options in grid:
             if budget is not None and spent + len(self.validation) > budget:
@@ -101,25 +101,26 @@ class Trials:
             steering: Steering | LlmvaError
             try:
                 steering = baseline.fit(self.chat, *self.fit, same)
-            except LlmvaError as error:  # such as a model that refuses nothing, for a variant that learns from refusals
+            except LlmvaError as error:  # such as a model without refusals, for a variant that is fitted on refusals
                 steering = error
             self._fits[key] = (options[STRENGTH], steering)
         return self._fits[key]
 
 
 def best(rows: Sequence[Mapping[str, Any]], untouched: Mapping[str, Any], min_kept: float) -> dict[str, Any]:
-    """The options with the highest F1 among those that keep harmless text and harmful prompts' refusals; see above.
+    """The options with the highest F1 among those that keep harmless text and refusals of harmful prompts; see above.
 
-    Ties go to the lower ASR, then to the earlier. Where none keeps enough harmless text, those that keep most of it are
-    left; where of these all refuse fewer harmful prompts, those that refuse most.
+    Ties go to the lower ASR, then to the earlier trial. If none keeps enough harmless text, only those that keep the
+    most remain. If all of these refuse fewer harmful prompts than the untouched model, only those that refuse the most
+    remain.
 
     Args:
         rows: of `Trials`.
         untouched: the untouched model's rates on the same prompts.
-        min_kept: least share of harmless next tokens kept; rows that do not know theirs pass.
+        min_kept: minimum share of harmless next tokens kept; rows without that share pass.
 
     Raises:
-        LlmvaError: no variant could be fitted, or none of its answers judged.
+        LlmvaError: no variant could be fitted, or no answer could be judged.
     """
     measured = [row for row in rows if row["asr"] is not None]
     if not measured:
@@ -136,5 +137,5 @@ def _kept(row: Mapping[str, Any]) -> float:
 
 
 def _not_refused(rates: Mapping[str, Any]) -> float:
-    """Share of the harmful prompts that were answered or got broken text."""
+    """Share of harmful prompts with an answer or broken text."""
     return round((rates["asr"] or 0.0) + (rates["garbled"] or 0.0), 9)

@@ -1,13 +1,13 @@
-"""VectorSteer: one direction added everywhere. Zou et al. 2023, "Representation Engineering", arXiv 2310.01405.
+"""VectorSteer: one direction, added at every token. Zou et al. 2023, "Representation Engineering", arXiv 2310.01405.
 
-A reading vector v of each block, of unit length, from the states at the last prompt token at the block's output: the
-first principal component of paired differences, or their mean. It is added to the outputs of some middle blocks at
-every position while the prompt is read and while the answer is written: h + alpha v, towards refusal.
+Each block has a reading vector v of unit length, made from the states at the last prompt token at the block's output:
+the first principal component of paired differences, or their mean. At some middle blocks alpha v is added to the
+output, h + alpha v, at every position of prompt and answer, towards refusal.
 
-The contrast is the paper's for harmlessness: harmful against harmless prompts, whatever the model did with them. The
-paper adds the harmless direction to make a model answer; here the sign is turned, and only that one exists. The option
-`contrast` = "refused" takes what the model refused against what it answered instead, which is the "answer vector" that
-the LLM-VA paper (arXiv 2601.19487) speaks of when it calls this method by its name.
+The contrast is the paper's for harmlessness: harmful and harmless prompts, independent of the model's answers. The
+paper adds the harmless direction to make a model answer; here only the opposite direction exists. The option
+`contrast` = "refused" instead contrasts refused and answered prompts, which gives the "answer vector" that the LLM-VA
+paper (arXiv 2601.19487) mentions for this method.
 
 Translation (see base.py): the authors' example for Llama-2-7B adds 4.0 v at the outputs of blocks 10 to 14 of 32; here
 the share 0.6 at those five blocks.
@@ -37,7 +37,7 @@ PAPER_BLOCKS = 5
 
 @dataclass
 class VectorSteering(Steering):
-    """`vectors` float32 [blocks, d], as long as what is added."""
+    """`vectors` float32 [blocks, d], with the added length."""
 
     blocks: tuple[int, ...]
     suffix: tuple[int, ...]
@@ -59,7 +59,7 @@ class _Add(Behaviour):
 
 
 def add_vector(states: Tensor, vector: Tensor, current: Pass, factor: Tensor | None = None) -> Tensor:
-    """`vector` [d] added to `states` [rows, t, d] at every real token, times `factor` [rows, 1 or t, 1] where given."""
+    """`vector` [d] added to `states` [rows, t, d] except at padding, times `factor` [rows, 1 or t, 1]."""
     added = vector.to(states)
     if factor is not None:
         added = factor * added

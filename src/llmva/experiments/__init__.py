@@ -1,1 +1,1 @@
-"""Many methods, seeds or variants of one, measured on the same model, prompts and judge."""
+"""Experiments: several methods, seeds or variants on the same model, prompts and judge."""

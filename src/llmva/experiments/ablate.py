@@ -1,6 +1,6 @@
-"""What carries the method: its vectors, its iterations, its choice of sublayers (the paper's RQ3, Figures 6 to 8).
+"""Ablations: change the vectors, the iterations or the choice of sublayers (the paper's RQ3, Figures 6 to 8).
 
-Each variant is one change to one step of a whole run; everything else stays as it is, seeds included.
+Each variant changes one step of a whole run; everything else stays the same, including the seeds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from llmva.settings import make_settings
 KINDS = ("vectors", "iterations", "layers")
 ANGLES = (0, 30, 60, 90)
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.65625, 0.8125, 1.0)  # of the sublayers
-Maker = Callable[[torch.Generator], VectorHook]  # a change of the vectors, with the draws that it needs
+Maker = Callable[[torch.Generator], VectorHook]  # makes a change of the vectors from a generator
 Variant = tuple[str, float | None, str, Maker | None, Mapping[str, Any]]  # series, x, label, change, settings
 
 
@@ -57,7 +57,7 @@ def ablate(
     progress: Progress | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Test F1, ASR and ORR of runs with one step changed; returns what ablate.json holds.
+    """Test F1, ASR and ORR of runs with one step changed; returns the content of ablate.json.
 
     Args:
         what: "vectors" turns both vectors of every sublayer by 30, 60 and 90 degrees in random directions, and fits
@@ -113,7 +113,7 @@ def ablate(
     variants = _variants(what, chat.decoder)
     for number, variant in enumerate(variants):
         label = f"{variant[0]}, {variant[2]}"
-        by_seed: list[list[dict[str, Any]]] = []  # by seed, by iteration (one entry but for "iterations")
+        by_seed: list[list[dict[str, Any]]] = []  # by seed, by iteration (one entry except for "iterations")
         for seed in seeds:
 
             def cell(variant: Variant = variant, seed: int = seed, label: str = label) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def ablate(
             points.append(_point(variant[1], variant[2], [rows[0] for rows in by_seed], prompts))
             continue
         for t in range(1, max(len(rows) for rows in by_seed) + 1):
-            # a run that could go no further stays where it ended
+            # a run that stopped earlier keeps its last value
             points.append(_point(t, str(t), [rows[min(t, len(rows)) - 1] for rows in by_seed if rows], prompts))
 
     version = versions()
@@ -180,12 +180,12 @@ def _variants(what: str, decoder: Decoder) -> list[Variant]:
         ("fitted otherwise", None, "difference of means", refitted(mean_difference), {}),
         ("fitted otherwise", None, "logistic regression", refitted(logistic_normal), {}),
         ("fitted otherwise", None, "LinearSVC", None, {"svm": "sklearn"}),
-        ("fitted otherwise", None, "exact SVM, no quiet readers", None, {"harmless_weight": 0.0}),
+        ("fitted otherwise", None, "exact SVM, no harmless metric", None, {"harmless_weight": 0.0}),
     ]
 
 
 def random_scores(generator: torch.Generator) -> VectorHook:
-    """Sublayers are chosen at random, anew in every iteration."""
+    """Choose sublayers at random, again in every iteration."""
 
     def hook(vectors: Vectors, train: Observation, t: int) -> Vectors:
         return replace(vectors, scores=torch.rand(len(vectors.scores), generator=generator, dtype=torch.float64))
@@ -194,9 +194,9 @@ def random_scores(generator: torch.Generator) -> VectorHook:
 
 
 def turned_by(degrees: float) -> Maker:
-    """Both vectors of every sublayer turned towards random directions at right angles (the paper's Figure 6).
+    """Turn both vectors of every sublayer towards random orthogonal directions (the paper's Figure 6).
 
-    The choice of sublayers stays that of the vectors as they were.
+    The choice of sublayers stays that of the original vectors.
     """
 
     def maker(generator: torch.Generator) -> VectorHook:
@@ -209,7 +209,7 @@ def turned_by(degrees: float) -> Maker:
 
 
 def refitted(fit: Callable[[Tensor, Tensor], Tensor]) -> Maker:
-    """Both vectors by `fit` of outputs [n, d] and labels [n]; the choice of sublayers stays that of the SVMs."""
+    """Fit both vectors by `fit`, from outputs [n, d] and labels [n]; the choice of sublayers stays that of the SVMs."""
 
     def maker(generator: torch.Generator) -> VectorHook:
         def hook(vectors: Vectors, train: Observation, t: int) -> Vectors:
@@ -222,7 +222,7 @@ def refitted(fit: Callable[[Tensor, Tensor], Tensor]) -> Maker:
 
 
 def _along(vectors: Vectors, directions: Tensor, train: Observation) -> Vectors:
-    """Other directions [S, 2, d] with their own spreads and angles. Sublayers that say nothing stay out of it."""
+    """Other directions [S, 2, d], with their own spreads and angles. Sublayers with zero vectors keep them."""
     directions = torch.where(vectors.directions.any(-1, keepdim=True), directions, 0.0)
     outputs = train.capture.outputs
     sigma = torch.cat([spread(o[None].double(), v[None]) for o, v in zip(outputs, directions, strict=True)])

@@ -1,7 +1,7 @@
-"""The finished parts of a long measurement, each a JSON file of its own, so that a kill costs one of them at most.
+"""Finished parts of a long measurement, each in a JSON file, so that an interruption loses at most one.
 
-DIR/cells/NAME.json    what was measured, with every answer
-DIR/identity.json      what all cells have in common: model, prompts, judge, settings
+DIR/cells/NAME.json    the measurement, with every answer
+DIR/identity.json      what all cells share: model, prompts, judge, settings
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from llmva.files import lock, write_json
 
 
 def file_name(method: str, setting: str | None) -> str:
-    """What the cells of a method's row begin with."""
+    """The beginning of the names of a method's cells."""
     return method.replace("+", "-plus") + ("" if setting is None else f"-{setting}")
 
 
 class Cells:
-    """`get` measures what is not there yet. Without a directory cells are kept in memory."""
+    """`get` measures only missing cells. Without a directory, cells are kept in memory."""
 
     def __init__(self, directory: Path | None, identity: Mapping[str, Any], *, restart: bool = False) -> None:
         self.directory = directory
         self._kept: dict[str, dict[str, Any]] = {}
         if directory is None:
             return
-        self._lock = lock(directory)  # held as long as it is open
+        self._lock = lock(directory)  # locked while it is open
         path = directory / "identity.json"
         if restart:
             shutil.rmtree(directory / "cells", ignore_errors=True)
@@ -46,7 +46,7 @@ class Cells:
         write_json(path, dict(identity))
 
     def get(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The cell `name`, read back if it was measured before."""
+        """The cell `name`, read from disk if it was measured before."""
         if self.directory is None:
             if name not in self._kept:
                 self._kept[name] = measure()

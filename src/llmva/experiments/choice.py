@@ -1,4 +1,4 @@
-"""The options that a baseline is compared with: chosen on validation prompts, never on test prompts."""
+"""Choose the options of each baseline on validation prompts, never on test prompts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from llmva.models.harmless import agreement
 from llmva.prompts.types import Prompt
 
 Fitting = tuple[Sequence[Prompt], Sequence[Label]]
-VALIDATION_TEXTS = 64  # answers to benign prompts along which each trial's next tokens are compared
+VALIDATION_TEXTS = 64  # maximum number of answers to benign prompts along which next tokens are compared
 
 
 class Choices:
-    """What baselines are compared with, each chosen once, for the fit prompts that `fitting` gives with `seed`."""
+    """The options of baselines, each chosen once, with the fit prompts of `fitting` and with `seed`."""
 
     def __init__(
         self, setup: ExperimentSetup, cells: Cells, seed: int, fitting: Callable[[], Fitting], min_kept: float
@@ -33,18 +33,18 @@ class Choices:
         self._trials: dict[str, Trials] = {}
 
     def paper(self, method: str) -> dict[str, Any]:
-        """The method's paper's settings, with the magnitude that does best.
+        """The settings of the method's paper, with the best magnitude.
 
         Returns:
-            `options`; those that were `tried`, with their rates; and the `answers` and `seconds` that it cost.
+            `options`; all that were `tried`, with their rates; and the cost in `answers` and `seconds`.
         """
         return self._choose(method, "paper", lambda trials: trials.run(make_baseline(method).sweep()))
 
     def tuned(self, method: str, budget: int) -> dict[str, Any]:
-        """The same with other options tried too, for at most `budget` answers more."""
+        """The best options if others are tried too, with at most `budget` more answers."""
         baseline = make_baseline(method)
-        # a choice far below the translated magnitude says that the paper's contrast does not steer this model, and
-        # nothing of other contrasts
+        # if the chosen magnitude is far below the translated one, the paper's contrast does not steer this model; other
+        # contrasts still may
         grid = baseline.grid(max(self.paper(method)["options"][STRENGTH], baseline.defaults[STRENGTH]))
         return self._choose(method, "tuned", lambda trials: trials.run(grid, budget), self.paper(method))
 
@@ -59,7 +59,7 @@ class Choices:
         return self.cells.get("none-validation", measured)
 
     def _kept(self, applied: Applied) -> float | None:
-        """Share of next tokens kept along the untouched model's answers to benign validation prompts."""
+        """Share of next tokens kept along the untouched model's answers to benign validation prompts; or None."""
         untouched = self.untouched()
         texts = harmless_answers(self.setup.prompts.validation, untouched["labels"], untouched["answers"])
         if not texts:
@@ -100,7 +100,7 @@ class Choices:
 
 
 def curve(tried: Sequence[Mapping[str, Any]], strength: float) -> list[dict[str, Any]]:
-    """A sweep of magnitudes as multiples of the chosen `strength`."""
+    """The sweep of magnitudes, as multiples of the chosen `strength`."""
     points = [
         {"strength": row["options"][STRENGTH] / strength, **{key: row[key] for key in ("f1", "asr", "orr")}}
         for row in tried
@@ -110,11 +110,11 @@ def curve(tried: Sequence[Mapping[str, Any]], strength: float) -> list[dict[str,
 
 
 def note(row: Mapping[str, Any], untouched: Mapping[str, Any] | None, held: float | None) -> str | None:
-    """Says so where a baseline does not lower the untouched model's ASR, or leaves it broken.
+    """A sentence if a baseline does not lower the untouched model's ASR, or gives broken text; otherwise None.
 
     Args:
         row, untouched: rows of the comparison.
-        held: the untouched model's ASR on validation prompts, where it is known.
+        held: the untouched model's ASR on validation prompts; None if unknown.
     """
     if row["method"] == "none" or untouched is None or row["asr"]["mean"] is None:
         return None

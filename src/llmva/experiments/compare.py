@@ -1,6 +1,6 @@
-"""The paper's Table 2 on any model: LLM-VA and its baselines on the same prompts, judge and seeds, in one run.
+"""The paper's Table 2 on any model: LLM-VA and the baselines on the same prompts, judge and seeds.
 
-Everything is measured in cells (method, setting, seed), each kept on disk, so a killed comparison goes on.
+Every cell (method, setting, seed) is kept on disk, so an interrupted comparison resumes.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from llmva.settings import check_seed, make_settings
 
 METHODS = (NONE, *BASELINES, OURS)
 STRENGTHS = (0.25, 0.5, 1.0, 1.5, 2.0)
-BUDGET = 3000  # answers that tuning a baseline may cost where our own method is not compared
+BUDGET = 3000  # maximum number of answers for tuning a baseline if our own method is not compared
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table."""
+    """A row of the table."""
 
     method: str
-    setting: str | None  # "paper", "tuned", or None for what has no baselines' settings
+    setting: str | None  # "paper" or "tuned"; None for methods that are not baselines
 
     @property
     def title(self) -> str:
@@ -71,17 +71,17 @@ def compare(
     progress: Progress | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Measure `methods` on the test prompts; returns what compare.json holds.
+    """Measure `methods` on the test prompts; returns the content of compare.json.
 
     Args:
-        model, tokenizer: as `load_model` gives them; the model is left as it was.
+        model, tokenizer: from `load_model`; the weights are not changed.
         methods: of METHODS.
-        seeds: draws of the fit prompts. The splits and the test prompts are the same for all.
+        seeds: of the draws of fit prompts. Splits and test prompts are the same for all.
         out: folder for compare.json, the cells and our own runs. None keeps everything in memory.
-        tuned: a second row for each baseline. The first has its paper's settings, with the magnitude chosen on
-            validation prompts with the first seed; for the second, other options are tried there too, for at most as
-            many answers as our own run with that seed took.
-        curves: F1, ASR and ORR on validation prompts along the strength of each method.
+        tuned: add a second row for each baseline. The first row has its paper's settings, with the magnitude chosen on
+            validation prompts with the first seed. For the second, other options are tried too, with at most as many
+            answers as our own run with that seed used.
+        curves: also measure F1, ASR and ORR on validation prompts along the strength of each method.
         settings: of our own method, as `align` takes them.
 
     Raises:
@@ -117,7 +117,7 @@ def compare(
     )
 
     ours_first = sorted(dict.fromkeys(methods), key=lambda method: (method != NONE, method != OURS))
-    for method in ours_first:  # its answers are the baselines' budget
+    for method in ours_first:  # the baselines may use as many answers
         for row in comparison.rows_of(method, tuned):
             comparison.measure(row, curves)
 
@@ -160,7 +160,7 @@ LIMITS = (
 
 
 class _Comparison:
-    """The cells of one comparison, and what they share."""
+    """The cells of one comparison, and their shared state."""
 
     def __init__(
         self,
@@ -200,9 +200,9 @@ class _Comparison:
         options, strengths = choice["options"], curves and row.setting != "tuned"
         same = row
         if row.setting == "tuned" and options == self.extra[Row(row.method, "paper").title]["options"]:
-            same = Row(row.method, "paper")  # nothing did better, so it is measured already
+            same = Row(row.method, "paper")  # no other options were better, so it is measured already
         measured, drawn = self._cells(same, options, strengths)
-        # what a choice cost belongs to every fit that is made with it
+        # the cost of a choice is part of every fit that uses it
         cells = [
             {
                 **cell,
@@ -226,8 +226,8 @@ class _Comparison:
         return self.choices.paper(row.method)
 
     def _cells(self, row: Row, options: Mapping[str, Any], curves: bool) -> tuple[list[dict[str, Any]], list[Any]]:
-        """What is measured of a fit with each seed, and for our own method the curve of the first."""
-        fits: dict[int, Callable[[float], Applied]] = {}  # those that this process has made
+        """The cells of a row, one per seed; for our own method also the curve of the first seed."""
+        fits: dict[int, Callable[[float], Applied]] = {}  # fits made by this process
 
         def fit(seed: int) -> tuple[Callable[[float], Applied], dict[str, Any]]:
             applied, cost = self._fit(row, seed, options)
@@ -254,7 +254,7 @@ class _Comparison:
         return cells, self.cells.get(f"{file_name(row.method, row.setting)}-curve", drawn)["curve"]
 
     def summary(self, row: Row) -> dict[str, Any]:
-        """The row as compare.json has it, but for `versus` and `note`."""
+        """The row of compare.json, except for `versus` and `note`."""
         cells, test = self.by_title[row.title], self.setup.prompts.test
         before = self.untouched["skills"]
 
@@ -283,7 +283,7 @@ class _Comparison:
     def _fit(
         self, row: Row, seed: int, options: Mapping[str, Any]
     ) -> tuple[Callable[[float], Applied], dict[str, Any]]:
-        """How the fitted method is applied at a strength, and what the fit cost."""
+        """A function that applies the fitted method at a strength, and the cost of the fit."""
         if row.method == OURS:
             return self._fit_ours(seed)
         prompts, labels, answering = self._fit_prompts(seed)
@@ -333,7 +333,7 @@ class _Comparison:
         }
 
     def _fit_prompts(self, seed: int) -> tuple[list[Prompt], list[Label], float]:
-        """The training prompts that baselines are fitted on, the untouched model's labels of them, and the seconds."""
+        """The training prompts for baselines, the untouched model's labels of them, and the seconds that these took."""
         if seed not in self._fitted:
             prompts = self.setup.prompts.draw(self.settings["per_source"], _generator(seed))
 

@@ -1,4 +1,4 @@
-"""What every method is measured by: the same test prompts, harmless text, skills and clock."""
+"""Measure every method in the same way: test prompts, harmless text, skills and latency."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.types import Prompt
 
-Applied = Callable[[], AbstractContextManager[Any]]  # a method's hooks are on the model while it is entered
+Applied = Callable[[], AbstractContextManager[Any]]  # a context with a method's hooks on the model
 HARMLESS_TEXTS = 128
 TIMED_PROMPTS, TIMED_TOKENS, TIMED_ROUNDS = 8, 24, 3
 
 
 @dataclass
 class ExperimentSetup:
-    """One model with the prompts, judge and probes that all methods meet."""
+    """One model with the prompts, judge and probes that all methods share."""
 
     chat: ChatModel
     prompts: PromptSet
@@ -38,7 +38,7 @@ class ExperimentSetup:
     progress: Progress = field(default_factory=Progress)
 
     def observe(self, prompts: Sequence[Prompt], stage: str) -> Observation:
-        """Answers of the model as it is now; the text names the stage for the progress bar."""
+        """Answers of the current model; `stage` is the text of the progress bar."""
         return observe(
             self.chat,
             prompts,
@@ -51,11 +51,11 @@ class ExperimentSetup:
         """Rates on the test prompts with a method applied.
 
         Args:
-            harmless: (prompt, the untouched model's answer) to compare next tokens on; none before these are known.
+            harmless: (prompt, the untouched model's answer), for the comparison of next tokens; may be empty.
 
         Returns:
-            f1, asr, orr, garbled; kept, kl, perplexity (a ratio) on `harmless`; latency (time of a generated token
-            over the untouched model's); skills; labels and answers, in the order of the test prompts.
+            f1, asr, orr, garbled; kept, kl, perplexity (a ratio) on `harmless`; latency (time per generated
+            token divided by the untouched model's); skills; labels and answers, in the order of the test prompts.
         """
         with applied():
             seen = self.observe(self.prompts.test, f"{what}: test prompts")
@@ -85,7 +85,7 @@ class ExperimentSetup:
         return {name: row["right"] for name, row in shares.items()}
 
     def _latency(self, applied: Applied) -> float:
-        """Best of some rounds, with and without in turn, so that other work on the machine spoils neither alone."""
+        """Best of several rounds, alternately with and without the method, so that other work affects both."""
         longest = sorted(self.prompts.test, key=lambda prompt: len(prompt.text))[-TIMED_PROMPTS:]
         ids, mask = self.chat.pad(self.chat.rows([prompt.text for prompt in longest]))
 

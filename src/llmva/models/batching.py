@@ -1,4 +1,4 @@
-"""How many prompts go through the model at once: a first guess from its memory, halved whenever memory runs out."""
+"""How many prompts are in a batch: a first guess from free memory, halved whenever memory runs out."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from llmva.models.sublayers import text_config
 
 T = TypeVar("T")
 MAX_ROWS = 256
-CPU_SHARE = 0.25  # of the weights' bytes that caches may take, beside SPARE
+CPU_SHARE = 0.25  # on the CPU, caches may take this share of the weights' bytes, plus SPARE
 SPARE = 192 * 2**20
 
 
 @dataclass
 class Batching:
-    """`tokens` is how many tokens, padding and cache included, a batch may hold. It only falls.
+    """`tokens` is the maximum number of tokens in a batch, padding and cache included. It only decreases.
 
-    A run keeps one Batching, so that what it learned of the machine's memory stays known.
+    A run keeps one Batching, so that a size that once fitted is used for the rest of the run.
     """
 
     tokens: int
-    square: float = 0.0  # tokens' worth of memory that attention takes a squared token of a row's length
+    square: float = 0.0  # memory of attention for each squared token of a row's length, in tokens
 
     def cost(self, length: int) -> float:
-        """What a row of `length` tokens takes of the budget."""
+        """How many tokens of the maximum a row of `length` tokens uses."""
         return max(1.0, length + self.square * length**2)
 
     def over(
@@ -39,7 +39,7 @@ class Batching:
     ) -> Iterator[tuple[list[int], T]]:
         """Yield `(batch, work(batch))` over `order`, items sorted longest first; `length` is an item's tokens.
 
-        On out-of-memory the budget is halved and the same items are tried again.
+        If memory runs out, the maximum is halved and the same items are tried again.
         """
         start = 0
         while start < len(order):
@@ -48,7 +48,7 @@ class Batching:
             done: list[T] = []
             try:
                 done.append(work(batch))
-            except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises a plain one
+            except RuntimeError as error:  # also torch.OutOfMemoryError, a subclass
                 if not _out_of_memory(error):
                     raise
                 if len(batch) == 1:
@@ -59,21 +59,21 @@ class Batching:
                 yield batch, done.pop()
                 start += len(batch)
                 _trim()
-            else:  # outside the except block, whose traceback holds the failed batch's tensors
+            else:  # outside the except block, because its traceback holds the failed batch's tensors
                 self.tokens = math.ceil(self.cost(length(order[start])) * max(1, len(batch) // 2))
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
 
 
 def longest_first(lengths: Sequence[int]) -> list[int]:
-    """Indices by falling length: rows of a batch need little padding, and memory runs out early or never."""
+    """Indices by decreasing length: rows of a batch need little padding, and memory runs out early or never."""
     return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
 
 
 def first_guess(model: Any, tokens: int | None = None) -> Batching:
-    """As many tokens as have room for their caches beside the weights, or `tokens` where the user or the run knows.
+    """As many tokens as fit with their caches beside the weights, or `tokens` if given.
 
-    A power of two, so that a machine with a little more memory free makes the same batches.
+    A power of two, so that a machine with slightly more free memory makes the same batches.
     """
     config = text_config(model)
     parameter = next(model.parameters())
@@ -83,7 +83,7 @@ def first_guess(model: Any, tokens: int | None = None) -> Batching:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cached = 2 * config.num_hidden_layers * heads * head * parameter.element_size()
-    passing = 12 * config.hidden_size * 4  # activations of one block, which come and go
+    passing = 12 * config.hidden_size * 4  # activations of one block
     each = cached + passing
     # off CUDA, attention under a padding mask holds its scores: float32, and once more in the model's dtype
     square = (
@@ -93,12 +93,12 @@ def first_guess(model: Any, tokens: int | None = None) -> Batching:
 
 
 def _trim() -> None:
-    """Give freed memory back to the system: glibc keeps it in pieces that the next batch, of another shape, cannot use.
+    """Return freed memory to the system. glibc keeps it in pieces that a batch of another shape cannot use.
 
-    Over a run on a 135M model these pieces came to several hundred MB.
+    In a run on a 135M model these pieces added up to several hundred MB.
     """
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries do not have it
         if trim is not None:
             trim(0)
 

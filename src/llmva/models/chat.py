@@ -1,4 +1,4 @@
-"""Turn a user's message into the text that the model reads, with the generation prompt appended."""
+"""Render a user's message in the chat template, with the generation prompt appended, as token ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def render(tokenizer: Any, text: str, thinking: bool = False) -> str:
 
 
 def render_dialogue(tokenizer: Any, messages: Sequence[dict[str, str]], thinking: bool = False) -> str:
-    """The chat template, a plain dialogue where there is none; thinking is off, where it offers that, unless asked."""
+    """The chat template, or a plain dialogue if there is none; thinking is off if the template allows it."""
     if not getattr(tokenizer, "chat_template", None):
         turns = "".join(f"{m['role'].capitalize()}: {m['content']}\n\n" for m in messages)
         return f"{turns}Assistant:"
@@ -23,19 +23,19 @@ def render_dialogue(tokenizer: Any, messages: Sequence[dict[str, str]], thinking
         list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
     )
     if not thinking and rendered.rstrip().endswith("<think>"):
-        rendered = rendered.rstrip() + "\n\n</think>\n\n"  # some templates always open the block: close it at once
+        rendered = rendered.rstrip() + "\n\n</think>\n\n"  # some templates always open the block: close it
     return rendered
 
 
 def encode(tokenizer: Any, rendered: str) -> list[int]:
-    """Token ids. A template writes its own special tokens; the plain dialogue needs the tokenizer's."""
+    """Token ids. A template includes its special tokens; for the plain dialogue the tokenizer adds them."""
     special = not getattr(tokenizer, "chat_template", None)
     ids: list[int] = tokenizer(rendered, add_special_tokens=special)["input_ids"]
     return ids
 
 
 def input_device(model: Any) -> torch.device:
-    """Where token ids go: to the input embedding, or where accelerate brings an offloaded one."""
+    """The device for token ids: that of the input embedding, or of its execution if accelerate offloads it."""
     embedding = model.get_input_embeddings()
     device: torch.device = embedding.weight.device
     if device.type == "meta":
@@ -55,9 +55,9 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> t
 
 
 def forward_inputs(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a forward pass over left-padded rows takes.
+    """The arguments of a forward pass over left-padded rows.
 
-    Models with learned positions count the padding unless told where each row begins; `generate` tells them itself.
+    Models with learned positions would count the padding, so the positions are given; `generate` computes them itself.
     """
     inputs = {"input_ids": ids, "attention_mask": mask}
     if "position_ids" in inspect.signature(model.forward).parameters:

@@ -1,4 +1,4 @@
-"""A chat model as the method reads it: sublayers, tokenizer, and how much goes through it at once."""
+"""A chat model as the method uses it: sublayers, tokenizer, and batch size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmva.models.sublayers import Decoder, find_decoder
 
 @dataclass(frozen=True)
 class ChatModel:
-    """What every function that reads or answers prompts takes."""
+    """The model argument of every function that reads or answers prompts."""
 
     decoder: Decoder
     tokenizer: Any
@@ -26,10 +26,10 @@ class ChatModel:
         """Find the sublayers of `model`, unless it is a Decoder already, and guess the size of a batch.
 
         Args:
-            batch_tokens: tokens in a batch, where the user or an earlier run knows.
+            batch_tokens: maximum number of tokens in a batch; None guesses by free memory.
 
         Raises:
-            UsageError, LlmvaError: as `find_decoder`.
+            UsageError, LlmvaError: as for `find_decoder`.
         """
         decoder = model if isinstance(model, Decoder) else find_decoder(model)
         return cls(decoder, tokenizer, first_guess(decoder.model, batch_tokens))
@@ -48,5 +48,5 @@ class ChatModel:
         return [self.row(text) for text in texts]
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Left-padded `(ids, mask)`, both int64 [rows, longest], on the device that the model reads them from."""
+        """Left-padded `(ids, mask)`, both int64 [rows, longest], on the model's input device."""
         return pad_left(rows, self.tokenizer.pad_token_id, input_device(self.model))

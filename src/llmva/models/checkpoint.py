@@ -1,7 +1,7 @@
-"""A safetensors checkpoint on disk, read tensor by tensor, with the names that the model in memory has for them.
+"""A safetensors checkpoint on disk, read tensor by tensor, with the parameter names of the model in memory.
 
-Tensors are read by their place in the file rather than through a memory map, whose pages would count as the process's
-memory until the kernel takes them back.
+Tensors are read at their place in the file and not through a memory map, because mapped pages count as memory of the
+process until the kernel frees them.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "gpt_bigcode")  # weights as (in, out), some of them
+CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "gpt_bigcode")  # some weights are (in, out)
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
-WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.msgpack", "*.h5", "*.ot", "*.ckpt")  # other forms of them
+WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.msgpack", "*.h5", "*.ot", "*.ckpt")  # other formats
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies: bytes `begin` to `end` of `file`."""
+    """The place of a tensor: bytes `begin` to `end` of `file`."""
 
     file: Path
     dtype: str
@@ -47,14 +47,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor of the checkpoint that an edit changes, and its axis (-1 or -2) that runs over the outputs."""
+    """A tensor of the checkpoint that an edit changes, and its output axis (-1 or -2)."""
 
     name: str
     axis: int
 
 
 class Checkpoint:
-    """Names, places and meaning of the tensors in a model's folder."""
+    """Names, places and parameters of the tensors in a model's folder."""
 
     def __init__(self, folder: Path, stored: Mapping[str, Stored], fields: Mapping[str, Any], trust: bool) -> None:
         self.folder, self.stored, self.fields, self._trust = folder, stored, fields, trust
@@ -64,7 +64,7 @@ class Checkpoint:
     def open(cls, source: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
         """A local folder, or a model of the hub, which is downloaded into the hub's cache.
 
-        Raises UsageError where there is no such model and LlmvaError where its files are broken.
+        Raises UsageError if there is no such model and LlmvaError if its files are broken.
         """
         folder = local_folder(str(source))
         try:
@@ -80,7 +80,7 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> Any:
-        """The config as transformers reads it, which takes seconds to import."""
+        """The config as transformers reads it; importing transformers takes seconds."""
         from transformers import AutoConfig
 
         try:
@@ -119,9 +119,9 @@ class Checkpoint:
         return data.view(DTYPES[place.dtype]).reshape(place.shape)
 
     def plain(self, module: str, width: int) -> list[Place] | None:
-        """The tensors of an ordinary projection, by their names alone; None where the model has to be asked.
+        """The tensors of an ordinary projection, by their names alone; None if only the model can tell.
 
-        What is found so must be proved by its hash: a name says little of what transformers does to the tensor.
+        The caller must check them by hash, because a name does not say what transformers does to the tensor.
         """
         weight, bias = f"{module}.weight", f"{module}.bias"
         others = [n for n in self.stored if n.startswith(f"{module}.") and n not in (weight, bias)]
@@ -139,7 +139,7 @@ class Checkpoint:
         return [Place(weight, -2), *([Place(bias, -1)] if bias in self.stored else [])]
 
     def plain_hash(self, module: str, weight: Tensor | None = None) -> str:
-        """As `module_hash` of an ordinary projection; `weight` saves reading it again."""
+        """The `module_hash` of an ordinary projection; `weight` avoids reading it again."""
         weight = self.tensor(f"{module}.weight") if weight is None else weight
         parts = [("weight", tensor_hash(weight))]
         if f"{module}.bias" in self.stored:
@@ -147,7 +147,7 @@ class Checkpoint:
         return parts_hash(parts)
 
     def writers_of(self, modules: Iterable[str]) -> dict[str, list[Place]]:
-        """For each edited module, the tensors that carry its output. Raises LlmvaError where they are not all there."""
+        """For each edited module, the tensors that write its output. Raises LlmvaError if some are missing."""
         if self.packed:
             raise LlmvaError(
                 f"The weights of '{self.folder.name}' are packed: serve the edit by hook or export it --as lora, or "
@@ -163,9 +163,9 @@ class Checkpoint:
         }
 
     def check(self, base: Mapping[str, Any], modules: Iterable[str]) -> None:
-        """Raises LlmvaError if the edit with this `base` was fitted on another model, or this one is not whole."""
+        """Raises LlmvaError if the edit with this `base` was fitted on another model, or if tensors are missing."""
         modules = list(modules)
-        self.writers_of(modules)  # what is packed or missing is not another model
+        self.writers_of(modules)  # packed or missing weights have their own message
         hashes = base.get("hashes", {})
         for module in modules:
             parts = [(w.name, self._hash(f"{module}.{w.name}")) for w in self._writers(module) if module in hashes]
@@ -173,7 +173,7 @@ class Checkpoint:
                 raise self.another(base, module, here)
 
     def another(self, base: Mapping[str, Any], module: str, here: str) -> LlmvaError:
-        """The error of an edit with this `base` whose `module` has the hash `here` in this checkpoint."""
+        """The error for an edit with this `base` if `module` has the hash `here` in this checkpoint."""
         return LlmvaError(
             f"The edit belongs to the model '{base.get('model')}', whose {module} has hash {base['hashes'][module]}, "
             f"and that of '{self.folder.name}' has {here}: give the edit's own model with --base."
@@ -193,7 +193,7 @@ class Checkpoint:
         return writers
 
     def _sources(self, parameter: str) -> list[str]:
-        """The tensors that make up a parameter: one, or an expert each. Raises LlmvaError where some are missing."""
+        """The tensors of a parameter: one, or one for each expert. Raises LlmvaError if some are missing."""
         model, sources, _ = self._model()
         names, whole = sources.get(parameter, []), model.get_parameter(parameter).shape
         wanted = whole[0] if names and len(self.stored[names[0]].shape) < len(whole) else 1
@@ -205,7 +205,7 @@ class Checkpoint:
         return names
 
     def _hash(self, parameter: str) -> str:
-        """As `tensor_hash` of the parameter in memory."""
+        """The `tensor_hash` of the parameter in memory."""
         names = self._sources(parameter)
 
         def read(name: str) -> Tensor:
@@ -214,12 +214,12 @@ class Checkpoint:
 
         if len(names) == 1:
             return tensor_hash(read(names[0]))
-        if len(self.stored[names[0]].shape) == 1:  # a bias an expert, which are small
+        if len(self.stored[names[0]].shape) == 1:  # one small bias for each expert
             return tensor_hash(torch.stack([read(name) for name in names]))
         return slices_hash(tensor_hash(read(name), max(HASHED_VALUES // len(names), 4096)) for name in names)
 
     def _axis(self, name: str, parameter: str, axis: int) -> int:
-        """The axis of the tensor that is `axis` of the parameter."""
+        """The axis of the tensor that corresponds to `axis` of the parameter."""
         if DTYPES.get(self.stored[name].dtype) not in PLAIN:
             raise LlmvaError(
                 f"{name} is packed as {self.stored[name].dtype}: serve the edit by hook, or give the unpacked model "
@@ -228,7 +228,7 @@ class Checkpoint:
         return -3 - axis if self._turned(name, parameter) else axis
 
     def _turned(self, name: str, parameter: str) -> bool:
-        """Whether the tensor has its last two axes the other way round. Raises LlmvaError where that cannot be told."""
+        """Whether the last two axes of the tensor are swapped. Raises LlmvaError if that cannot be decided."""
         model, _, operations = self._model()
         shape, whole = self.stored[name].shape, tuple(model.get_parameter(parameter).shape)
         wanted = whole[-len(shape) :]
@@ -268,7 +268,7 @@ class Checkpoint:
 
 
 def local_folder(source: str) -> Path:
-    """The folder of a model, downloaded if it is one of the hub's."""
+    """The folder of a model; a model of the hub is downloaded."""
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -278,7 +278,7 @@ def local_folder(source: str) -> Path:
 
     try:
         return Path(snapshot_download(source, ignore_patterns=list(WEIGHTS)))
-    except Exception as error:  # the hub client reports a missing model and a missing network by many classes
+    except Exception as error:  # the hub client raises many classes for a missing model or network
         raise UsageError(
             f"'{source}' is neither a local folder nor a model that the hub gives: say with --base where it lies."
         ) from error
@@ -303,7 +303,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def read_header(file: Path) -> tuple[int, dict[str, Stored]]:
-    """Where the data begins, and each tensor's place. Raises LlmvaError where the file is no whole safetensors file."""
+    """The start of the data and each tensor's place. Raises LlmvaError if the file is not a whole safetensors file."""
     broken = LlmvaError(f"'{file}' is no whole safetensors file: download the model again.")
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -337,11 +337,11 @@ def _entry(file: Path, begin: int, entry: Any) -> Stored:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """experts.2 before experts.10."""
+    """Sort key: experts.2 before experts.10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def in_file_order(stored: Mapping[str, Stored], file: Path) -> Iterator[tuple[str, Stored]]:
-    """The tensors of one shard, by their place in it."""
+    """The tensors of one shard, in the order of their places."""
     mine = [(name, place) for name, place in stored.items() if place.file == file]
     yield from sorted(mine, key=lambda pair: pair[1].begin)

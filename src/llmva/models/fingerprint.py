@@ -1,4 +1,4 @@
-"""Tell whether an edit belongs to a model: hashes of what it edits, equal however the model was loaded."""
+"""Hashes that tell whether an edit belongs to a model; they do not depend on how the model was loaded."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from llmva.models.sublayers import Decoder
 from llmva.models.writers import find_writers
 
-HASHED_VALUES = 2**22  # a larger tensor is hashed at this many evenly spread values, so that a 70B model takes seconds
+HASHED_VALUES = 2**22  # maximum number of hashed values of a tensor, evenly spread: a 70B model takes seconds
 
 
 def tensor_hash(weight: Tensor, limit: int = HASHED_VALUES) -> str:
-    """sha256 of the values rounded to bfloat16, so that loading in float32 or bfloat16 is the same (16 hex digits).
+    """sha256 (16 hex digits) of the values rounded to bfloat16, equal for a model in float32 and in bfloat16.
 
-    float16 rounds and clips before that: what is loaded so agrees with itself, and with a float16 checkpoint.
-    Fused experts [E, ..] are hashed one by one, since checkpoints keep each as a tensor of its own.
+    Loading in float16 rounds and clips first, so the hash equals only that of another float16 model or checkpoint.
+    Fused experts [E, ..] are hashed one by one, because checkpoints store each as a separate tensor.
     """
-    if hasattr(weight, "__tensor_flatten__"):  # a packed tensor in disguise, as torchao's: of its parts
+    if hasattr(weight, "__tensor_flatten__"):  # a packed tensor of torchao: hash its parts
         return slices_hash(tensor_hash(getattr(weight, part)) for part in weight.__tensor_flatten__()[0])
     if weight.ndim == 3:
         return slices_hash(tensor_hash(part, max(limit // len(weight), 4096)) for part in weight)
@@ -39,23 +39,23 @@ def tensor_hash(weight: Tensor, limit: int = HASHED_VALUES) -> str:
 
 
 def slices_hash(hashes: Iterable[str]) -> str:
-    """One hash of a fused tensor from those of its slices."""
+    """The hash of a fused tensor from the hashes of its slices."""
     return hashlib.sha256(json.dumps(list(hashes)).encode()).hexdigest()[:16]
 
 
 def module_hash(module: nn.Module) -> str:
-    """One hash over what an edit of `module` would write; over all it holds where weights are packed.
+    """The hash of the parameters that an edit of `module` would write; of all its tensors if weights are packed.
 
-    Where it holds nothing to be read, over its outputs: such a hash is of the device and its kernels too.
+    If no tensor can be read, the hash of its outputs, which also depends on the device and its kernels.
     """
     written = {writer.name for writer in find_writers(module, 0, prove=False)}
-    # not what else is in the state: bitsandbytes lays its scales out anew on their first use
+    # and nothing else of the state: bitsandbytes changes the layout of its scales at first use
     names = written or {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     with _brought_in(module):
         try:
             state = _to_be_saved(module).state_dict()
             held = [(n, tensor_hash(t)) for n, t in state.items() if n in names and isinstance(t, Tensor)]
-        except Exception:  # whatever a packed tensor raises that does not want to be read
+        except Exception:  # a packed tensor that cannot be read may raise anything
             if written:
                 raise
             held = []
@@ -63,9 +63,10 @@ def module_hash(module: nn.Module) -> str:
 
 
 def _to_be_saved(module: nn.Module) -> nn.Module:
-    """`module`, or a copy where reading its state would harm it.
+    """`module`, or a copy if reading its state would corrupt it.
 
-    On CPUs bitsandbytes lays 4-bit weights out anew for use, and lays them back for saving, but not their scales.
+    On CPUs bitsandbytes changes the layout of 4-bit weights for use and changes it back for saving, but not that of
+    their scales.
     """
     states = (getattr(parameter, "quant_state", None) for parameter in module.parameters())
     relaid = any(getattr(state, "packing_format_for_cpu", False) for state in states)
@@ -74,7 +75,7 @@ def _to_be_saved(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def _brought_in(module: nn.Module) -> Iterator[None]:
-    """Weights that accelerate keeps on disk or in memory come to their device for the length of this block."""
+    """Load weights that accelerate has offloaded to their device, until the end of the block."""
     with ExitStack() as after:
         for part in module.modules():
             if hasattr(part, "_hf_hook"):
@@ -86,7 +87,7 @@ def _brought_in(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _outputs_hash(module: Any) -> str:
-    """Of the outputs for two fixed inputs of unit length; of the kind of module alone where its inputs are unknown."""
+    """The hash of the outputs for two fixed inputs of unit length; the class name if the input width is unknown."""
     size = getattr(module, "in_features", None)
     if size is None:
         return type(module).__name__
@@ -101,7 +102,7 @@ def parts_hash(parts: Iterable[tuple[str, str]]) -> str:
 
 
 def fingerprint(decoder: Decoder, name: str) -> dict[str, Any]:
-    """What an edit remembers of its base: `model`, shape facts, a hash per sublayer, and `sha256` over all of these."""
+    """The `base` of an edit: `model`, shape facts, a hash for each sublayer, and `sha256` over all except `model`."""
     config = decoder.model.config
     facts: dict[str, Any] = {
         "model_type": config.model_type,
@@ -115,5 +116,5 @@ def fingerprint(decoder: Decoder, name: str) -> dict[str, Any]:
 
 
 def _quantised(model: Any) -> str | None:
-    """How bitsandbytes packed the model when it was loaded, as `load_model` takes it; None where it did not."""
+    """How bitsandbytes packed the model when it was loaded, as a value of `load_model`; None if it did not."""
     return next((bits for bits in ("4bit", "8bit") if getattr(model, f"is_loaded_in_{bits}", False)), None)

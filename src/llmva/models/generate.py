@@ -1,7 +1,7 @@
 """Greedy answers, and the sublayers' outputs at the last prompt token, from the same forward pass.
 
-Prefilling the cache for generation computes every `o` already, so capturing them costs nothing. Prompts run sorted by
-length in left-padded batches, and a row ends as soon as nothing more it could say would change the judge's label.
+The prefill of generation computes every `o` already, so captures cost nothing. Prompts run sorted by length in
+left-padded batches. Generation of a row stops as soon as no continuation could change the judge's label.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from llmva.models.chat import forward_inputs
 from llmva.models.chat_model import ChatModel
 from llmva.models.sublayers import contiguous_head, first_tensor, hooked, text_config
 
-CHECK_EVERY = 4  # decoding steps between two looks at which rows have ended
+CHECK_EVERY = 4  # decoding steps between two checks which rows have ended
 
 
 @dataclass(frozen=True)
 class Capture:
-    """What one pass over n prompts gives, in their order."""
+    """Answers to n prompts, in their order, and what the prefill computed."""
 
     answers: list[str]
     outputs: Tensor  # o of every sublayer at the last prompt token, [S, n, d], in the model's dtype, on the CPU
     final: Tensor  # final residual stream there, [n, d]
-    tokens: int  # generated
+    tokens: int  # number of generated tokens
     first: Tensor | None = None  # most likely first token of each answer, int64 [n]
-    shares: Tensor | None = None  # of the first token's probability, by `weigh`: [n, k]
-    thoughts: list[str] | None = None  # that came before the answers, where the model was let think
+    shares: Tensor | None = None  # expectation of `weigh` under the first token's distribution, [n, k]
+    thoughts: list[str] | None = None  # thoughts before the answers, if the model thinks first
 
     def rows(self, index: list[int] | slice, tokens: int = 0) -> Capture:
-        """Some of the prompts; `tokens` is what they count as generated."""
+        """The capture of some prompts; `tokens` is its number of generated tokens."""
         answers = self.answers[index] if isinstance(index, slice) else [self.answers[i] for i in index]
         first, shares = (None if x is None else x[index] for x in (self.first, self.shares))
         thoughts = self.thoughts
@@ -62,7 +62,7 @@ def capture(
         model: a transformers model, or a Decoder already found in one.
         prompts: user messages; the chat template is applied here.
         max_new_tokens: maximum length of an answer; 0 captures without answering.
-        batch_tokens: tokens in a batch; None guesses by memory.
+        batch_tokens: maximum number of tokens in a batch; None guesses by free memory.
 
     Raises:
         UsageError: a prompt that does not fit into the model's context.
@@ -88,8 +88,8 @@ def answer_prompts(
         settled: a judge's `settled`: generation of a row stops once it is True of the answer so far.
         weigh: [vocabulary, k]; the expectation of its rows under the first token's distribution comes back as
             `shares`. Only without answering, since generation keeps no distributions.
-        rows: token ids to be read for each prompt; None renders the prompts.
-        on_progress: told the number of prompts done after every batch.
+        rows: token ids of each prompt; None renders the prompts.
+        on_progress: called after every batch with its number of prompts.
 
     Raises:
         UsageError: a prompt that does not fit into the model's context.
@@ -170,10 +170,10 @@ def _run(
 
 
 class RowStop:
-    """A transformers stopping criterion, row by row; `ends` holds how many of each row's new tokens count."""
+    """A transformers stopping criterion for each row; `ends` says how many of each row's new tokens count."""
 
     def __init__(self, width: int, rows: int, end: Callable[[list[int]], int | None]) -> None:
-        """`end` says of a row's new tokens how many of them count, or None while more are wanted."""
+        """`end` takes a row's new tokens and returns how many of them count, or None to continue."""
         self.width, self.end = width, end
         self.ends: list[int | None] = [None] * rows
 
@@ -190,8 +190,8 @@ def generate_greedily(
 ) -> Tensor:
     """New tokens after the left-padded `ids` [rows, width] by plain greedy search: [rows, at most max_new_tokens].
 
-    What a given config leaves open, transformers takes from the model's own: repetition penalties, beams, forced or
-    suppressed tokens. So that one is put aside meanwhile. `options` go to `generate`.
+    For options that a given config leaves open, transformers uses the model's own: repetition penalties, beams, forced
+    or suppressed tokens. So the model's own config is replaced during the call. `options` go to `generate`.
     """
     from transformers import GenerationConfig
 
@@ -211,14 +211,14 @@ def generate_greedily(
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Every token that ends a turn, by the model's generation config or the tokenizer."""
+    """The tokens that end a turn, from the model's generation config and the tokenizer."""
     ids = getattr(model.generation_config, "eos_token_id", None)
     known = set(ids) if isinstance(ids, list | tuple) else {ids}
     return {i for i in known | {tokenizer.eos_token_id} if i is not None}
 
 
 def _ends(new: Tensor, eos: set[int], settled: list[int | None]) -> list[int]:
-    """How many tokens of each row the model itself wrote, its end token included."""
+    """How many new tokens of each row count, the end token included."""
     ends = []
     for row, limit in zip(new.tolist(), settled, strict=True):
         end = next((i + 1 for i, token in enumerate(row) if token in eos), len(row))
@@ -227,14 +227,14 @@ def _ends(new: Tensor, eos: set[int], settled: list[int | None]) -> list[int]:
 
 
 def context_length(model: Any) -> int | None:
-    """The most tokens that the model reads, prompt and answer together, where its config says so."""
+    """Maximum number of tokens of prompt and answer together; None if the config does not say."""
     config = text_config(model)
     limit: int | None = getattr(config, "max_position_embeddings", None)
     return limit
 
 
 def check_rows(model: Any, prompts: Sequence[str], rows: list[list[int]], max_new_tokens: int) -> None:
-    """Raises UsageError that names the first prompt whose token ids (`rows`) the model cannot read, if there is one."""
+    """Raises UsageError for the first prompt whose token ids (`rows`) the model cannot read."""
     if not rows:
         raise UsageError("There are no prompts to answer: give at least one.")
     limit = context_length(model)

@@ -1,8 +1,8 @@
-"""What the next token feels of every sublayer: gradients of scores of its logits with respect to what sublayers write.
+"""Gradients of scores of the next token's logits with respect to the sublayers' outputs.
 
-A decision is read at the last prompt token and an edit acts on outputs there, so that token alone needs a graph. Where
-the model's cache is plain keys and values, all before it comes from the cache and the backward pass costs next to
-nothing, in time and in memory; otherwise the graph runs through the whole prompt.
+The decision is read at the last prompt token, so only that token needs a graph. If the model's cache is plain keys and
+values, all earlier tokens come from the cache, and the backward pass costs little time and memory. Otherwise the graph
+covers the whole prompt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llmva.models.sublayers import contiguous_head, first_tensor, hooked
 
 LOGIT_BYTES = 32 * 2**20
 Score = Callable[[Tensor, list[int]], Tensor]
-# prompts' numbers; their scores [n, k]; what the sublayers put out [S, n, d], and the gradients [S, n, k, d]
+# indices of n prompts; their scores [n, k]; the sublayers' outputs [S, n, d]; the gradients [S, n, k, d]
 Part = tuple[list[int], Tensor, Tensor, Tensor]
 
 
@@ -32,13 +32,13 @@ def gradients(chat: ChatModel, prompts: Sequence[str], score: Score) -> Iterator
 
     Args:
         prompts: user messages; the chat template is applied here.
-        score: of the next token's logits, float32 [n, V], and the prompts' numbers: k scores of each, [n, k].
+        score: takes the next token's logits, float32 [n, V], and the prompts' indices; returns scores [n, k].
 
     Yields:
         Batch by batch, on the CPU: scores in float32, outputs and gradients in the model's dtype.
 
     Raises:
-        RuntimeError: weights that gradients cannot pass, such as those of some packed formats.
+        RuntimeError: gradients cannot pass the weights, as in some packed formats.
     """
     rows, batching = chat.rows(prompts), chat.batching
     lengths = [len(row) for row in rows]
@@ -46,7 +46,7 @@ def gradients(chat: ChatModel, prompts: Sequence[str], score: Score) -> Iterator
     def work(batch: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         return _backward(chat, [rows[i] for i in batch], lambda logits: score(logits, batch))
 
-    # logits are held several times over, whatever else a graph holds: bound them however large the vocabulary
+    # the graph holds the logits several times: limit them for large vocabularies
     max_rows = max(1, LOGIT_BYTES // (4 * chat.decoder.vocabulary))
     small = Batching(min(batching.tokens, math.ceil(max_rows * batching.cost(max(lengths)))), batching.square)
     for batch, (scores, outputs, slopes) in small.over(longest_first(lengths), lengths.__getitem__, work):
@@ -60,19 +60,19 @@ def _backward(
     ids, mask = chat.pad(rows)
     inputs = forward_inputs(model, ids, mask)
     with frozen(model), hooked([contiguous_head(model)]):
-        # transformers has called it by both names
+        # the name differs between versions of transformers
         name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         cache = _prefix(model, inputs, name)
         if cache is not None:
             inputs = {k: v if k == "attention_mask" else v[:, -1:] for k, v in inputs.items()}
             inputs[name] = cache
         outputs: dict[int, Tensor] = {}
-        steps: dict[int, Tensor] = {}  # zeros that are added to the outputs, for the gradients to arrive at
+        steps: dict[int, Tensor] = {}  # zeros added to the outputs; their gradients are those of the outputs
 
         def join(index: int) -> Any:
             def hook(module: Any, args: Any, output: Any) -> Any:
                 o = first_tensor(output)
-                wide = o.reshape(len(rows), -1, o.shape[-1])  # experts see a flat list of tokens
+                wide = o.reshape(len(rows), -1, o.shape[-1])  # experts get a flat list of tokens
                 outputs[index] = wide[:, -1].detach()
                 steps[index] = torch.zeros_like(outputs[index], requires_grad=True)
                 padded = torch.nn.functional.pad(steps[index][:, None], (0, 0, wide.shape[1] - 1, 0))
@@ -95,23 +95,23 @@ def _backward(
 
 
 def _prefix(model: Any, inputs: dict[str, Tensor], name: str) -> Any:
-    """The cache of all but the last token, or None where that cannot stand in for them in a graph."""
+    """The cache of all tokens but the last, or None if a graph cannot use it."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
     if inputs["input_ids"].shape[1] < 2:
         return None
-    with torch.no_grad():  # not inference_mode, whose tensors no graph takes
+    with torch.no_grad():  # not inference_mode: a graph cannot use its tensors
         result = model(**{k: v[:, :-1] for k, v in inputs.items()}, use_cache=True, logits_to_keep=1)
     cache = getattr(result, name, None)
-    # recurrent layers write their states in place
+    # recurrent layers change their states in place
     plain = isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
     return cache if plain else None
 
 
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
-    """Without gradients of the weights, whose graph would hold every activation that they need."""
+    """No gradients of the weights inside the block: their graph would hold many activations."""
     wanted = [p for p in model.parameters() if p.requires_grad]
     for parameter in wanted:
         parameter.requires_grad_(False)

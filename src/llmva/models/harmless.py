@@ -1,7 +1,7 @@
-"""What an edit does to text that has nothing to do with it: next tokens kept, and how far the distributions moved.
+"""Harmless text: how an edit changes its next tokens, and the sublayers' outputs on it.
 
-The text is the model's own: prompts that it answered before any edit, with those answers. So it suits any model and
-any language, and nothing has to be downloaded.
+The text is the model's own answers to benign prompts before any edit. So it fits any model and any language, and
+nothing has to be downloaded.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from llmva.models.chat import forward_inputs
 from llmva.models.chat_model import ChatModel
 from llmva.models.sublayers import contiguous_head, first_tensor, hooked
 
-MAX_ANSWER = 48  # tokens of each answer that are compared
+MAX_ANSWER = 48  # maximum number of compared tokens of an answer
 MAX_LOGIT_BYTES = 24 * 2**20
-MAX_RATIO = 1e12  # of perplexities: more says no more, and a model that rules a token out would make it infinite
+MAX_RATIO = 1e12  # maximum ratio of perplexities; it would be infinite if the edited model excludes a token
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Edited against original model, teacher-forced on the original's answers; one entry a text."""
+    """The edited and the original model compared along the original's answers (teacher forcing); one entry per text."""
 
     kept: list[float]  # share of positions whose most likely next token is the same
     kl: list[float]  # mean KL divergence of the edited from the original distribution, in nats
     rise: list[float]  # of the negative log-likelihood of the text's tokens, summed over them, in nats
-    tokens: list[int]  # that were predicted
+    tokens: list[int]  # number of tokens of the answer
 
     def as_record(self) -> dict[str, float | None]:
-        """`kept`, `kl` in nats and `perplexity`, a ratio, as run.json holds them; None each where there was no text."""
+        """`kept`, `kl` in nats and `perplexity`, a ratio, as in run.json; all None if there was no text."""
         if not self.kept:
             return dict.fromkeys(("kept", "kl", "perplexity"))
         return {"kept": self.mean_kept, "kl": self.mean_kl, "perplexity": self.perplexity_ratio}
@@ -51,7 +51,7 @@ class Agreement:
 
     @property
     def perplexity_ratio(self) -> float:
-        """Perplexity of the texts for the edited model over that for the original; at most MAX_RATIO."""
+        """Perplexity of the texts under the edited model divided by that under the original; at most MAX_RATIO."""
         mean = sum(self.rise) / max(1, sum(self.tokens))
         return math.exp(min(mean, math.log(MAX_RATIO)))
 
@@ -65,13 +65,13 @@ def agreement(
 ) -> Agreement:
     """Compare next tokens along each `(prompt, answer)` with and without an edit or other hooks.
 
-    While `applied()` is entered the hooks are on the model; outside of it they must not be. `against` does the same for
-    what is compared with, the untouched model unless given. An empty answer compares the first token alone.
+    `applied()` is a context in which the hooks are on the model; outside they must not be. `against` is the same for
+    the model to compare with, by default the untouched one. An empty answer compares only the first token.
     """
     pairs = [_tokens(chat, prompt, answer) for prompt, answer in texts]
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     rows_compared = [(0.0, 0.0, 0.0)] * len(pairs)
-    # logits of all answer positions are held twice: bound them however large the vocabulary
+    # logits of all answer positions are held twice: limit them for large vocabularies
     small = Batching(min(chat.batching.tokens, max(1, MAX_LOGIT_BYTES // (4 * chat.decoder.vocabulary))))
 
     def work(batch: list[int]) -> list[tuple[float, float, float]]:
@@ -96,7 +96,7 @@ def outputs_on_text(
 ) -> Tensor:
     """Sublayers' outputs [S, q, d] at up to `limit` random positions of `(prompt, answer)` texts, in the model's dtype.
 
-    The last prompt token is left out: there the decision is taken, and the edit is meant to act.
+    The last prompt token is left out, because the decision is made and the edit should act there.
     """
     pairs = [_tokens(chat, prompt, answer) for prompt, answer in texts]
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
@@ -133,10 +133,10 @@ def outputs_on_text(
 
 
 def random_messages(tokenizer: Any, count: int, generator: torch.Generator) -> list[str]:
-    """User messages of 3 to 14 tokens drawn evenly from the vocabulary: text that asks for nothing at all.
+    """User messages of 3 to 14 random tokens of the vocabulary, which ask for nothing.
 
-    Whatever a covector reads there is no decision about harm, in any language and for any skill, so such messages tell
-    the quiet readers what to ignore without naming a single skill.
+    No decision about harm is made on them, in any language. So they show the harmless metric what vectors should ignore
+    without examples of any skill.
     """
     special = set(tokenizer.all_special_ids)
     ids = torch.tensor([i for i in range(len(tokenizer)) if i not in special])
@@ -149,13 +149,13 @@ def random_messages(tokenizer: Any, count: int, generator: torch.Generator) -> l
 
 
 def _tokens(chat: ChatModel, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    """The prompt as the model reads it, and the first tokens of its answer."""
+    """Token ids of the rendered prompt, and of the first MAX_ANSWER tokens of the answer."""
     return chat.row(prompt), chat.tokenizer(answer, add_special_tokens=False)["input_ids"][:MAX_ANSWER]
 
 
 @torch.inference_mode()
 def _log_probabilities(chat: ChatModel, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
-    """For each row, log-probabilities at the positions that predict its answer and what follows it, [answer + 1, V]."""
+    """Log-probabilities of each row at the positions that predict its answer and the next token, [answer + 1, V]."""
     ids, mask = chat.pad([[*p, *a] for p, a in rows])
     keep = max(len(a) for _, a in rows) + 1
     inputs = forward_inputs(chat.model, ids, mask)
@@ -165,15 +165,15 @@ def _log_probabilities(chat: ChatModel, rows: list[tuple[list[int], list[int]]])
 
 
 def _compare(original: Tensor, edited: Tensor, answer: list[int]) -> tuple[float, float, float]:
-    """Next tokens kept, KL divergence, and how much less likely the answer's tokens have become."""
+    """Share of next tokens kept, mean KL divergence, and the rise of the answer's negative log-likelihood."""
     same = (original.argmax(-1) == edited.argmax(-1)).double().mean()
     p = original.exp()
-    terms = torch.where(p == 0, 0.0, p * (original - edited))  # some models rule out tokens, at minus infinity
+    terms = torch.where(p == 0, 0.0, p * (original - edited))  # some models exclude tokens, at minus infinity
     kl = terms.sum(-1).double().mean()
     if not kl.isfinite():
         raise LlmvaError("The model's logits overflow: pass --dtype bfloat16 or float32, or a smaller --step.")
     tokens = torch.tensor(answer, device=original.device, dtype=torch.long)[:, None]
     said = original[:-1].gather(1, tokens).double()
     rises = said - edited[:-1].gather(1, tokens).double()
-    rise = torch.where(said.isinf(), 0.0, rises).sum()  # what the original rules out cannot become less likely
+    rise = torch.where(said.isinf(), 0.0, rises).sum()  # tokens that the original excludes cannot become less likely
     return float(same), float(kl), float(rise)

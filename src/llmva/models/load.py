@@ -1,4 +1,4 @@
-"""Load a chat model and its tokenizer, from the hub, a folder or a .gguf file, and check that it can be used."""
+"""Load a chat model and its tokenizer from the hub, a folder or a .gguf file, and check that they are usable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUANTIZED = ("4bit", "8bit")
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device that a run uses: CUDA, then Apple's MPS, then the CPU, unless `name` says which."""
+    """The device of a run: `name`, or for "auto" CUDA, then Apple's MPS, then the CPU."""
     if name != "auto":
         try:
             device = torch.device(name)
@@ -38,9 +38,9 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The checkpoint's own dtype where the device computes in it at full speed, else float32."""
+    """The checkpoint's own dtype if the device computes in it at full speed, otherwise float32."""
     if device.type == "cpu" and stored != torch.float32:
-        # bfloat16 products are about three times faster than float32 on CPUs that have them, and much slower elsewhere
+        # bfloat16 products are about three times faster than float32 on CPUs that have them, and much slower on others
         native = torch.cpu._is_avx512_bf16_supported() if hasattr(torch.cpu, "_is_avx512_bf16_supported") else False
         return torch.bfloat16 if stored == torch.bfloat16 and native else torch.float32
     return stored
@@ -60,11 +60,11 @@ def load_model(
 
     Args:
         name: a hub id, a local folder, or a .gguf file (its weights are unpacked to `dtype`).
-        device_map: spread the model over devices, as accelerate does; modules may be mapped to "disk" too.
+        device_map: spread the model over devices, as accelerate does; modules may also be mapped to "disk".
         quantize: "4bit" or "8bit" packs the linear layers with bitsandbytes. A checkpoint that is stored packed is
-            loaded as it is, with "none".
+            loaded as it is with "none".
 
-    Raises UsageError when there is no such model and LlmvaError when its weights are unusable.
+    Raises UsageError if there is no such model and LlmvaError if its weights are unusable.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -87,7 +87,7 @@ def load_model(
         _check_quantize(config, str(name), bool(extra))
         placement["quantization_config"] = _bits(quantize, wanted)
     if packed:
-        placement.setdefault("device_map", {"": where})  # packed weights are made on their device, and stay there
+        placement.setdefault("device_map", {"": where})  # packed weights are created on their device and stay there
     with _explained(str(name), "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         check_template(tokenizer, str(name))
@@ -98,11 +98,11 @@ def load_model(
         model, report = loaded
         if "device_map" not in placement and where.type != "cpu":
             model.to(where)
-    missing = sorted(report["missing_keys"])  # transformers fills them with random numbers and goes on
+    missing = sorted(report["missing_keys"])  # transformers fills them with random numbers and continues
     if missing:
         rest = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise LlmvaError(f"'{name}' lacks the weights {missing[0]}{rest}: download or convert the model whole.")
-    if extra:  # transformers goes on calling an unpacked .gguf quantised, and refuses to save it
+    if extra:  # transformers still considers an unpacked .gguf quantised, and refuses to save it
         model.hf_quantizer = None
         vars(model.config).pop("quantization_config", None)
     model.eval()
@@ -132,7 +132,7 @@ def _bits(quantize: str, compute: torch.dtype) -> Any:
 
 
 def auto_class(config: Any) -> Any:
-    """The transformers class that loads this config's text generator, alone or as a part of a multimodal model."""
+    """The transformers class for this config: of a text generator, or of a multimodal model with one."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -148,10 +148,10 @@ def auto_class(config: Any) -> Any:
 
 
 def check_template(tokenizer: Any, name: str) -> None:
-    """Refuse a chat template that cannot be rendered; to have none is fine."""
+    """Refuse a chat template that cannot be rendered; having none is fine."""
     try:
         render(tokenizer, "hello")
-    except Exception as error:  # a template is a program of the model's: it may fail in any way
+    except Exception as error:  # a template is a program that comes with the model: it may raise anything
         raise LlmvaError(
             f"The chat template of '{name}' cannot be rendered ({_first_line(error)}): mend it, or remove it for a "
             "plain dialogue."
@@ -159,17 +159,17 @@ def check_template(tokenizer: Any, name: str) -> None:
 
 
 def check_weights(model: Any, name: str) -> None:
-    """Refuse weights that are not finite: every later figure would be nonsense. Reads each tensor once.
+    """Refuse non-finite weights, which would make every result meaningless. Reads each tensor once.
 
-    Packed weights, whose bits are no numbers whatever dtype they claim, are not read, nor are offloaded ones.
+    Packed weights are not read, because their bits are not numbers of their dtype, nor are offloaded weights.
     """
     for key, weight in model.named_parameters():
         if type(weight) is not torch.nn.Parameter or not weight.is_floating_point():
             continue
         if weight.numel() == 0 or weight.device.type == "meta":
             continue
-        plain = weight.float() if weight.element_size() == 1 else weight  # torch compares no float8
-        low, high = torch.aminmax(plain)  # NaN propagates, and no copy of the tensor is made
+        plain = weight.float() if weight.element_size() == 1 else weight  # torch cannot compare float8
+        low, high = torch.aminmax(plain)  # NaN propagates, and the tensor is not copied
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise LlmvaError(f"'{name}' holds NaN or infinite weights in {key}: download or convert the model again.")
 
@@ -201,7 +201,7 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _check_map(device_map: str | dict[str, Any]) -> str | dict[str, Any]:
-    """A string names a strategy or one device."""
+    """Check a device map; a string names a strategy or one device."""
     known = ("auto", "balanced", "balanced_low_0", "sequential")
     if isinstance(device_map, str) and device_map not in known:
         try:
@@ -215,9 +215,9 @@ def _check_map(device_map: str | dict[str, Any]) -> str | dict[str, Any]:
 
 @contextmanager
 def _explained(name: str, part: str) -> Iterator[None]:
-    """Turn whatever transformers raises while it reads `part` into one sentence.
+    """Turn any error of transformers while it reads `part` into one sentence.
 
-    It reports a missing folder, a missing file and an unreadable file by many classes of error.
+    transformers raises many classes for a missing folder, a missing file or an unreadable file.
     """
     try:
         yield
@@ -260,6 +260,6 @@ def _explain(name: str, part: str, error: Exception) -> LlmvaError:
 
 
 def _first_line(error: BaseException) -> str:
-    """The first sentence of a message, in 200 characters at most."""
+    """The first sentence of a message, at most 200 characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.split(r"(?<=\w)\. (?=[A-Z])", lines[0])[0][:200].rstrip(". ")

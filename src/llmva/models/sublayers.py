@@ -1,9 +1,9 @@
 """Find the 2N sublayers of a decoder: the modules whose outputs are added to the residual stream.
 
 A block's update of the residual stream is a sum, `x_out - x_in = c (o_attention + o_mlp)`. Names suggest which
-modules give the two terms; one forward pass of a few tokens then proves it. A model whose update the named modules
-do not explain is searched for a pair that does, and refused if there is none, because editing the wrong module would
-look like a run and do harm.
+modules give the two terms; one forward pass of a few tokens then proves it. If the named modules do not explain the
+update, the block is searched for a pair that does. If there is none, the model is refused, because an edit of the wrong
+module would look like a run and do harm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llmva.errors import LlmvaError, UsageError
 from llmva.models.chat import input_device
 from llmva.models.writers import is_linear
 
-# Ends of names, inside a block, of the projection that writes a sublayer's output.
+# Name endings, inside a block, of the projection that writes a sublayer's output.
 ATTENTION = (
     "self_attn.o_proj",  # llama, mistral, qwen2, qwen3, gemma, phi3, olmo2, granite, cohere
     "self_attn.dense",  # phi
@@ -56,18 +56,18 @@ MLP = (
     "feed_forward",  # likewise: llama4, jamba, lfm2_moe
     "ffn",  # likewise: dbrx
 )
-# Children of a block whose outputs, of the attention and of the MLP, are added in place of the projections' own.
+# Children of a block whose outputs (attention, MLP) are added instead of the projections' own.
 POST_NORMS = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),  # gemma2, gemma3, olmo2, exaone4
     ("post_self_attn_layernorm", "post_mlp_layernorm"),  # glm4
 )
 PROBE_TOKENS = 5
-TOLERANCE = 0.05  # relative; bfloat16 sums of large residuals lose two digits
+TOLERANCE = 0.05  # relative error: bfloat16 sums of large residuals lose two digits
 
 
 @dataclass(frozen=True)
 class Sublayer:
-    """One attention or MLP sublayer. `projection` is edited; `output` gives `o` (its post-norm, where there is one)."""
+    """One attention or MLP sublayer. `projection` is edited; the output of `output` (a post-norm, if any) is `o`."""
 
     name: str  # path of the projection in the model
     kind: str  # "attention" or "mlp"
@@ -77,7 +77,7 @@ class Sublayer:
 
     @property
     def gain(self) -> torch.Tensor | None:
-        """The post-norm's per-channel gain, float32 [d], or None where the projection writes to the residual itself."""
+        """The post-norm's gain per channel, float32 [d], or None if the projection writes to the residual stream."""
         if self.output is self.projection:
             return None
         return _gain(self.output)
@@ -85,19 +85,21 @@ class Sublayer:
 
 @torch.no_grad()
 def _gain(norm: Any) -> torch.Tensor:
-    """Measured, since Gemma's norms multiply by 1 + weight and others by weight: a vector of +1 and -1 is already
-    normalised, so what it comes out as is the gain."""
+    """The measured gain, because Gemma's norms multiply by 1 + weight and others by weight.
+
+    A vector of +1 and -1 is already normalised, so its output shows the gain.
+    """
     weight = norm.weight
     signs = torch.ones_like(weight, dtype=torch.float32 if not isinstance(norm, nn.LayerNorm) else weight.dtype)
     signs[1::2] = -1.0
-    # forward(), since the hooks of a capture are not to see this; half the difference, since a LayerNorm adds a bias
+    # forward() runs no hooks of a capture; half the difference removes the bias of a LayerNorm
     gain: torch.Tensor = (norm.forward(signs) - norm.forward(-signs)) / 2 * signs
     return gain.float()
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """The parts of a model that the method reads and edits."""
+    """A model with the parts that the method reads and edits."""
 
     model: Any
     sublayers: tuple[Sublayer, ...]
@@ -110,14 +112,14 @@ class Decoder:
 
     @property
     def vocabulary(self) -> int:
-        """How many logits the model gives; a tokenizer may know fewer tokens."""
+        """The number of logits; a tokenizer may have fewer tokens."""
         return int(self.model.get_output_embeddings().weight.shape[0])
 
 
 def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
-    """Sublayers in order: attention, MLP, attention, MLP, ... Raises UsageError rather than guess.
+    """Find the sublayers, in the order attention, MLP, attention, MLP, ... Raises UsageError if one is uncertain.
 
-    Without `verify` names alone decide, for where there are no numbers (the meta device): not to be edited by.
+    Without `verify` names alone decide, as on the meta device, which has no numbers. Do not edit by such a result.
     """
     prefix, blocks = _blocks(model)
     width = int(text_config(model).hidden_size)
@@ -140,13 +142,13 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
 
 
 def text_config(model: Any) -> Any:
-    """The config of the text decoder, which in a multimodal model is a part of the whole."""
+    """The config of the text decoder, also in a multimodal model."""
     config = model.config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
-    """The decoder's list of blocks: the one ModuleList as long as the config says, outside vision and audio towers."""
+    """The decoder's blocks: the one ModuleList of the length in the config, outside vision and audio towers."""
     count = getattr(text_config(model), "num_hidden_layers", None)
     candidates = [
         (name, module)
@@ -179,7 +181,7 @@ def _by_name(block: nn.Module) -> Pair | None:
 
 @torch.inference_mode()
 def _probe(model: Any, blocks: nn.ModuleList) -> list[dict[str, torch.Tensor]]:
-    """For each block: its `input` and `output` and every inner module's output of the same shape, float64 [1, t, d]."""
+    """For each block: its `input`, `output`, and each inner module's output of the same shape, float64 [1, t, d]."""
     records: list[dict[str, torch.Tensor]] = [{} for _ in blocks]
     handles = []
     for index, block in enumerate(blocks):
@@ -203,7 +205,7 @@ def _probe(model: Any, blocks: nn.ModuleList) -> list[dict[str, torch.Tensor]]:
 
 
 def first_tensor(output: Any) -> torch.Tensor:
-    """Modules return a tensor or a tuple that begins with it."""
+    """The output tensor of a module that returns a tensor, or a tuple that begins with it."""
     tensor: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
     return tensor
 
@@ -226,10 +228,11 @@ def _input_recorder(record: dict[str, torch.Tensor]) -> Any:
 
 
 def _misfit(record: dict[str, torch.Tensor], attention: str, mlp: str, epsilon: float) -> float:
-    """How far `x_out - x_in = c (o_attention + o_mlp)` fails at the worst token, with the best c (granite has one).
+    """The error of `x_out - x_in = c (o_attention + o_mlp)` at the worst token over the allowed error, with the best c.
 
-    At most 1 where the two explain the update. Beside TOLERANCE that allows what rounding the residual stream to its
-    dtype can do: a token with massive activations loses its small updates.
+    At most 1 if the two outputs explain the update. Besides TOLERANCE, the allowed error includes the rounding of the
+    residual stream to its dtype, because a token with massive activations loses small updates. Granite has c other than
+    1.
     """
     update, total = record["output"] - record["input"], record[attention] + record[mlp]
     scale = (update * total).sum() / total.pow(2).sum().clamp_min(1e-30)
@@ -239,7 +242,7 @@ def _misfit(record: dict[str, torch.Tensor], attention: str, mlp: str, epsilon: 
 
 
 def _proved(block: nn.Module, named: Pair | None, record: dict[str, torch.Tensor], epsilon: float) -> Pair | None:
-    """The named pair if it explains the block's update, perhaps through post-norms, else the one pair that does."""
+    """The named pair if it explains the block's update, perhaps with post-norms, otherwise the only pair that does."""
     if named is not None:
         norms = [name for name in record if "norm" in name.lower() and "." not in name]
         outputs = [
@@ -247,7 +250,7 @@ def _proved(block: nn.Module, named: Pair | None, record: dict[str, torch.Tensor
             for attention, mlp in product([named[0][0], *norms], [named[1][0], *norms])
             if attention in record and mlp in record and attention != mlp
         ]
-        # the best, not the first: where a post-norm's input is tiny beside its epsilon, it is itself nearly a scalar
+        # the best, not the first: a post-norm whose input is tiny compared with its epsilon is nearly a scalar
         misfits = {pair: _misfit(record, *pair, epsilon) for pair in outputs}
         best = min(misfits, key=misfits.__getitem__, default=None)
         if best is not None and misfits[best] <= 1:
@@ -262,10 +265,10 @@ def _proved(block: nn.Module, named: Pair | None, record: dict[str, torch.Tensor
 
 
 def contiguous_head(model: Any) -> Any:
-    """A hook that hands the output embedding contiguous hidden states; remove it after the pass.
+    """A hook that makes the hidden states contiguous before the output embedding; remove it after the forward pass.
 
-    transformers slices out the positions that want logits. For such a slice torch's linear copies the whole matrix once
-    a row: 57 MB a prompt on a 135M model, several GB a batch.
+    transformers slices out the positions that need logits. For such a slice torch's linear copies the whole matrix once
+    for each row: 57 MB a prompt on a 135M model, several GB a batch.
     """
     return model.get_output_embeddings().register_forward_pre_hook(
         lambda module, args: tuple(a.contiguous() if isinstance(a, torch.Tensor) else a for a in args)
@@ -274,7 +277,7 @@ def contiguous_head(model: Any) -> Any:
 
 @contextmanager
 def hooked(handles: list[Any]) -> Iterator[None]:
-    """Keep forward hooks for the length of a block, and remove them whatever happens in it."""
+    """Remove these hooks at the end of the block, also after an error."""
     try:
         yield
     finally:

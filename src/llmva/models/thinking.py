@@ -1,8 +1,8 @@
-"""Models that think before they answer: let them, and take the end of the thinking block for the end of the prompt.
+"""Models that think before they answer: generate the thoughts, and treat their end as the end of the prompt.
 
-What such a model decides, it decides while it thinks. So the row that a capture reads, and that the answer follows,
-is the prompt with the model's own thoughts up to and including the tag that closes them. A model that does not close
-them within its budget has them closed, as those who serve such models do.
+Such a model decides while it thinks. So a capture reads the prompt with the model's own thoughts, up to and including
+the closing tag, and the answer follows them. If the model does not close its thoughts within the maximum number of
+tokens, they are closed for it, as servers of such models do.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from llmva.models.generate import RowStop, check_rows, end_tokens, generate_gree
 from llmva.models.sublayers import contiguous_head, hooked
 
 _OPEN = re.compile(r"<(think|thinking|thought|reasoning)>", re.IGNORECASE)
-AFTER = "\n\n"  # between the closing tag and the answer, where the model left off before it
+AFTER = "\n\n"  # between the closing tag and the answer, if the model stopped before it
 
 
 @dataclass(frozen=True)
 class Thinking:
-    """How a model marks its thoughts, and how many tokens it may spend on them."""
+    """The tags around a model's thoughts, and the maximum number of their tokens."""
 
     open: str
     close: str
@@ -35,9 +35,9 @@ class Thinking:
 
     @classmethod
     def asked(cls, tokenizer: Any, mode: str, tokens: int) -> Thinking | None:
-        """For the setting `thinking`: "end", marked as the chat template tells, or "off", which is None.
+        """For the setting `thinking`: "end" uses the tags of the chat template, "off" gives None.
 
-        Raises UsageError where the template knows no thinking block.
+        Raises UsageError if the template has no thinking block.
         """
         if mode == "off":
             return None
@@ -52,24 +52,24 @@ class Thinking:
         return encode(tokenizer, render(tokenizer, text, thinking=True))
 
     def end(self, tokenizer: Any, row: list[int], ends: set[int]) -> int | None:
-        """How many of the new tokens `row` are thoughts: all before the first one of the answer.
+        """How many of the new tokens `row` are thoughts: all before the first token of the answer.
 
-        None while that is not known: the block is open, or nothing but blanks has come after it. `ends` are the
-        tokens that end a turn; one of those ends the thoughts before it.
+        None while the block is open or only blanks follow it. `ends` are the tokens that end a turn; they end the
+        thoughts too.
         """
         for k, token in enumerate(row):
             if token in ends:
                 return k
         if self._after(tokenizer, row).strip() == "":
             return None
-        low, high = 1, len(row)  # the text after the tag only grows
+        low, high = 1, len(row)  # binary search: the text after the tag only grows
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if self._after(tokenizer, row[:middle]).strip() else (middle + 1, high)
         return low - 1
 
     def closed(self, tokenizer: Any, thought: list[int]) -> list[int]:
-        """`thought` with its block closed, if it is not."""
+        """`thought` with its block closed."""
         if self.close in tokenizer.decode(thought):
             return thought
         more: list[int] = tokenizer(self.close + AFTER, add_special_tokens=False)["input_ids"]
@@ -82,9 +82,9 @@ class Thinking:
 
 @dataclass(frozen=True)
 class Thoughts:
-    """What a model thought about each prompt."""
+    """A model's thoughts about each prompt."""
 
-    rows: list[list[int]]  # token ids of the prompt with the thoughts, block closed: what the answer follows
+    rows: list[list[int]]  # token ids of prompt and thoughts, block closed; the answer follows them
     texts: list[str]  # the thoughts alone
     tokens: int  # generated
 
@@ -97,7 +97,7 @@ def think(chat: ChatModel, prompts: Sequence[str], thinking: Thinking, max_new_t
     """
     tokenizer = chat.tokenizer
     rows = [thinking.row(tokenizer, text) for text in prompts]
-    check_rows(chat.model, prompts, rows, thinking.tokens + max_new_tokens + 8)  # the tag may have to be written
+    check_rows(chat.model, prompts, rows, thinking.tokens + max_new_tokens + 8)  # room for a closing tag
     lengths = [len(row) + thinking.tokens for row in rows]
     ends = end_tokens(chat.model, tokenizer)
     thought_rows: list[list[int]] = [[] for _ in rows]
@@ -115,7 +115,7 @@ def think(chat: ChatModel, prompts: Sequence[str], thinking: Thinking, max_new_t
             new = generate_greedily(
                 chat.model, tokenizer, ids, mask, thinking.tokens, stopping_criteria=StoppingCriteriaList([stop])
             )
-        # between two looks, or where the budget ran out, it has not been asked of the last tokens; row[:None] is all
+        # `end` has not seen the tokens since the last check; row[:None] is the whole row
         thoughts = [
             row[: end(row) if known is None else known] for row, known in zip(new.tolist(), stop.ends, strict=True)
         ]

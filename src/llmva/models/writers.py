@@ -1,7 +1,7 @@
-"""Which parameters a sublayer's output is linear in, and the map o' = (I + V U^T) o written into them.
+"""The parameters in which a sublayer's output is linear, and the map o' = (I + V U^T) o written into them.
 
-For an ordinary projection they are its weight and bias. A mixture of experts puts out a weighted sum over experts, so
-the same map goes into every expert's down projection and bias, and into the shared expert's.
+For an ordinary projection they are its weight and bias. The output of a mixture of experts is a weighted sum over
+experts, so the same map goes into every expert's down projection and bias, and into the shared expert's.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # weights that are what they say
+PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of weights that are not packed
 LAST = ("down_proj", "w2", "fc2", "c_proj", "output_linear", "dense_4h_to_h", "fc_out", "linear_2", "wo")
-CHUNK = 2**19  # values of a weight that are held in float32 at once
+CHUNK = 2**19  # number of values of a weight that are converted to float32 at once
 PROBES = 16
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A parameter by its path inside the sublayer's module, and its axis (-1 or -2) that runs over the outputs."""
+    """A parameter by its path inside the sublayer's module, and its output axis (-1 or -2)."""
 
     name: str
     axis: int
 
 
 def find_writers(module: nn.Module, width: int, *, prove: bool = True) -> tuple[Writer, ...]:
-    """The parameters through which `module` puts out its [.., width]; () where it has none that can be written.
+    """The parameters that write the output [.., width] of `module`; () if it has none that can be written.
 
-    With `prove`, a mixture of experts is run on random input: another map of the outputs, written into the parameters
-    found, must give the outputs so mapped. Leave that out where there are no numbers, as on the meta device.
+    With `prove`, a mixture of experts is run on random input: a test map, written into these parameters, must map the
+    outputs in the same way. Use prove=False on the meta device, which has no numbers.
     """
     if is_linear(module):
         return _of_linear(module)
@@ -59,8 +59,8 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _of_linear(module: Any) -> tuple[Writer, ...]:
-    """Conv1D keeps its weight as (in, out). A float8 weight means nothing without its scales, wherever they are."""
-    # packed weights hide in subclasses of Linear and of Parameter, as bitsandbytes' do, whose dtype may be a plain one
+    """The writers of a linear layer; () if it is packed. Conv1D stores its weight as (in, out)."""
+    # packed weights, such as those of bitsandbytes, are subclasses of Linear and Parameter, perhaps with a plain dtype
     parameter = dict(module.named_parameters(recurse=False)).get("weight")
     if type(parameter) is not nn.Parameter or parameter.dtype not in PLAIN or parameter.ndim != 2:
         return ()
@@ -69,9 +69,9 @@ def _of_linear(module: Any) -> tuple[Writer, ...]:
 
 
 def _of_experts(module: nn.Module, width: int) -> list[Writer] | None:
-    """The fused down projections [E, out, in], or [E, in, out], that are this module's own parameters.
+    """The fused down projections [E, out, in] or [E, in, out] among this module's own parameters.
 
-    None if they are there and packed, or if their layout cannot be told.
+    None if they are packed, or if their layout is unknown.
     """
     writers = []
     for name, parameter in module.named_parameters(recurse=False):
@@ -95,7 +95,7 @@ def _of_experts(module: nn.Module, width: int) -> list[Writer] | None:
 
 @torch.no_grad()
 def _proved(module: nn.Module, writers: tuple[Writer, ...], width: int) -> bool:
-    """Reverse and scale the outputs, once in the parameters and once after the module: both must agree."""
+    """Whether reversing and scaling the outputs in the parameters equals doing so after the module."""
     parameters = dict(module.named_parameters())
     first = parameters[writers[0].name]
     generator = torch.Generator().manual_seed(0)
@@ -120,12 +120,12 @@ def left_map(weight: Tensor, axis: int, V: Tensor, U: Tensor, *, out: Tensor | N
 
     Args:
         weight: [d], [.., d, in] or [.., in, d].
-        axis: -2 or -1, where d stands.
+        axis: -2 or -1, the axis of length d.
         V, U: [d, k].
-        out: where to write; may be `weight` itself. None makes a new tensor.
+        out: the tensor to write, which may be `weight` itself. None creates a new tensor.
 
-    The arithmetic is float32 and done a few rows at a time: they stay in the processor's cache, and beside the result
-    only a few MB are needed.
+    Computed in float32, a few rows at a time: they stay in the processor's cache, and only a few MB are needed besides
+    the result.
     """
     V, U = V.to(weight.device, torch.float32), U.to(weight.device, torch.float32)
     result = torch.empty_like(weight, memory_format=torch.contiguous_format) if out is None else out
@@ -140,7 +140,7 @@ def left_map(weight: Tensor, axis: int, V: Tensor, U: Tensor, *, out: Tensor | N
                 wide = source[start : start + size].float()
                 target[start : start + size] = wide.addmm_(wide @ U, V.T)
             continue
-        A = torch.zeros(U.shape[1], source.shape[1], device=weight.device)  # U^T W, of which every row has a share
+        A = torch.zeros(U.shape[1], source.shape[1], device=weight.device)  # U^T W, a sum over all rows
         for start in range(0, len(source), size):
             A.addmm_(U[start : start + size].T, source[start : start + size].float())
         for start in range(0, len(source), size):
