@@ -5,7 +5,7 @@
 Reference steps: answers of exactly 128 tokens; a second forward pass over the same prompts for the captures;
 scikit-learn's LinearSVC(max_iter=2000), two a sublayer; a utility benchmark in the loop. Of the last only a small part
 is run here, 256 prompts answered with 8 tokens, and totals are given with and without it. Ours: answers that end when
-the judge's label is settled, captures from the same pass, exact SVMs with quiet readers (whose harmless passes are
+the judge's label is settled, captures from the same pass, exact SVMs with the harmless metric (its forward passes are
 counted), agreement on harmless text. Both use the same batches. The vectors step is also timed alone on the captures of
 512 prompts.
 """
