@@ -245,7 +245,8 @@ def _reproduce(plan: Plan, record: dict[str, Any]) -> str:
         return "No command line was recorded: the run was made from Python, or this edit came without its `run.json`."
     versions = ", ".join(f"{_plain(str(k))} {_plain(str(v))}" for k, v in part(record, "versions").items())
     # indented, not fenced, so that nothing within the line can end the block
-    return f"    {one_line(without_paths(command, plan.title))}" + (f"\n\nVersions: {versions}." if versions else "")
+    shown = one_line(without_paths(command, plan.title, base_name(plan)))
+    return f"    {shown}" + (f"\n\nVersions: {versions}." if versions else "")
 
 
 def _text(text: str) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 
 from llmva.errors import LlmvaError, UsageError
 from llmva.export.card import base_name, card, hub_id, public_edit, strength
-from llmva.export.folder import LOCK
 from llmva.export.plan import Plan
 from llmva.export.redact import machine_roots, one_line, public_config, public_value, without_paths
 from llmva.files import lock, write_bytes, write_json, write_text
@@ -95,8 +94,9 @@ def push(
 @contextmanager
 def _workplace() -> Iterator[Path]:
     """A temporary folder, gone at the end; those that killed pushes left are removed too."""
-    for other in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
-        _remove_if_left(other)
+    for pattern in (f"{TEMPORARY}*", f".{TEMPORARY}*"):
+        for other in Path(tempfile.gettempdir()).glob(pattern):
+            _remove_if_left(other)
     made = Path(tempfile.mkdtemp(prefix=f".{TEMPORARY}{os.getpid()}-"))
     held = lock(made)
     work = made.rename(made.with_name(made.name.removeprefix(".")))  # locked before others look at it
@@ -110,8 +110,8 @@ def _workplace() -> Iterator[Path]:
 
 def _remove_if_left(folder: Path) -> None:
     """Remove the folder of a push whose process is gone."""
-    match = re.fullmatch(rf"{TEMPORARY}(\d+)-.*", folder.name)
-    if match is None or os.name != "posix" or not (folder / LOCK).is_file() or _alive(int(match[1])):
+    match = re.fullmatch(rf"\.?{TEMPORARY}(\d+)-.*", folder.name)
+    if match is None or os.name != "posix" or _alive(int(match[1])):
         return
     try:
         held = lock(folder)  # a process of another container that shares the folder has a number of its own
@@ -163,7 +163,7 @@ def _public_record(plan: Plan) -> dict[str, Any]:
     command = whole.pop("command", None)
     record = dict(public_value(whole))
     record["base"]["model"] = base_name(plan)
-    record["command"] = without_paths(command, plan.title) if isinstance(command, str) else None
+    record["command"] = without_paths(command, plan.title, base_name(plan)) if isinstance(command, str) else None
     utility = record.get("utility")
     if isinstance(utility, dict) and isinstance(utility.get("endings"), dict):
         utility["endings"].pop("examples", None)  # prompts, and what the model answered

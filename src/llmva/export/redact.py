@@ -33,10 +33,12 @@ def _cut(text: str) -> str:
     return ABSOLUTE.sub("", text.rstrip(SLASHES) if ABSOLUTE.search(text) else text)
 
 
-def without_paths(command: str, base: str = "") -> str:
+def without_paths(command: str, base: str = "", called: str | None = None) -> str:
     """A command line without folders of this machine, absolute or relative, and without names of computers.
 
-    `base` is the model's name in the record, a whole path if it is local: then the command's name of it is a path too.
+    Args:
+        base: the model's name in the record, a whole path if it is local: then the command's name of it is one too.
+        called: the base's public name, which stands for it; None takes the last part of the path.
     """
     try:
         words = shlex.split(command)
@@ -44,12 +46,14 @@ def without_paths(command: str, base: str = "") -> str:
         words = command.split()
     shown, before = [], ""
     for word in words:
-        local = before in PLACES or (len(word) > 0 and f"/{base.lstrip('/')}".endswith(f"/{word}") and word != base)
+        if _is_base(word, base):
+            shown.append(called or last_part(base))
+            continue
         # NAME=PATH,NAME=PATH of --data, NAME=FOLDER of --judge
         pieces = [word] if "://" in word else re.split(r"([=,])", word)
         named = before in ("--judge", "--data")
         cut = [
-            piece if i % 2 else _without_folder(piece, local or (named and i > 0 and pieces[i - 1] == "="))
+            piece if i % 2 else _without_folder(piece, before in PLACES or (named and i > 0 and pieces[i - 1] == "="))
             for i, piece in enumerate(pieces)
         ]
         shown.append(without_hosts("".join(cut)))
@@ -108,6 +112,12 @@ def machine_roots(*others: Path) -> list[str]:
 
 def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
+
+
+def _is_base(word: str, base: str) -> bool:
+    """Whether a word of a command is the local model of the record, by its whole path or the end of it."""
+    word = word.removeprefix("./").rstrip("/")
+    return Path(base).is_absolute() and word not in ("", ".") and f"/{base.strip('/')}".endswith(f"/{word.lstrip('/')}")
 
 
 def _without_folder(word: str, is_place: bool) -> str:

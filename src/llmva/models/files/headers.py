@@ -20,7 +20,6 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
-POINTER = b"version "  # how the text begins that a clone without Git LFS has in a large file's place
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,6 @@ def read_header(file: Path) -> tuple[int, dict[str, Stored]]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
-        if start == POINTER:
-            raise LlmvaError(f"'{file}' is a pointer of Git LFS and not the weights: run git lfs pull in its folder.")
         if len(start) < 8:
             raise broken
         (length,) = struct.unpack("<Q", start)

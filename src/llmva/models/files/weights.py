@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -22,6 +22,7 @@ DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 VARIANT = re.compile(r"model\.(\w+)(?:-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.(\w+)\.json")
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 PICKLED = re.compile(r"pytorch_model(?:-\d{5}-of-\d{5})?\.bin(?:\.index\.json)?")
+POINTER = b"version "  # how the text begins that a clone without Git LFS has in a large file's place
 OTHER_FORMS = (".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".bin")
 
 
@@ -41,7 +42,7 @@ class Weights:
 
 
 def find_weights(folder: Path) -> Weights:
-    """The weights that transformers loads from `folder`. Opens no file but JSON.
+    """The weights that transformers loads from `folder`. None of them is read but its first bytes.
 
     Raises:
         UsageError: the weights are in a form that llmva does not read, not all there, or an adapter lies beside them.
@@ -141,13 +142,19 @@ def _indexed(folder: Path, index: str) -> list[str]:
     return shards
 
 
-def _check_all_there(folder: Path, shards: Iterable[str], named_in: str) -> None:
+def _check_all_there(folder: Path, shards: Sequence[str], named_in: str) -> None:
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
         rest = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise UsageError(
             f"'{folder}' lacks {missing[0]}{rest}, which {named_in} names: download the model whole, or put them back."
         )
+    for name in shards:
+        with (folder / name).open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise LlmvaError(
+                    f"'{folder / name}' is a pointer of Git LFS and not the weights: run git lfs pull in '{folder}'."
+                )
 
 
 def _beside(folder: Path, chosen: str) -> tuple[str, ...]:
