@@ -12,7 +12,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -68,7 +68,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def _serve(self) -> None:
-            body = self._body()
+            try:
+                body = self._body()
+            except (ValueError, OSError):  # the client is gone in the middle of its request
+                self.close_connection = True
+                return None
             path = self.path.split("?")[0]
             hub.requests.append(f"{self.command} {path}")
             if hub.html:
@@ -91,22 +95,29 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def _body(self) -> bytes:
             if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                return self._whole(int(self.headers.get("Content-Length") or 0))
             parts = []
             while size := int(self.rfile.readline().split(b";")[0], 16):
-                parts.append(self.rfile.read(size))
+                parts.append(self._whole(size))
                 self.rfile.readline()
             self.rfile.readline()
             return b"".join(parts)
 
+        def _whole(self, size: int) -> bytes:
+            data = self.rfile.read(size)
+            if len(data) < size:
+                raise ConnectionError("a request that was cut off")
+            return data
+
         def _send(
             self, status: int, body: bytes, kind: str = "application/json", extra: dict[str, str] | None = None
         ) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **(extra or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # the client may be gone
+                self.send_response(status)
+                for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **(extra or {})}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, *args: Any) -> None:
             pass

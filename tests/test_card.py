@@ -13,8 +13,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from llmva.edit import Edit
-from llmva.export.card import card, last_part, without_paths
+from llmva.export.card import card
 from llmva.export.plan import Plan
+from llmva.export.redact import last_part, without_paths
 
 KINDS = ("lora", "merged", "edit")
 

@@ -350,7 +350,7 @@ def test_a_gguf_file(tmp_path: Path, command: Command, monkeypatch: Any) -> None
     said = command("align", "tiny.gguf", *sides(tmp_path), "--max-new-tokens", 8, "--json", "--quiet")
     assert "error" not in said.err  # a bar that the program turns off before its import is drawn in this process
     record = json.loads(said.out)
-    assert (record["base"]["model"], record["base"]["dtype"]) == ("tiny.gguf", "float32")
+    assert (record["base"]["model"], record["base"]["dtype"]) == (str(tmp_path / "tiny.gguf"), "float32")
     assert (tmp_path / "llmva-tiny/report.html").is_file()
 
 

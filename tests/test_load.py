@@ -112,7 +112,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "no decoder": (set_field("model_type", "vit"), 2, "vit|decoder|chat model"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), 2, "holds no weights"),
     "weights cut short": (truncate, 1, "cannot be loaded"),
-    "weights are text": (rewrite("model.safetensors", "version https://git-lfs"), 1, "cannot be loaded"),
+    "weights are text": (rewrite("model.safetensors", "some text"), 1, "cannot be loaded"),
+    "weights are a pointer": (rewrite("model.safetensors", "version https://git-lfs"), 1, "git lfs pull"),
     "a weight is missing": (
         lambda f: change(f, lambda t: t.pop("model.layers.1.mlp.down_proj.weight")),
         1,

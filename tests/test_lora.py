@@ -185,7 +185,7 @@ def test_a_loaded_model_gives_the_adapter_that_its_checkpoint_gives(
     made(tmp_path, config, **DENSE[config])
     plan = make_plan(tmp_path)
     export_lora(plan, tmp_path / "read")
-    monkeypatch.setattr(lora, "_readable", lambda base: False)
+    monkeypatch.setattr(lora, "_readable", lambda plan: None)
     export_lora(plan, tmp_path / "through")
     wanted, got = (load_file(tmp_path / way / "adapter_model.safetensors") for way in ("read", "through"))
     assert set(got) == set(wanted)
@@ -200,7 +200,7 @@ def test_experts_of_a_loaded_model_are_refused(tmp_path: Path, monkeypatch: pyte
     import llmva.export.lora as lora
 
     made(tmp_path, "MixtralConfig", num_local_experts=4)
-    monkeypatch.setattr(lora, "_readable", lambda base: False)
+    monkeypatch.setattr(lora, "_readable", lambda plan: None)
     with pytest.raises(LlmvaError, match=r"no adapter for fused experts .*--as merged"):
         export_lora(make_plan(tmp_path), tmp_path / "adapter")
 

@@ -26,6 +26,8 @@ from llmva.method.rollback import Plan
 from llmva.metrics.objective import Objective
 from llmva.metrics.rates import point_rates
 from llmva.models.chat_model import ChatModel
+from llmva.models.checkpoint import export_notes
+from llmva.models.files.weights import findable
 from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import answer_prompts, check_rows
 from llmva.models.sublayers import Decoder
@@ -136,15 +138,22 @@ def make_context(
 def open_run(
     context: Context, directory: Path | None, restart: bool, skills: Sequence[Probe], options: RunOptions
 ) -> Run:
-    """A new run, or the interrupted one in `directory`. Prompts longer than the model's context are refused first."""
+    """A new run, or the interrupted one in `directory`.
+
+    What the model cannot read, and a base that no export could write, are refused first.
+    """
     _check_lengths(context, skills)
     record, start = _describe(context, options), options.warm_start
+    notes = export_notes(context.chat.decoder, record["base"])
     if start is not None:
         record["extends"] = start.as_record()
     first_edit = start.edit if start else None
     run, resumed = Run.open(directory, record, context.prompts, restart=restart, start=first_edit)
     if start is not None and not resumed:
         run.answers += [dict(row) for row in start.answers]
+    for note in notes:
+        context.progress.note(note)
+        run.record["limits"] += [note] if note not in run.record["limits"] else []
     if resumed:
         context.progress.note(f"going on with the run in {run.directory}, {run.done} iterations done")
     return run
@@ -263,7 +272,7 @@ def _describe(context: Context, options: RunOptions) -> dict[str, Any]:
     decoder, prompts = context.chat.decoder, context.prompts
     model, computed_by = decoder.model, versions()
     by_split = {split: {source: n[split] for source, n in prompts.counts().items()} for split, _ in prompts.splits()}
-    name = options.name or getattr(model.config, "_name_or_path", "") or "unnamed"
+    name = findable(options.name or getattr(model.config, "_name_or_path", "") or "unnamed")
     return {
         "llmva": computed_by.pop("llmva"),
         "versions": computed_by,

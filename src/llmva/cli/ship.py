@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 KINDS = ("lora", "merged", "diff")
 PUSHED = ("edit", "lora", "merged")
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the base model.")]
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts beyond 1
 
 
@@ -56,6 +57,7 @@ def export(
     choice: Choice,
     rank: Rank = None,
     base: Base = None,
+    trust_remote_code: Trust = False,
     seed: Seed = 42,
     output: Output,
 ) -> None:
@@ -68,7 +70,7 @@ def export(
         raise UsageError(f"--as {kind} writes a folder: name it with --out.")
     if kind == "diff" and out is not None:
         raise UsageError("--as diff writes nothing: leave --out out.")
-    plan = _plan(directory, choice, base)
+    plan = _plan(directory, choice, base, trust_remote_code)
     from llmva.cli.console import Display, emit
 
     record: dict[str, Any] = {
@@ -152,12 +154,16 @@ def push(
     choice: Choice,
     rank: Rank = None,
     base: Base = None,
+    trust_remote_code: Trust = False,
     seed: Seed = 42,
     output: Output,
 ) -> None:
-    """Upload the edit in DIR to the Hugging Face hub, with a model card. Answers to prompts are never uploaded."""
+    """Upload the edit in DIR to the Hugging Face hub, with a model card.
+
+    Only the model's own files are uploaded: no answers, no prompts, no other file of a folder.
+    """
     _check(kind, PUSHED, rank)
-    plan = _plan(directory, choice, base)
+    plan = _plan(directory, choice, base, trust_remote_code)
     from llmva.cli.console import Display, emit
     from llmva.export.push import push as run
 
@@ -167,13 +173,25 @@ def push(
         if dry_run:
             display.line(f"Would upload to {repo} ({'private' if private else 'public'}):")
             for file in record["files"]:
-                display.line(f"  {file['path']}  {file['bytes'] / 1e6:.2f} MB")
+                display.line(f"  {file['path']}  {_size(file['bytes'])}  {file['why']}")
+            for warning in record["warnings"]:
+                display.line(warning)
             display.line("")
             display.line(record["card"])
         else:
+            for warning in record["warnings"]:
+                display.line(warning)
             display.line(f"Pushed {len(record['files'])} files to {repo}.")
     if output.json:
         emit(record)
+
+
+def _size(count: int) -> str:
+    """Bytes for people: '512 bytes', '3.4 kB', '1.2 MB'."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count} bytes"
 
 
 def _check(kind: str, kinds: Sequence[str], rank: int | None) -> None:
@@ -186,14 +204,20 @@ def _check(kind: str, kinds: Sequence[str], rank: int | None) -> None:
         raise UsageError(f"--rank {rank} is not a rank that servers accept: use {', '.join(map(str, RANKS))}.")
 
 
-def _plan(directory: Path, choice: Choice, base: str | None) -> Plan:
+def _plan(directory: Path, choice: Choice, base: str | None, trust_remote_code: bool) -> Plan:
     from llmva.cli import inputs
     from llmva.export.plan import make_plan
 
     if not directory.exists():
         raise UsageError(f"There is no '{directory}': give the folder that llmva align wrote.")
     inputs.check_strength(choice.strength)
-    plan = make_plan(directory, **asdict(choice), base=base, known={inputs.DEMO_NAME: inputs.demo_model()})
+    plan = make_plan(
+        directory,
+        **asdict(choice),
+        base=base,
+        known={inputs.DEMO_NAME: inputs.demo_model()},
+        trust_remote_code=trust_remote_code,
+    )
     inputs.quiet_libraries(plan.base)
     return plan
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import llmva
 from llmva.edit import Edit
+from llmva.export.loader import Loader, find_loader
 from llmva.export.plan import Plan
+from llmva.export.redact import one_line, public_text, without_paths
 from llmva.report.run.outcome import outcome
 from llmva.report.run.rows import Row, comparison, skills, utility
-from llmva.report.values import finite, part, printable
+from llmva.report.values import finite, part
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -40,7 +41,7 @@ LIMITS = """- It gives no guarantee. An attack unlike the prompts it was fitted 
 - The labels of the prompts decided what counts as benign, and the run's judge decided what counts as a refusal. Read
   answers before you trust a number.
 - All results are for single turns with greedy decoding."""
-ABSOLUTE = re.compile(r"(?:file:(?=/))?(?<![\w.~/\\-])(?:~[^/\\\s]*|[A-Za-z]:)?[/\\](?!\s)(?:.*[/\\])?", re.DOTALL)
+CACHED = re.compile(r".*[/\\]models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\][0-9a-f]+[/\\]?", re.ASCII | re.DOTALL)
 
 
 def card(plan: Plan, kind: str, repo: str | None = None) -> str:
@@ -48,11 +49,18 @@ def card(plan: Plan, kind: str, repo: str | None = None) -> str:
 
     `repo` is the name on the hub from which it will be loaded, where that is known.
     """
-    return f"---\n{_metadata(plan, kind)}\n---\n\n{_body(plan, kind, repo or HERE)}"
+    loader = find_loader(plan)
+    return f"---\n{_metadata(plan, kind, loader)}\n---\n\n{_body(plan, kind, repo or HERE, loader)}"
 
 
 def hub_id(plan: Plan) -> str | None:
-    """The base's name on the hub; None for a model of this machine, whose path stays private."""
+    """The base's name on the hub; None for a model of this machine, whose path stays private.
+
+    A folder of the hub's cache is the hub's.
+    """
+    cached = CACHED.fullmatch(plan.title)
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
     name = plan.title
     known = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
     return name if known and not Path(name).exists() and not name.endswith(".gguf") else None
@@ -82,27 +90,7 @@ def measured(plan: Plan) -> bool:
     )
 
 
-def without_paths(command: str) -> str:
-    """A command line with this machine's folders cut from its absolute paths."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        words = command.split()
-    return shlex.join(last_part(word) for word in words)
-
-
-def last_part(text: str) -> str:
-    """'DIR/good.csv:question' -> 'good.csv:question', '--out=DIR/run/' -> '--out=run'; else unchanged."""
-    if re.match(r"(?!file:)\w{2,}://", text):
-        return text
-    return ABSOLUTE.sub("", text.rstrip("/\\") if ABSOLUTE.search(text) else text)
-
-
-def one_line(text: str) -> str:
-    return printable(" ".join(text.split()))
-
-
-def _metadata(plan: Plan, kind: str) -> str:
+def _metadata(plan: Plan, kind: str, loader: Loader) -> str:
     """The card's fields as YAML, without the marks around them."""
     from huggingface_hub import ModelCardData
 
@@ -112,7 +100,7 @@ def _metadata(plan: Plan, kind: str) -> str:
         base_model_relation=None if base is None else RELATION[kind],
         license=_license(plan),
         library_name=LIBRARY[kind],
-        pipeline_tag="text-generation",
+        pipeline_tag=loader.task,
         tags=["llm-va", "safety", "over-refusal", "jailbreak", *(["lora"] if kind == "lora" else [])],
         model_name=f"{base_name(plan)} with LLM-VA" if results else None,
         eval_results=results or None,
@@ -139,7 +127,7 @@ def _results(plan: Plan) -> list[EvalResult]:
     if not measured(plan):
         return []
     after = part(dict(plan.record or {}), "test", "after")
-    sources = sorted(str(name) for name in part(after, "by_source")) or ["test prompts"]
+    sources = sorted(public_text(str(name)) for name in part(after, "by_source")) or ["test prompts"]
     return [
         EvalResult(
             task_type="text-generation",
@@ -156,20 +144,20 @@ def _results(plan: Plan) -> list[EvalResult]:
     ]
 
 
-def _body(plan: Plan, kind: str, repo: str) -> str:
+def _body(plan: Plan, kind: str, repo: str, loader: Loader) -> str:
     name = base_name(plan)
     record: dict[str, Any] = dict(plan.record or {})
     n = len(plan.edit.factors)
     ships = f"iteration {plan.iteration} at strength {strength(plan):g}. It edits {n} sublayer{'s' * (n != 1)}."
     noted = record.get("limits")
-    limits = [f"- {_plain(str(limit))}" for limit in (noted if isinstance(noted, list) else [])]
+    limits = [f"- {_plain(public_text(str(limit)))}" for limit in (noted if isinstance(noted, list) else [])]
     sections = {
         "Results": _results_section(plan, record),
-        "Use": _use(plan, kind, repo),
+        "Use": f"```python\n{_code_of(plan, kind, repo, loader)}\n```",
         "Method": f"{METHOD}\n\nThis export is {ships}\n\n{_facts(plan, record)}",
         "Intended use": INTENDED,
         "Limits": "\n".join([LIMITS, *limits]),
-        "Reproduce": _reproduce(record),
+        "Reproduce": _reproduce(plan, record),
     }
     lead = (
         f"{WHAT[kind].format(base=_code(name))}, meant to make it answer what is benign and refuse what is harmful. "
@@ -196,8 +184,9 @@ def _results_section(plan: Plan, record: dict[str, Any]) -> str:
 
 
 def _row(row: Row) -> str:
+    name = ", ".join(_plain(text) for text in (row.name, row.hint) if text)
     cells = [
-        f"in {_code(row.name)}" if row.level else ", ".join(_plain(text) for text in (row.name, row.hint) if text),
+        f"in {_code(public_text(row.name))}" if row.level else name,
         "" if row.n is None else str(row.n),
         row.before_cell,
         row.after_cell,
@@ -205,30 +194,34 @@ def _row(row: Row) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _use(plan: Plan, kind: str, repo: str) -> str:
-    base = hub_id(plan) or f"path/to/{base_name(plan)}"
+def _code_of(plan: Plan, kind: str, repo: str, loader: Loader) -> str:
+    """Python that loads what is shipped."""
+    base, packing = hub_id(plan) or f"path/to/{base_name(plan)}", plan.edit.base.get("quantize")
+    own_code = ", trust_remote_code=True" if loader.own_code else ""
+    half = plan.edit.base.get("dtype") == "float16"  # which rounds the weights that the edit knows
+    options = f"{f', quantize={packing!r}' if packing else ''}{', dtype=' + repr('float16') if half else ''}{own_code}"
+    ours = f"llmva.load_model({base!r}{options})"
     if kind == "edit":
         known = repo != HERE
-        code = f"""import llmva
-{"from huggingface_hub import snapshot_download" if known else ""}
-model, tokenizer = llmva.load_model({base!r})
+        imports = "import llmva\nfrom huggingface_hub import snapshot_download\n" if known else "import llmva"
+        return f"""{imports}
+model, tokenizer = {ours}
 edit = llmva.Edit.load({f"snapshot_download({repo!r})" if known else repr(repo)})
 edit.apply(model)  # by hooks; edit.bake(model) writes it into the weights"""
-        code = code.replace("snapshot_download\nmodel", "snapshot_download\n\nmodel")
-    elif kind == "lora" and base.endswith(".gguf"):  # which transformers does not load by its path alone
-        code = f"""import llmva
+    if kind == "lora" and (packing or base.endswith(".gguf")):  # not loaded in this form by the name alone
+        return f"""import llmva
 from peft import PeftModel
 
-model, tokenizer = llmva.load_model({base!r})
+model, tokenizer = {ours}
 model = PeftModel.from_pretrained(model, {repo!r})"""
-    else:
-        code = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+    name, place = (loader.whole, repo) if kind == "merged" else (loader.part, base)
+    code = f"""from transformers import {name}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained({base if kind == "lora" else repo!r})
-tokenizer = AutoTokenizer.from_pretrained({base if kind == "lora" else repo!r})"""
-        if kind == "lora":
-            code = f"from peft import PeftModel\n{code}\nmodel = PeftModel.from_pretrained(model, {repo!r})"
-    return f"```python\n{code}\n```"
+model = {name}.from_pretrained({place!r}{own_code})
+tokenizer = AutoTokenizer.from_pretrained({place!r}{own_code})"""
+    if kind == "lora":
+        code = f"from peft import PeftModel\n{code}\nmodel = PeftModel.from_pretrained(model, {repo!r})"
+    return code
 
 
 def _facts(plan: Plan, record: dict[str, Any]) -> str:
@@ -242,17 +235,18 @@ def _facts(plan: Plan, record: dict[str, Any]) -> str:
     for split, counts in part(record, "prompts", "counts").items():
         if isinstance(counts, dict):
             facts.append((f"{split} prompts", ", ".join(f"{k} {v}" for k, v in counts.items())))
-    lines = [f"| {_plain(str(k))} | {_code(last_part(str(v)))} |" for k, v in facts if v is not None]
+    lines = [f"| {_plain(public_text(str(k)))} | {_code(public_text(str(v)))} |" for k, v in facts if v is not None]
     return "\n".join(["| fact | value |", "| --- | --- |", *lines])
 
 
-def _reproduce(record: dict[str, Any]) -> str:
+def _reproduce(plan: Plan, record: dict[str, Any]) -> str:
     command = record.get("command")
     if not isinstance(command, str) or not command.strip():
         return "No command line was recorded: the run was made from Python, or this edit came without its `run.json`."
     versions = ", ".join(f"{_plain(str(k))} {_plain(str(v))}" for k, v in part(record, "versions").items())
     # indented, not fenced, so that nothing within the line can end the block
-    return f"    {one_line(without_paths(command))}" + (f"\n\nVersions: {versions}." if versions else "")
+    shown = one_line(without_paths(command, plan.title, base_name(plan)))
+    return f"    {shown}" + (f"\n\nVersions: {versions}." if versions else "")
 
 
 def _text(text: str) -> str:

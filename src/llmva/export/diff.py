@@ -25,15 +25,15 @@ def diff(plan: Plan) -> list[dict[str, Any]]:
     """
     if plan.base.endswith(".gguf"):
         raise UsageError("llmva cannot list the tensors of a .gguf file: export with --as merged and compare.")
-    checkpoint = Checkpoint.open(plan.base)
+    checkpoint = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
     ranks: dict[int, int] = {}  # by id of the factors, which experts share
     rows = []
-    for name, change in edited_tensors(checkpoint, plan).items():
+    for name, change in edited_tensors(checkpoint, plan.edit, plan.base).items():
         axis, f = change.axis, change.factors
         V, U = f.V.double(), f.U.double()
         if id(f) not in ranks:
             ranks[id(f)] = int(torch.linalg.matrix_rank(torch.linalg.qr(V).R @ torch.linalg.qr(U).R.T, rtol=1e-6))
-        weight = read_proved(checkpoint, plan, name, change)
+        weight = read_proved(checkpoint, plan.edit, name, change)
         inner, square, base = V.T @ V, 0.0, 0.0
         for part in weight if weight.ndim == 3 else [weight]:  # one expert at a time keeps float32 copies small
             wide = part.float()

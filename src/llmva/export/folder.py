@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ from typing import Any
 from llmva.errors import LlmvaError, UsageError
 from llmva.export.card import card, public_edit
 from llmva.export.plan import Plan
+from llmva.files import lock, write_text
+from llmva.models.files.belonging import CARD, OWN
 
-EMBEDDED = "llmva"  # the folder in which an export keeps the edit that it was made from
+EMBEDDED = OWN  # the folder in which an export keeps the edit that it was made from
+LOCK = ".lock"
 
 
 def fresh(out: str | Path) -> Path:
@@ -32,13 +35,15 @@ def fresh(out: str | Path) -> Path:
 def in_workplace(out: Path) -> Iterator[Path]:
     """A new folder beside `out` that is renamed to it at the end, or removed if anything fails.
 
-    One that a killed export left is removed first. Raises LlmvaError if the disk is full or cannot be written.
+    One that a killed export left is emptied first. Raises LlmvaError if the disk is full or cannot be written, or if
+    another process exports to `out`.
     """
     work = out.with_name(f".{out.name}.part")
+    held = lock(work)
     try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
+        _empty(work)
         yield work
+        (work / LOCK).unlink(missing_ok=True)
         if out.is_dir():
             out.rmdir()
         work.rename(out)
@@ -49,21 +54,40 @@ def in_workplace(out: Path) -> Iterator[Path]:
                 f"'{out}' cannot be written ({error.strerror}): free space or choose another --out."
             ) from error
         raise
+    finally:
+        if held is not None:
+            held.close()
 
 
-def describe(plan: Plan, kind: str, folder: Path) -> None:
-    """Write the model card, and the exact edit into EMBEDDED, so that `llmva verify` can later check the export."""
-    (folder / "README.md").write_text(card(plan, kind), encoding="utf-8")
+def _empty(work: Path) -> None:
+    for path in work.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def describe(plan: Plan, kind: str, folder: Path) -> dict[str, str]:
+    """Write the model card, and the exact edit into EMBEDDED, so that `llmva verify` can later check the export.
+
+    Returns why each of these files is there.
+    """
+    write_text(folder / CARD, card(plan, kind))
     inside = folder / EMBEDDED
     inside.mkdir(exist_ok=True)
-    public_edit(plan).save(inside)
+    edit = public_edit(plan).save(inside)
+    return {
+        CARD: "the model card",
+        edit.relative_to(folder).as_posix(): "exactly the edit that was exported, for llmva verify",
+    }
 
 
-def written(out: Path) -> dict[str, Any]:
-    """`out`, the relative paths of its `files`, and their `bytes` in all."""
-    files = [path for path in out.rglob("*") if path.is_file()]
+def written(out: Path, reasons: Mapping[str, str]) -> dict[str, Any]:
+    """`out`, the relative paths of its `files`, `why` each is there, and their `bytes` in all."""
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     return {
         "out": str(out),
-        "files": sorted(str(path.relative_to(out)) for path in files),
-        "bytes": sum(path.stat().st_size for path in files),
+        "files": files,
+        "why": {name: reasons[name] for name in files},
+        "bytes": sum((out / name).stat().st_size for name in files),
     }

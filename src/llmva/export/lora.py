@@ -17,13 +17,16 @@ from torch import Tensor, nn
 from llmva.edit import Factors
 from llmva.errors import LlmvaError, UsageError
 from llmva.export.folder import describe, fresh, in_workplace, written
+from llmva.export.merged import Change, edited_tensors, read_proved
 from llmva.export.plan import Plan
 from llmva.files import write_json, write_tensors
 from llmva.models.checkpoint import Checkpoint
+from llmva.models.files.weights import ADAPTER, findable
 from llmva.progress import Progress
 from llmva.runs.environment import peak_bytes
 
 PREFIX = "base_model.model."
+WEIGHTS = "adapter_model.safetensors"
 ROWS = 256  # unit vectors with which a packed projection is read at once
 
 Parts = tuple[Tensor, Tensor, Tensor | None]  # A [k, in], B [out, k], bias [out] or None
@@ -48,7 +51,8 @@ def export_lora(
     progress = progress or Progress()
     out = fresh(out)
     progress.stage("reading the base")
-    conv1d, parts = _from_checkpoint(plan) if _readable(plan) else _from_model(plan)
+    checkpoint = _readable(plan)
+    conv1d, parts = _from_model(plan) if checkpoint is None else _from_checkpoint(plan, checkpoint)
     warnings, errors = [], {}
     if rank is not None:
         for name, part in parts.items():
@@ -79,11 +83,11 @@ def export_lora(
             tensors[f"{PREFIX}{name}.lora_B.bias"] = torch.zeros(len(B)) if bias is None else bias
     ranks = {name: len(A) for name, (A, _, _) in parts.items()}
     with in_workplace(out) as work:
-        write_tensors(work / "adapter_model.safetensors", tensors, {"format": "pt"})
-        describe(plan, "lora", work)
-        write_json(work / "adapter_config.json", _config(plan.base, ranks, conv1d, biased))
+        write_tensors(work / WEIGHTS, tensors, {"format": "pt"})
+        reasons = describe(plan, "lora", work)
+        write_json(work / ADAPTER, _config(findable(plan.base), ranks, conv1d, biased))
     return {
-        **written(out),
+        **written(out, {**reasons, WEIGHTS: "the adapter's weights", ADAPTER: "the adapter's config"}),
         "rank": max(ranks.values()),
         "modules": len(ranks),
         "truncation": max(errors.values(), default=0.0),
@@ -117,30 +121,34 @@ def _config(base: str, ranks: Mapping[str, int], conv1d: bool, biased: bool) -> 
     }
 
 
-def _readable(plan: Plan) -> bool:
-    """Whether the weights on disk are those that the edit was fitted on, so that no model has to be loaded."""
-    packed = plan.edit.base.get("quantize") is not None
-    return not packed and not plan.base.endswith(".gguf") and not Checkpoint.open(plan.base).packed
+def _readable(plan: Plan) -> Checkpoint | None:
+    """The checkpoint that holds the weights the edit was fitted on; None if a model must unpack them."""
+    if plan.edit.base.get("quantize") is not None or plan.base.endswith(".gguf"):
+        return None
+    checkpoint = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
+    return None if checkpoint.holds_packed(plan.edit.factors) else checkpoint
 
 
-def _from_checkpoint(plan: Plan) -> tuple[bool, dict[str, Parts]]:
-    checkpoint = Checkpoint.open(plan.base)
-    checkpoint.check(plan.edit.base, plan.edit.factors)
+def _from_checkpoint(plan: Plan, checkpoint: Checkpoint) -> tuple[bool, dict[str, Parts]]:
+    factors = plan.edit.factors
+    changes: dict[str, list[tuple[str, Change]]] = {module: [] for module in factors}
+    for name, change in edited_tensors(checkpoint, plan.edit, plan.base).items():
+        changes[change.module].append((name, change))
     parts = {}
     conv1d = False
-    for module, places in checkpoint.writers_of(plan.edit.factors).items():
-        shapes = [len(checkpoint.stored[place.name].shape) for place in places]
+    for module, changed in changes.items():
+        shapes = [len(checkpoint.stored[name].shape) for name, _ in changed]
         if sorted(shapes, reverse=True) not in ([2], [2, 1]):
             raise _fused(module)
-        f = plan.edit.factors[module]
+        f = factors[module]
         bias = None
-        for place in places:
-            tensor = checkpoint.tensor(place.name)
+        for name, change in changed:
+            tensor = read_proved(checkpoint, plan.edit, name, change)
             if tensor.ndim == 1:
                 bias = _moved(f, tensor)
             else:
-                conv1d |= place.axis == -1
-                A = (f.U.T @ tensor.float()) if place.axis == -2 else (tensor.float() @ f.U).T
+                conv1d |= change.axis == -1
+                A = (f.U.T @ tensor.float()) if change.axis == -2 else (tensor.float() @ f.U).T
         parts[module] = (A.contiguous(), f.V, bias)
     return conv1d, parts
 
@@ -152,7 +160,7 @@ def _from_model(plan: Plan) -> tuple[bool, dict[str, Parts]]:
     packing = plan.edit.base.get("quantize")
     if packing is not None and not plan.base.endswith(".gguf") and Checkpoint.open(plan.base).packed:
         packing = None  # the weights are stored packed
-    model, _ = load_model(plan.base, quantize=packing or "none")
+    model, _ = load_model(plan.base, quantize=packing or "none", trust_remote_code=plan.trust_remote_code)
     plan.edit.apply(model).remove()  # raises on another base
     parts = {}
     conv1d = False

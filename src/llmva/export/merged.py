@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -21,11 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmva.edit import Factors
+from llmva.edit import Edit, Factors
 from llmva.errors import LlmvaError
 from llmva.export.folder import describe, fresh, in_workplace, written
 from llmva.export.plan import Plan
-from llmva.models.checkpoint import WEIGHTS, Checkpoint, in_file_order
+from llmva.models.checkpoint import Checkpoint
+from llmva.models.files.belonging import CARD, belonging, left_out
+from llmva.models.files.headers import in_file_order
 from llmva.models.writers import left_map
 from llmva.progress import Progress
 from llmva.runs.environment import peak_bytes
@@ -33,23 +34,28 @@ from llmva.runs.environment import peak_bytes
 MARGIN = 64 * 2**20  # bytes of disk to leave free
 MAX_SHARDS = 4  # at once, each with a tensor in memory
 PIECE = 2**26  # bytes that the kernel copies in one call
-SKIPPED = ("llmva", ".cache", ".git", ".locks")  # folders that do not belong to a model
+MAX_NAMED = 5  # files that were left out, in a warning
+OTHER_CARD = "README-base.md"
 
 
 def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Write the merged model into the new folder `out`; returns facts about it.
 
+    Only files that belong to the base model are copied (`models.files.belonging`); `left_out` and a warning name the
+    others.
+
     Raises:
-        UsageError: `out` exists already.
+        UsageError: `out` exists already, or the base's folder cannot be read.
         LlmvaError: another base, packed weights, or too little disk. Nothing stays written then.
     """
     started = time.monotonic()
     progress = progress or Progress()
     out = fresh(out)
+    others: list[str] = []
     if plan.base.endswith(".gguf"):
         with in_workplace(out) as work:
-            changed = _from_gguf(plan, work)
-            _finish(plan, work)
+            changed, reasons = _from_gguf(plan, work)
+            reasons |= _finish(plan, work)
     else:
         progress.stage("reading the base")
         if plan.edit.base.get("quantize") is not None:
@@ -57,92 +63,100 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
                 f"The edit was fitted on '{plan.title}' packed to {plan.edit.base['quantize']}: export with --as lora, "
                 "serve it by hook, or align the unpacked model."
             )
-        checkpoint = Checkpoint.open(plan.base)
-        edited = edited_tensors(checkpoint, plan)
-        others = _others(checkpoint.folder)
-        _check_disk(out, sum(file.stat().st_size for file in [*checkpoint.files, *others]))
+        checkpoint = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
+        edited = edited_tensors(checkpoint, plan.edit, plan.base)
+        folder = checkpoint.folder
+        reasons = belonging(folder, checkpoint.weights)
+        others = left_out(folder, reasons)
+        _check_disk(out, sum((folder / name).stat().st_size for name in reasons))
         with in_workplace(out) as work:
             changed = len(edited)
             _write_shards(checkpoint, plan, work, edited, progress)
-            for path in others:
-                target = work / path.relative_to(checkpoint.folder)
-                if target == work / "README.md":
-                    target = work / "README-base.md"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-            _finish(plan, work, checkpoint.folder / "config.json")
+            _copy_others(folder, work, reasons, checkpoint.weights.shards)
+            if CARD in reasons:
+                reasons[OTHER_CARD] = reasons.pop(CARD)
+            reasons |= _finish(plan, work, folder / "config.json")
     return {
-        **written(out),
+        **written(out, reasons),
         "changed": changed,
-        "warnings": [],
+        "left_out": others,
+        "warnings": _of_left_out(others),
         "seconds": round(time.monotonic() - started, 2),
         "peak_bytes": peak_bytes(),
     }
 
 
+def _copy_others(folder: Path, work: Path, reasons: Mapping[str, str], shards: tuple[str, ...]) -> None:
+    """Copy what belongs to the model beside its shards; a link becomes the file that it leads to."""
+    for name in reasons:
+        if name in shards or name == "config.json":
+            continue
+        target = work / (OTHER_CARD if name == CARD else name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target)
+
+
+def _of_left_out(others: list[str]) -> list[str]:
+    if not others:
+        return []
+    more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
+    return [
+        f"Left out what loaders do not read as part of the model: {', '.join(others[:MAX_NAMED])}{more}. If the model "
+        "needs one of them, copy it into the folder."
+    ]
+
+
 @dataclass(frozen=True)
 class Change:
-    """How a tensor changes. `axis` runs over the outputs; `unproved` names its module while its hash is unchecked."""
+    """How a tensor of `module` changes. `axis` runs over the outputs; the module's hash may still be `unproved`."""
 
+    module: str
     axis: int
     factors: Factors
-    unproved: str | None = None
+    unproved: bool = False
 
 
-def edited_tensors(checkpoint: Checkpoint, plan: Plan) -> dict[str, Change]:
-    """The tensors that the edit changes.
+def edited_tensors(checkpoint: Checkpoint, edit: Edit, base: str) -> dict[str, Change]:
+    """The tensors that the edit changes, in the base that a user knows by the name `base`.
 
     If all of them are stored under their modules' names, one is checked here and the others when they are read to be
     written. This saves reading them twice, and importing the model's code.
 
     Raises LlmvaError if the checkpoint is another base, packed, or lacks some of them.
     """
-    factors, hashes = plan.edit.factors, plan.edit.base.get("hashes", {})
+    factors, hashes = edit.factors, edit.base.get("hashes", {})
     plain = {module: checkpoint.plain(module, len(f.V)) for module, f in factors.items() if module in hashes}
     if len(plain) == len(factors) and all(plain.values()) and not checkpoint.packed:
         first = min(factors, key=lambda module: math.prod(checkpoint.stored[f"{module}.weight"].shape))
         if checkpoint.plain_hash(first) == hashes[first]:
             return {
-                place.name: Change(place.axis, factors[module], module if place.axis == -2 else None)
+                place.name: Change(module, place.axis, factors[module], unproved=place.axis == -2)
                 for module, places in plain.items()
                 for place in places or []
             }
-    checkpoint.check(plan.edit.base, factors)
+    checkpoint.check(edit.base, factors)
     edited = {
-        place.name: Change(place.axis, factors[module])
+        place.name: Change(module, place.axis, factors[module])
         for module, places in checkpoint.writers_of(factors).items()
         for place in places
     }
     for name, change in edited.items():
         if (wide := checkpoint.stored[name].shape[change.axis]) != len(change.factors.V):
             raise LlmvaError(
-                f"The edit is {len(change.factors.V)} wide and {name} of '{plan.base}' {wide}: give the edit's own "
+                f"The edit is {len(change.factors.V)} wide and {name} of '{base}' {wide}: give the edit's own "
                 "model with --base."
             )
     return edited
 
 
-def read_proved(checkpoint: Checkpoint, plan: Plan, name: str, change: Change) -> Tensor:
+def read_proved(checkpoint: Checkpoint, edit: Edit, name: str, change: Change) -> Tensor:
     """Read a tensor that will change. Raises LlmvaError if it is not the one that the edit was fitted on."""
     tensor = checkpoint.tensor(name)
-    if change.unproved is not None:
-        here = checkpoint.plain_hash(change.unproved, tensor)
-        if here != plan.edit.base["hashes"][change.unproved]:
-            raise checkpoint.another(plan.edit.base, change.unproved, here)
+    if change.unproved:
+        here = checkpoint.plain_hash(change.module, tensor)
+        if here != edit.base["hashes"][change.module]:
+            raise checkpoint.another(edit.base, change.module, here)
     return tensor
-
-
-def _others(folder: Path) -> list[Path]:
-    """The files beside the weights, which are copied."""
-    others = []
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if not path.is_file() or inside.parts[0] in SKIPPED or str(inside) == "config.json":
-            continue
-        if path.suffix == ".safetensors" or any(fnmatch(path.name, pattern) for pattern in WEIGHTS):
-            continue
-        others.append(path)
-    return others
 
 
 def _check_disk(out: Path, size: int) -> None:
@@ -164,7 +178,10 @@ def _write_shards(
     stop = Event()
     # a shard's products are too small to be worth several threads each
     with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as workers:
-        jobs = [workers.submit(_write_shard, checkpoint, plan, f, work / f.name, edited, stop) for f in files]
+        jobs = [
+            workers.submit(_write_shard, checkpoint, plan.edit, file, work / name, edited, stop)
+            for file, name in zip(files, checkpoint.weights.shards, strict=True)
+        ]
         on_progress = progress.stage("writing shards", len(files))
         try:
             for job in as_completed(jobs):
@@ -177,9 +194,10 @@ def _write_shards(
 
 
 def _write_shard(
-    checkpoint: Checkpoint, plan: Plan, source: Path, target: Path, edited: Mapping[str, Change], stop: Event
+    checkpoint: Checkpoint, edit: Edit, source: Path, target: Path, edited: Mapping[str, Change], stop: Event
 ) -> None:
     """Copy the file up to the next changed tensor, compute that tensor and write it in its place, and so on."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
         done = 0
         for name, place in in_file_order(checkpoint.stored, source):
@@ -189,7 +207,7 @@ def _write_shard(
             if stop.is_set():
                 return
             _copy(reader.fileno(), writer.fileno(), done, place.begin)
-            tensor = read_proved(checkpoint, plan, name, change)
+            tensor = read_proved(checkpoint, edit, name, change)
             left_map(tensor, change.axis, change.factors.V, change.factors.U, out=tensor)
             _write(writer.fileno(), place.begin, tensor)
             done = place.end
@@ -216,22 +234,24 @@ def _write(writer: int, begin: int, tensor: Tensor) -> None:
         data, begin = data[n:], begin + n
 
 
-def _from_gguf(plan: Plan, work: Path) -> int:
+def _from_gguf(plan: Plan, work: Path) -> tuple[int, dict[str, str]]:
     """Unpack a .gguf in memory and save it as a plain checkpoint: it holds packed weights under names of its own."""
     from llmva.models.load import load_model
 
-    model, tokenizer = load_model(plan.base, device="cpu")
+    model, tokenizer = load_model(plan.base, device="cpu", trust_remote_code=plan.trust_remote_code)
     plan.edit.bake(model)
     _check_disk(work, sum(p.numel() * p.element_size() for p in model.parameters()))
     model.save_pretrained(work)
     tokenizer.save_pretrained(work)
+    reasons = {path.relative_to(work).as_posix(): "made from the .gguf file" for path in work.rglob("*")}
     (work / "config.json").rename(work / "config.json.part")
-    return len(plan.edit.factors)
+    return len(plan.edit.factors), reasons
 
 
-def _finish(plan: Plan, work: Path, config: Path | None = None) -> None:
+def _finish(plan: Plan, work: Path, config: Path | None = None) -> dict[str, str]:
     """Write card and edit, and config.json last: without it nothing loads."""
-    describe(plan, "merged", work)
+    reasons = describe(plan, "merged", work)
     if config is not None:
         shutil.copyfile(config, work / "config.json.part")
     (work / "config.json.part").rename(work / "config.json")
+    return reasons

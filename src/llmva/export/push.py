@@ -1,24 +1,32 @@
-"""Upload an export to the Hugging Face hub, in one commit, with its card. Answers to prompts never go along."""
+"""Upload an export to the Hugging Face hub, in one commit, with its card.
+
+Nothing goes along but what the export gives a reason for. Answers to prompts never do.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.export.card import base_name, card, last_part, one_line, public_edit, strength, without_paths
+from llmva.export.card import base_name, card, hub_id, public_edit, strength
 from llmva.export.plan import Plan
-from llmva.files import write_json, write_text
+from llmva.export.redact import machine_roots, one_line, public_config, public_value, without_paths
+from llmva.files import lock, write_bytes, write_json, write_text
+from llmva.models.files.belonging import CARD
+from llmva.models.files.weights import read_object
 from llmva.progress import Progress
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-# files of a run that hold prompts, or what a model said to harmful ones; a base's folder may contain them
-HELD = ("answers.jsonl", "prompts.jsonl", "report.html")
+TEMPORARY = "llmva-push-"
+MAX_TEXT = 2**22  # bytes of a file that is searched for folders of this machine
 CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet")
 LOGIN = "run `hf auth login` or set HF_TOKEN"
 MENDS = {
@@ -43,8 +51,9 @@ def push(
 ) -> dict[str, Any]:
     """Export `plan` as "edit", "lora" or "merged" and upload it to `repo` (USER/NAME), created if missing.
 
-    Returns `{"repo", "private", "files": [{"path", "bytes"}], "card", "url", "warnings"}`; `url` is None after a dry
-    run, which touches no network beyond what reading the base needs. `private` is what the hub says after a push.
+    Returns `{"repo", "private", "files": [{"path", "bytes", "why"}], "left_out", "card", "url", "warnings"}`; `url` is
+    None after a dry run, which touches no network beyond what reading the base needs. `private` is what the hub says
+    after a push; `left_out` names what lies in the base's folder and is no part of the model.
 
     Raises:
         UsageError: `repo` is not a repository name, or `kind` is unknown.
@@ -58,30 +67,83 @@ def push(
     if not dry_run:
         _check_token()  # before the export, which may take long
     progress = progress or Progress()
-    with tempfile.TemporaryDirectory(prefix="llmva-push-") as temporary:
-        folder = Path(temporary) / "export"
-        warnings = _export(plan, kind, folder, rank, progress)
-        text = card(plan, kind, repo)
-        write_text(folder / "README.md", text)
-        paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and _ships(p.relative_to(folder))]
-        files = {path.relative_to(folder).as_posix(): path for path in paths}
+    with _workplace() as work:
+        folder = work / "export"
+        reasons, left_out, warnings = _export(plan, kind, folder, rank, progress)
+        write_text(folder / CARD, card(plan, kind, repo))
+        warnings += _redact(plan, folder, reasons)
+        text = (folder / CARD).read_text(encoding="utf-8")
+        files = {name: folder / name for name in sorted(reasons)}
         url = None
         if not dry_run:
             progress.stage(f"uploading to {repo}")
             with _explained(repo):
                 url, private = _upload(files, repo, private, f"{base_name(plan)} with LLM-VA, as {kind}")
-        listed = [{"path": name, "bytes": path.stat().st_size} for name, path in files.items()]
-    return {"repo": repo, "private": private, "files": listed, "card": text, "url": url, "warnings": warnings}
+        listed = [{"path": name, "bytes": path.stat().st_size, "why": reasons[name]} for name, path in files.items()]
+    return {
+        "repo": repo,
+        "private": private,
+        "files": listed,
+        "left_out": left_out,
+        "card": text,
+        "url": url,
+        "warnings": warnings,
+    }
 
 
-def _export(plan: Plan, kind: str, folder: Path, rank: int | None, progress: Progress) -> list[str]:
-    """Write what ships into the new folder `folder`, without this machine's paths; returns warnings."""
+@contextmanager
+def _workplace() -> Iterator[Path]:
+    """A temporary folder, gone at the end; those that killed pushes left are removed too."""
+    for pattern in (f"{TEMPORARY}*", f".{TEMPORARY}*"):
+        for other in Path(tempfile.gettempdir()).glob(pattern):
+            _remove_if_left(other)
+    made = Path(tempfile.mkdtemp(prefix=f".{TEMPORARY}{os.getpid()}-"))
+    held = lock(made)
+    work = made.rename(made.with_name(made.name.removeprefix(".")))  # locked before others look at it
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if held is not None:
+            held.close()
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove the folder of a push whose process is gone."""
+    match = re.fullmatch(rf"\.?{TEMPORARY}(\d+)-.*", folder.name)
+    if match is None or os.name != "posix" or _alive(int(match[1])):
+        return
+    try:
+        held = lock(folder)  # a process of another container that shares the folder has a number of its own
+    except LlmvaError:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if held is not None:
+        held.close()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _export(
+    plan: Plan, kind: str, folder: Path, rank: int | None, progress: Progress
+) -> tuple[dict[str, str], list[str], list[str]]:
+    """Write what ships into the new folder `folder`; why each file is there, what was left out, and warnings."""
     if kind == "edit":
         folder.mkdir()
         public_edit(plan).save(folder)
+        reasons = {CARD: "the model card", "edit.safetensors": "the edit"}
         if plan.record is not None:
             write_json(folder / "run.json", _public_record(plan))
-        return []
+            reasons["run.json"] = "the run's settings and figures, without prompts, answers and folders"
+        return reasons, [], []
     from llmva.export.lora import export_lora
     from llmva.export.merged import export_merged
 
@@ -92,45 +154,57 @@ def _export(plan: Plan, kind: str, folder: Path, rank: int | None, progress: Pro
             facts = export_merged(plan, folder, progress=progress)
     except LlmvaError as error:  # there is no --out here: the export went to a temporary folder
         raise type(error)(str(error).replace("choose another --out", "set TMPDIR to a roomier folder")) from error
-    for name, key, value in (
-        ("adapter_config.json", "base_model_name_or_path", base_name(plan)),
-        ("config.json", "_name_or_path", None),
-        ("tokenizer_config.json", "name_or_path", None),
-    ):
-        _publish(folder / name, key, value)
-    return list(facts["warnings"])
+    return dict(facts["why"]), list(facts.get("left_out", [])), list(facts["warnings"])
 
 
 def _public_record(plan: Plan) -> dict[str, Any]:
-    """run.json without this machine's folders, saying which iteration and strength went out."""
-    record = dict(_without_folders(dict(plan.record or {})))
+    """run.json without this machine's folders and without texts, saying which iteration and strength went out."""
+    whole = dict(plan.record or {})
+    command = whole.pop("command", None)
+    record = dict(public_value(whole))
     record["base"]["model"] = base_name(plan)
-    if plan.record is not None and isinstance(plan.record.get("command"), str):
-        record["command"] = without_paths(plan.record["command"])
+    record["command"] = without_paths(command, plan.title, base_name(plan)) if isinstance(command, str) else None
+    utility = record.get("utility")
+    if isinstance(utility, dict) and isinstance(utility.get("endings"), dict):
+        utility["endings"].pop("examples", None)  # prompts, and what the model answered
     return record | {"shipped": {"iteration": plan.iteration, "strength": strength(plan)}}
 
 
-def _without_folders(value: Any) -> Any:
-    if isinstance(value, str):
-        return last_part(value)
-    if isinstance(value, dict):
-        return {last_part(str(key)): _without_folders(item) for key, item in value.items()}
-    return [_without_folders(item) for item in value] if isinstance(value, (list, tuple)) else value
+def _redact(plan: Plan, folder: Path, reasons: dict[str, str]) -> list[str]:
+    """Take this machine's folders out of the configs; returns a warning for other texts that hold them."""
+    roots = machine_roots(plan.directory, *([Path(plan.base).expanduser()] if Path(plan.base).exists() else []))
+    if (folder / "adapter_config.json").is_file():
+        _rewrite(folder / "adapter_config.json", lambda f: {**f, "base_model_name_or_path": hub_id(plan)})
+    telling = []
+    for name in sorted(reasons):
+        path = folder / name
+        if name.endswith("config.json") or path.name == "special_tokens_map.json":
+            _rewrite(path, lambda fields: public_config(fields, roots))
+        if path.suffix in (".md", ".txt"):
+            _without_roots(path, roots)
+        if path.suffix != ".safetensors" and path.stat().st_size <= MAX_TEXT:
+            data = path.read_bytes()
+            telling += [name] if any(root.encode() in data for root in roots) else []
+    if not telling:
+        return []
+    return [f"Folders of this machine are named in {', '.join(telling)}: look at them before others do."]
 
 
-def _publish(path: Path, key: str, value: str | None) -> None:
-    """Set a JSON file's field to its public value; None removes the folders from the path in it."""
-    if not path.is_file():
-        return
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    old = fields.get(key) if isinstance(fields, dict) else None
-    if isinstance(old, str) and (new := value or last_part(old)) != old:
-        write_text(path, json.dumps(fields | {key: new}, indent=2, ensure_ascii=False) + "\n")
+def _without_roots(path: Path, roots: list[str]) -> None:
+    data = path.read_bytes()
+    new = data
+    for root in roots:
+        new = new.replace(f"{root}/".encode(), b"").replace(root.encode(), Path(root).name.encode())
+    if new != data:
+        write_bytes(path, new)
 
 
-def _ships(path: Path) -> bool:
-    """Whether a file goes up. Hidden files may hold a secret, and the hub makes its own .gitattributes."""
-    return path.name not in HELD and not any(piece.startswith(".") for piece in path.parts)
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write a JSON file anew if `change` changes its object."""
+    fields = read_object(path)
+    new = change(fields)
+    if new != fields:
+        write_text(path, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
 
 
 def _check_token() -> None:

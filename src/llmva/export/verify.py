@@ -105,7 +105,7 @@ def verify(
         else:
             model = None  # one model at a time
             got = _of_merged(artefact.path, loading or {}, dtype, tokenizer)
-            problems = _tensor_problems(base, artefact.path, edit)
+            problems = _tensor_problems(base, artefact.path, edit, bool((loading or {}).get("trust_remote_code")))
         if got.shape != wanted.shape:
             raise LlmvaError(
                 f"'{artefact.path}' and '{base}' have different vocabularies: give the base that it was made from."
@@ -164,29 +164,26 @@ def _of_merged(path: Path, loading: Mapping[str, Any], dtype: torch.dtype, token
     return _logits(model, tokenizer)
 
 
-def _tensor_problems(base: str, path: Path, edit: Edit) -> list[str]:
+def _tensor_problems(base: str, path: Path, edit: Edit, trust: bool) -> list[str]:
     """A sentence for each tensor of the merged checkpoint that differs from base plus edit. Reads every tensor."""
+    from llmva.export.merged import edited_tensors
     from llmva.models.checkpoint import Checkpoint
     from llmva.models.writers import left_map
 
     if base.endswith(".gguf"):
         return []
-    before, after = Checkpoint.open(base), Checkpoint.open(str(path))
+    before, after = (Checkpoint.open(str(place), trust_remote_code=trust) for place in (base, path))
     problems = []
     if set(before.names) != set(after.names):
         odd = sorted(set(before.names) ^ set(after.names))
         return [f"{odd[0]} is in only one of the base and the merged model ({len(odd)} such tensors)."]
-    changed = {
-        place.name: (place.axis, edit.factors[module])
-        for module, places in before.writers_of(edit.factors).items()
-        for place in places
-    }
+    changed = edited_tensors(before, edit, base)
     for name in before.names:
         mine, theirs = before.tensor(name), after.tensor(name)
         if mine.dtype != theirs.dtype or mine.shape != theirs.shape:
             problems.append(f"{name} has a different dtype or shape.")
         elif name in changed:
-            axis, f = changed[name]
+            axis, f = changed[name].axis, changed[name].factors
             wanted = left_map(mine, axis, f.V, f.U).float()
             step = torch.finfo(mine.dtype).eps * wanted.abs() + 1e-6 * wanted.abs().max()
             if bool(((theirs.float() - wanted).abs() > step).any()):

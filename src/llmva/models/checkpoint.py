@@ -7,10 +7,8 @@ process until the kernel frees them.
 from __future__ import annotations
 
 import json
-import math
 import re
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,29 +18,19 @@ import torch
 from torch import Tensor
 
 from llmva.errors import LlmvaError, UsageError
+from llmva.models.files.headers import DTYPES, read_headers
+from llmva.models.files.weights import Weights, find_weights
 from llmva.models.fingerprint import HASHED_VALUES, parts_hash, slices_hash, tensor_hash
 from llmva.models.load import auto_class
+from llmva.models.sublayers import Decoder
 from llmva.models.writers import PLAIN, Writer, find_writers
 
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "gpt_bigcode")  # some weights are (in, out)
-MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
-WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.msgpack", "*.h5", "*.ot", "*.ckpt")  # other formats
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The place of a tensor: bytes `begin` to `end` of `file`."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
+CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "gpt_bigcode")  # weights as (in, out), some of them
+OTHER_FORMS = (  # of the weights, which are not read, so not downloaded
+    "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.msgpack", "*.h5", "*.ot", "*.ckpt", "consolidated*.safetensors",
+    "original/*", "onnx/*",
+)  # fmt: skip
+MAX_COMPARED = 2**30  # bytes of weights that are compared with those in memory before a run
 
 
 @dataclass(frozen=True)
@@ -56,15 +44,18 @@ class Place:
 class Checkpoint:
     """Names, places and parameters of the tensors in a model's folder."""
 
-    def __init__(self, folder: Path, stored: Mapping[str, Stored], fields: Mapping[str, Any], trust: bool) -> None:
-        self.folder, self.stored, self.fields, self._trust = folder, stored, fields, trust
+    def __init__(self, folder: Path, weights: Weights, fields: Mapping[str, Any], trust: bool) -> None:
+        self.folder, self.weights, self.fields, self._trust = folder, weights, fields, trust
+        self.files = [folder / name for name in weights.shards]
+        self.stored, self.twice = read_headers(self.files)
         self._known: tuple[Any, dict[str, list[str]], dict[str, list[Any]]] | None = None
 
     @classmethod
     def open(cls, source: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
         """A local folder, or a model of the hub, which is downloaded into the hub's cache.
 
-        Raises UsageError if there is no such model and LlmvaError if its files are broken.
+        Raises UsageError where there is no such model or it holds no weights to be read, and LlmvaError where its files
+        are broken.
         """
         folder = local_folder(str(source))
         try:
@@ -73,10 +64,7 @@ class Checkpoint:
                 raise ValueError("no object")
         except (ValueError, OSError, RecursionError) as error:
             raise LlmvaError(f"The config.json of '{source}' cannot be read: download the model again.") from error
-        stored: dict[str, Stored] = {}
-        for file in _shards(folder):
-            stored |= read_header(file)[1]
-        return cls(folder, stored, fields, trust_remote_code)
+        return cls(folder, find_weights(folder), fields, trust_remote_code)
 
     @cached_property
     def config(self) -> Any:
@@ -86,6 +74,10 @@ class Checkpoint:
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=self._trust)
         except Exception as error:  # transformers reports a bad config by many classes of error
+            if "trust_remote_code" in str(error):
+                raise UsageError(
+                    f"'{self.folder}' brings code of its own: read it, then pass --trust-remote-code if you trust it."
+                ) from error
             raise LlmvaError(f"The config.json of '{self.folder}' cannot be read: download the model again.") from error
 
     @property
@@ -93,14 +85,16 @@ class Checkpoint:
         return list(self.stored)
 
     @property
-    def files(self) -> list[Path]:
-        """The shards, in order of their names."""
-        return sorted({place.file for place in self.stored.values()})
-
-    @property
     def packed(self) -> bool:
         parts = [self.fields, *(part for part in self.fields.values() if isinstance(part, dict))]
         return any(part.get("quantization_config") is not None for part in parts)
+
+    def holds_packed(self, modules: Iterable[str]) -> bool:
+        """Whether the weights of some of these modules are stored as numbers that are not what they say."""
+        if self.packed:
+            return True
+        names = [name for module in modules for name in (f"{module}.weight", f"{module}.bias") if name in self.stored]
+        return any(DTYPES.get(self.stored[name].dtype) not in PLAIN for name in names)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, in a buffer of its own."""
@@ -133,6 +127,7 @@ class Checkpoint:
             or self.fields.get("model_type") in CONV1D
             or len(shapes[0]) != 2
             or any(shape[0] != width for shape in shapes)
+            or {weight, bias} & self.twice
             or not all(dtype in PLAIN for dtype in dtypes)
         ):
             return None
@@ -197,6 +192,8 @@ class Checkpoint:
         model, sources, _ = self._model()
         names, whole = sources.get(parameter, []), model.get_parameter(parameter).shape
         wanted = whole[0] if names and len(self.stored[names[0]].shape) < len(whole) else 1
+        if twice := self.twice.intersection(names):
+            raise LlmvaError(f"'{self.folder}' holds {min(twice)} in more than one file: download the model again.")
         if len(names) != wanted:
             raise LlmvaError(
                 f"'{self.folder.name}' holds {len(names)} tensors of {parameter}, where {wanted} belong: download the "
@@ -251,7 +248,7 @@ class Checkpoint:
             from transformers.core_model_loading import WeightConverter, rename_source_key
 
             with torch.device("meta"):
-                model = auto_class(self.config).from_config(self.config)
+                model = auto_class(self.config).from_config(self.config, trust_remote_code=self._trust)
             mapping = get_model_conversion_mapping(model)
             converters = [t for t in mapping if isinstance(t, WeightConverter)]
             renamings: Any = [t for t in mapping if not isinstance(t, WeightConverter)]
@@ -277,71 +274,95 @@ def local_folder(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, ignore_patterns=list(WEIGHTS)))
-    except Exception as error:  # the hub client raises many classes for a missing model or network
+        return Path(snapshot_download(source, ignore_patterns=list(OTHER_FORMS)))
+    except Exception as error:  # the hub client reports a missing model and a missing network by many classes
         raise UsageError(
             f"'{source}' is neither a local folder nor a model that the hub gives: say with --base where it lies."
         ) from error
 
 
-def _shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+def export_notes(decoder: Decoder, base: Mapping[str, Any]) -> list[str]:
+    """What a user should know, before a run, of exporting an edit of this model; nothing for one made in memory.
+
+    Args:
+        base: the model's fingerprint, with its `dtype`.
+
+    Raises UsageError or LlmvaError where its folder holds what no export could read as it was loaded.
+    """
+    folder, local = _folder_of(decoder.model)
+    if folder is None:
+        return []
+    own_code = type(decoder.model).__module__.startswith("transformers_modules.")  # then it ran when it was loaded
+    try:
+        checkpoint = Checkpoint.open(folder, trust_remote_code=own_code)
+    except LlmvaError:
+        if local:
+            raise
+        return []  # of a model of the hub another revision may be in the cache
+    packed = checkpoint.packed or base.get("quantize") is not None
+    notes = [*checkpoint.weights.notes, *_missing_forms(checkpoint, decoder, packed)]
+    if not packed and (module := _other_weights(checkpoint, decoder, base["hashes"])):
+        stored = {place.dtype for place in checkpoint.stored.values()}
+        if base.get("dtype") == "float16" and "F16" not in stored:
+            raise UsageError(
+                f"float16 rounds the weights of '{folder}' ({module}), so that no export could tell that an edit is "
+                "of this model: pass --dtype bfloat16 or float32."
+            )
+        notes.append(
+            f"The weights in memory are not those in '{folder}' ({module} differs): save the model with "
+            "save_pretrained, and export with --base and that folder."
+        )
+    return notes
+
+
+def _folder_of(model: Any) -> tuple[Path | None, bool]:
+    """The folder that a model in memory was loaded from, and whether it is a local one; nothing is downloaded."""
+    name = str(getattr(model.config, "_name_or_path", "") or "")
+    if not name or name.endswith(".gguf"):
+        return None, False
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser(), True
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True)), False
+    except Exception:  # no hub id, or one that is not in the cache
+        return None, False
+
+
+def _missing_forms(checkpoint: Checkpoint, decoder: Decoder, packed: bool) -> list[str]:
+    """A note where an edit of all sublayers could not be exported in both forms."""
+    linear = all(hasattr(s.projection, "in_features") or hasattr(s.projection, "nx") for s in decoder.sublayers)
+    merged, why = not packed, "its weights are packed"
+    if merged and not all(checkpoint.plain(name, decoder.width) for name in decoder.names):
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            files = [folder / name for name in names]
-            if any(Path(name).name != name for name in names):
-                raise ValueError("a shard outside the folder")
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise LlmvaError(f"'{index}' cannot be read: download the model again.") from error
-    else:
-        files = [folder / "model.safetensors"]
-    for file in files:
-        if not file.is_file():
-            raise UsageError(f"'{folder}' lacks {file.name}: give a model with its weights in safetensors.")
-    return files
+            checkpoint.writers_of(decoder.names)
+        except LlmvaError as error:
+            merged, why = False, str(error).split(": ")[0]
+    if not merged and not linear:
+        return [f"An edit of this model can only be served by hook or pushed --as edit, not exported, since {why}."]
+    if not merged:
+        return [f"An edit of this model can be exported --as lora and not --as merged, since {why}."]
+    if not linear:
+        return ["An edit of this model can be exported --as merged and not --as lora, since it has fused experts."]
+    return []
 
 
-def read_header(file: Path) -> tuple[int, dict[str, Stored]]:
-    """The start of the data and each tensor's place. Raises LlmvaError if the file is not a whole safetensors file."""
-    broken = LlmvaError(f"'{file}' is no whole safetensors file: download the model again.")
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        if len(start) < 8:
-            raise broken
-        (length,) = struct.unpack("<Q", start)
-        if length > min(MAX_HEADER, size - 8):
-            raise broken
-        try:
-            header = json.loads(stream.read(length))
-            begin = 8 + length
-            stored = {name: _entry(file, begin, entry) for name, entry in header.items() if name != "__metadata__"}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise broken from error
-    last = begin
-    for place in sorted(stored.values(), key=lambda place: (place.begin, place.end)):
-        bits = DTYPES[place.dtype].itemsize * math.prod(place.shape) if place.dtype in DTYPES else None
-        if not last <= place.begin <= place.end <= size or (bits is not None and bits != place.end - place.begin):
-            raise broken
-        last = place.end
-    return begin, stored
-
-
-def _entry(file: Path, begin: int, entry: Any) -> Stored:
-    first, last = entry["data_offsets"]
-    dtype, shape = entry["dtype"], tuple(entry["shape"])
-    if not isinstance(dtype, str) or any(type(n) is not int or n < 0 for n in (first, last, *shape)):
-        raise ValueError("no tensor")
-    return Stored(file, dtype, shape, begin + first, begin + last)
+def _other_weights(checkpoint: Checkpoint, decoder: Decoder, hashes: Mapping[str, str]) -> str | None:
+    """The first sublayer whose weights on disk are not those in memory, among as many as are read quickly."""
+    left = MAX_COMPARED
+    for name in decoder.names:
+        if checkpoint.plain(name, decoder.width) is None:
+            continue
+        place = checkpoint.stored[f"{name}.weight"]
+        left -= place.end - place.begin
+        if left < 0:
+            return None
+        if name in hashes and checkpoint.plain_hash(name) != hashes[name]:
+            return name
+    return None
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sort key: experts.2 before experts.10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def in_file_order(stored: Mapping[str, Stored], file: Path) -> Iterator[tuple[str, Stored]]:
-    """The tensors of one shard, in the order of their places."""
-    mine = [(name, place) for name, place in stored.items() if place.file == file]
-    yield from sorted(mine, key=lambda pair: pair[1].begin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import torch
 
 from llmva.errors import LlmvaError, UsageError
 from llmva.models.chat import render
+from llmva.models.files.weights import find_weights, model_inside, refuse_adapter
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 QUANTIZED = ("4bit", "8bit")
@@ -92,10 +94,20 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         check_template(tokenizer, str(name))
     with _explained(str(name), "model"):
+        if not extra:
+            if Path(source).is_dir():
+                find_weights(Path(source))  # refuses what no export could write
+            options["use_safetensors"] = True  # a pickle of someone else's is not opened
+            os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # nor one asked for that export cannot find
         loaded: Any = auto_class(config).from_pretrained(
             source, dtype=wanted, output_loading_info=True, **placement, **options
         )
         model, report = loaded
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise UsageError(
+                f"'{name}' comes with an adapter, which no export would contain: merge it into the weights first "
+                "(PEFT's merge_and_unload, then save_pretrained), and give that folder."
+            )
         if "device_map" not in placement and where.type != "cpu":
             model.to(where)
     missing = sorted(report["missing_keys"])  # transformers fills them with random numbers and continues
@@ -105,6 +117,7 @@ def load_model(
     if extra:  # transformers still considers an unpacked .gguf quantised, and refuses to save it
         model.hf_quantizer = None
         vars(model.config).pop("quantization_config", None)
+        model.config._name_or_path = str(Path(name).expanduser())  # transformers names the folder around it
     model.eval()
     model.requires_grad_(False)
     if tokenizer.pad_token_id is None:
@@ -183,9 +196,12 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
             raise UsageError(f"There is no file '{name}': check the path of the .gguf model.")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
+        refuse_adapter(path)
         config = path / "config.json"
         if not config.is_file():
-            raise UsageError(f"'{name}' holds no config.json: give the folder of a Hugging Face model.")
+            inside = model_inside(path)
+            hint = "give the folder of a Hugging Face model" if inside is None else f"give '{inside}'"
+            raise UsageError(f"'{name}' holds no config.json: {hint}.")
         try:
             fields = json.loads(config.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
@@ -234,6 +250,11 @@ def _explain(name: str, part: str, error: Exception) -> LlmvaError:
     local = Path(name).expanduser().exists()
     if "trust_remote_code" in text:
         return UsageError(f"'{name}' brings code of its own: read it, then pass --trust-remote-code if you trust it.")
+    if not local and part == "model" and "safetensors" in text:
+        return UsageError(
+            f"'{name}' has no weights in safetensors on the hub: convert it with AutoModelForCausalLM.from_pretrained "
+            "and save_pretrained in transformers if you trust its pickles, and give the new folder."
+        )
     if not local and isinstance(error, OSError):
         return UsageError(
             f"'{name}' is neither a local folder nor a model that the hub gives: check its name and the network."
