@@ -82,7 +82,9 @@ def test_align_for_people(
     # one alignment at a time takes all the iterations it may; several from one round of answers are through before
     assert len(measured) == 4 if passes else 1 < len(measured) < 4
     lines = said.err.splitlines()
-    assert all("share most of their words" in line for line in lines[: lines.index(f"loading {taught_folder}")])
+    first = lines[: lines.index(f"loading {taught_folder}")]
+    assert sum("prompts from 'text', the first being" in line for line in first) == 2
+    assert all("share most of their words" in line for line in first[2:])
     assert [line.split(":")[0] for line in lines if line.startswith("iteration") and "validation" in line] == [
         f"iteration {t}" for t in range(len(measured))
     ]

@@ -119,8 +119,7 @@ def test_only_text_column_is_guessed_and_told(tmp_path: Path) -> None:
     write_rows(tmp_path / "p.jsonl", [{"n": i, "bitte": f"text {i}"} for i in range(9)])
     prompts = PromptSet.load([f"{tmp_path}/p.jsonl"], [text_file(tmp_path / "b.txt", BENIGN)])
     assert prompts.counts()["p"] == {"train": 5, "validation": 2, "test": 2}
-    (told,) = [warning for warning in prompts.warnings if warning.startswith(str(tmp_path))]
-    assert "'bitte'" in told
+    assert "p: took 'bitte' for the name of the prompts' column, the only one with text." in prompts.warnings
 
 
 def test_chat_cells_give_the_first_user_turn(tmp_path: Path) -> None:

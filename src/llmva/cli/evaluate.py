@@ -125,10 +125,14 @@ def evaluate(
             metrics = _by_set(load, sources, set_options, edit, chosen_judge, how, settings)
         else:
             settings = settings | inputs.thinking_mode(edit, thinking)
-            prompts = inputs.test_prompts(model, edit, sources, seed)
-            metrics = _at_once(load, prompts, benchmarks, chosen_judge, how, settings)
+            reading = inputs.test_prompts(model, edit, sources, seed)
+            for sentence in (*reading.notes, *reading.warnings):
+                display.note(sentence)
+            metrics = _at_once(load, reading.prompts, benchmarks, chosen_judge, how, settings)
             if sources.toxic or sources.benign:
-                metrics |= inputs.overlap_with_fit(prompts, edit)
+                metrics |= inputs.overlap_with_fit(reading.prompts, edit)
+            if reading.warnings:
+                metrics["limits"] = [*reading.warnings, *metrics.get("limits", [])]
     record = {"model": model, "edit": None if edit is None else str(edit), "judge": chosen_judge.name, **metrics}
     if set_options.markdown is not None:
         write_text(set_options.markdown, transfer_markdown(record))
@@ -185,6 +189,8 @@ def _by_set(
         seed=how["seed"],
         keep_duplicates=set_options.keep_duplicates,
     )
+    for sentence in (note for one in test_sets for note in one.notes):
+        how["progress"].note(sentence)
     counts = {one.name: len(one.prompts) for one in test_sets}
     model, tokenizer = load()
     metrics = transfer(

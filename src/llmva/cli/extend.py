@@ -66,20 +66,20 @@ def extend(
     from llmva.extension import prepare
     from llmva.judges import make_judge
     from llmva.models.load import load_model
-    from llmva.prompts.load import load_prompts
+    from llmva.prompts.load import read_prompts
     from llmva.settings import make_settings
 
     make_settings(**settings)
     chosen_judge = make_judge(judge)
-    prompts = load_prompts(sides.toxic, sides.benign)
+    reading = read_prompts(sides.toxic, sides.benign)
     out = out or directory.with_name(f"{directory.resolve().name}-extended")
-    _, everything, record = prepare(directory, prompts, out, seed)
+    _, everything, record = prepare(directory, reading.prompts, out, seed)
     title = str(record["base"]["model"])
     place = base or (str(inputs.demo_model()) if title == inputs.DEMO_NAME else title)
     probes = inputs.choose_probes(place, skills)
     with Display(output.quiet) as display:
-        for warning in everything.warnings:
-            display.note(warning)
+        for sentence in (*reading.notes, *reading.warnings, *everything.warnings):
+            display.note(sentence)
         if chosen_judge.name != record["judge"]:
             display.note(f"the judge of the earlier run was {record['judge']}; this run uses {chosen_judge.name}")
         display.note(f"loading {title}")
@@ -88,7 +88,7 @@ def extend(
             loaded,
             tokenizer,
             directory,
-            prompts,
+            reading.prompts,
             judge=chosen_judge,
             seed=seed,
             out=out,

@@ -20,6 +20,7 @@ from llmva.edit import Edit
 from llmva.edit_file import edit_file
 from llmva.errors import UsageError
 from llmva.evaluation.skills import Probe, load_probes
+from llmva.prompts.load import Reading, read_prompts
 from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.types import Prompt
 
@@ -85,8 +86,8 @@ def load(
     show_licences(sources.data, Display(quiet))
     prompts = choose_prompts(place, sources, seed)
     with Display(quiet) as display:
-        for warning in prompts.warnings:
-            display.note(warning)
+        for sentence in (*prompts.notes, *prompts.warnings):
+            display.note(sentence)
         display.note(f"loading {model_title(place)}")
         yield *load_model(place, **asdict(loading)), prompts, display
 
@@ -109,14 +110,12 @@ def choose_probes(model: str, skills: Path | None) -> list[Probe]:
     return [] if skills is None else load_probes(skills)
 
 
-def test_prompts(model: str, edit: Path | None, sides: Sides, seed: int) -> list[Prompt]:
+def test_prompts(model: str, edit: Path | None, sides: Sides, seed: int) -> Reading:
     """Exactly the prompts that the user named, else the test split of the edit's run, else of the model's prompts."""
-    from llmva.prompts.load import load_prompts
-
     if sides.toxic or sides.benign:
-        return list(load_prompts(sides.toxic, sides.benign))
+        return read_prompts(sides.toxic, sides.benign)
     of_run = run_prompts(edit)
-    return list((of_run or choose_prompts(model, Sources(), seed)).test)
+    return Reading((of_run or choose_prompts(model, Sources(), seed)).test)
 
 
 def run_prompts(edit: Path | None) -> PromptSet | None:

@@ -33,6 +33,8 @@ def read_entry(
     warnings: list[str] = []
     dropped = 0
     for part, table in _part_tables(entry, local, folder or cache_folder(), warnings):
+        if table.note:
+            warnings.append(f"{entry.name}: {table.note}.")
         for side, cell in _sided_cells(part, table, entry):
             try:
                 text = check_text(cell, "a row", max_chars)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from llmva.errors import UsageError
 from llmva.prompts.contamination import near_repeats
@@ -30,6 +30,15 @@ SidedSource = tuple[bool, Source]  # benign?, source
 PER_SET = 500  # prompts of a side of a registered set in a run, as many as the paper drew from each of its sets
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Prompts that were not cut, with `warnings` and `notes` as `Splits` has them."""
+
+    prompts: tuple[Prompt, ...]
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 def load_prompts(
     toxic: Sequence[str] = (), benign: Sequence[str] = (), max_chars: int = MAX_CHARS
 ) -> tuple[Prompt, ...]:
@@ -37,12 +46,18 @@ def load_prompts(
 
     A source with splits of its own gives all of them. Raises UsageError as `PromptSet.load`; one side alone will do.
     """
+    return read_prompts(toxic, benign, max_chars).prompts
+
+
+def read_prompts(toxic: Sequence[str] = (), benign: Sequence[str] = (), max_chars: int = MAX_CHARS) -> Reading:
+    """As `load_prompts`, with what reading them guessed or left out."""
     sources = _read_all(toxic, benign, max_chars)
     prompts = [Prompt(text, side, source.name) for side, source in sources for text in source.all_texts()]
     if not prompts:
         raise UsageError("no prompts were given: add --toxic or --benign with a file or a data set.")
     check_sides(prompts)
-    return tuple(prompts)
+    warnings = tuple(warning for _, source in sources for warning in source.warnings)
+    return Reading(tuple(prompts), warnings, tuple(source.said for _, source in sources))
 
 
 def load_splits(
@@ -80,7 +95,7 @@ def splits_from_lists(toxic: Lists, benign: Lists, seed: int = 0, max_chars: int
 def _read_all(toxic: Sequence[str], benign: Sequence[str], max_chars: int) -> list[SidedSource]:
     # All specs are parsed before any is read, so that a misspelt path is reported before minutes of downloading.
     specs = [(False, parse_spec(given)) for given in toxic] + [(True, parse_spec(given)) for given in benign]
-    return _with_unique_names([(side, read_source(spec, max_chars)) for side, spec in specs])
+    return _with_unique_names([(side, read_source(spec, side, max_chars)) for side, spec in specs])
 
 
 def _with_unique_names(sources: list[SidedSource]) -> list[SidedSource]:
@@ -131,4 +146,5 @@ def _assemble(sources: list[SidedSource], seed: int, drawn: Collection[str] = ()
     require_prompts("toxic", sum(not prompt.benign for prompt in unique), MIN_PER_SIDE)
     require_prompts("benign", sum(prompt.benign for prompt in unique), MIN_PER_SIDE)
     splits = join(cuts, warnings)
-    return replace(splits, warnings=(*splits.warnings, *near_repeats(splits)))
+    notes = tuple(source.said for _, source in sources if source.said)
+    return replace(splits, warnings=(*splits.warnings, *near_repeats(splits)), notes=notes)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class PromptSet(Splits):
     """Disjoint splits: vectors are fitted on `train`, the iteration chosen on `validation`, figures come from `test`.
 
-    `warnings` are sentences about what loading dropped or guessed; a command shows them, equality ignores them.
+    `warnings` are sentences about what loading dropped or guessed, which a run keeps. `notes` say what was read from
+    each source, with its first prompt, and are for the user's eyes alone. Commands show both, equality ignores them.
     """
 
     @classmethod
@@ -63,8 +64,8 @@ class PromptSet(Splits):
 
     @classmethod
     def of(cls, splits: Splits) -> PromptSet:
-        """The set of these splits, warnings included."""
-        return cls(splits.train, splits.validation, splits.test, splits.warnings)
+        """The set of these splits, warnings and notes included."""
+        return cls(splits.train, splits.validation, splits.test, splits.warnings, splits.notes)
 
     def to_jsonl(self, path: str | Path) -> None:
         """Write every prompt, split by split, through a temporary file. `warnings` are not kept."""

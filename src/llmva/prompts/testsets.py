@@ -20,7 +20,10 @@ PER_SET = 200  # of a side: a 95% interval of at most 14 points, and minutes rat
 
 @dataclass(frozen=True)
 class TestSet:
-    """`about` is what a record says of it, in plain JSON types; `limits` are sentences that a reader must know."""
+    """`about` is what a record says of it, in plain JSON types; `limits` are sentences that a reader must know.
+
+    `notes` say what was read from a file, for the user's eyes alone.
+    """
 
     __test__ = False  # pytest takes the name for a test's
 
@@ -28,6 +31,7 @@ class TestSet:
     prompts: tuple[Prompt, ...]
     about: dict[str, Any]
     limits: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_test_sets(
@@ -59,7 +63,7 @@ def read_test_sets(
     for wanted in data:
         read.append((wanted.entry.name, wanted, read_entry(wanted.entry, wanted.local, max_chars)))
     for side, spec in specs:
-        source = read_source(spec, max_chars)
+        source = read_source(spec, side, max_chars)
         source.name = unique_name(source.name, {name for name, _, _ in read})
         read.append((source.name, None, [(side, source)]))
     fit_index = None if fit is None else FitIndex(fit)
@@ -123,7 +127,8 @@ def _test_set(
         if overlap is None
         else {**overlap.counts(), "of": len(pool), "kept": sum(prompt in known for prompt in chosen)},
     }
-    return TestSet(name, tuple(chosen), about, tuple(limits))
+    notes = tuple(source.said for _, source in sources if source.said)
+    return TestSet(name, tuple(chosen), about, tuple(limits), notes)
 
 
 def _is_of(source: Source, fit_sources: set[str], fit: FitIndex) -> bool:

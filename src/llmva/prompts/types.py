@@ -26,13 +26,15 @@ class Prompt:
 class Splits:
     """Prompts in three disjoint splits.
 
-    `warnings` are sentences about what loading dropped or guessed; a command shows them, equality ignores them.
+    `warnings` are sentences about what loading dropped or guessed, which a run keeps. `notes` say what was read from
+    each source, with its first prompt, and are for the user's eyes alone. Commands show both, equality ignores them.
     """
 
     train: tuple[Prompt, ...]
     validation: tuple[Prompt, ...]
     test: tuple[Prompt, ...]
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def splits(self) -> Iterator[tuple[str, tuple[Prompt, ...]]]:
         """Name and prompts of each split: train, validation, test."""

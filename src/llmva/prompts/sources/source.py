@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmva.errors import UsageError
 from llmva.prompts.public.registry import entries
+from llmva.prompts.sources.columns import check_side, choose_column, short
 from llmva.prompts.sources.hub import read_folder, read_hub
 from llmva.prompts.sources.spec import Spec
 from llmva.prompts.sources.tables import Table, read_file
-from llmva.prompts.sources.texts import choose_column, read_texts
+from llmva.prompts.sources.texts import about_chats, read_texts
 
 # What data sets call the splits that we call train, validation and test.
 SPLIT_NAMES = {
@@ -26,18 +27,27 @@ SPLIT_NAMES = {
 
 @dataclass
 class Source:
-    """Texts by split; the one key "" says that the source has no splits of its own, or that rows were picked."""
+    """Texts by split; the one key "" says that the source has no splits of its own, or that rows were picked.
+
+    `said` tells the user what was read: from where, how many prompts, which column, and the first of them. It is for
+    their eyes alone, while `warnings`, which say what was guessed or left out, are kept with a run and published.
+    """
 
     name: str
     texts: dict[str, list[str]]
     warnings: list[str] = field(default_factory=list)
+    said: str = ""
 
     def all_texts(self) -> list[str]:
         return [text for texts in self.texts.values() for text in texts]
 
 
-def read_source(spec: Spec, max_chars: int) -> Source:
-    """Read what the spec names. Raises UsageError, as the readers do, and for a split that is not there."""
+def read_source(spec: Spec, benign: bool, max_chars: int) -> Source:
+    """Read what the spec names. Raises UsageError, as the readers do, and for a split that is not there.
+
+    A file that says in a column of labels that rows are of another side than `benign` is refused, unless the spec names
+    the column of prompts.
+    """
     tables = _read_tables(spec)
     source = Source(spec.name, {})
     if spec.parts:
@@ -47,13 +57,22 @@ def read_source(spec: Spec, max_chars: int) -> Source:
         chosen = [("", table) for table in tables.values()]
     else:
         chosen = _own_splits(tables, spec, source.warnings)
+    columns: dict[str, None] = {}
+    guesses: dict[str, None] = {}  # as keys, since they come once a table
     for split, table in chosen:
-        column, warning = choose_column(table, spec.column)
-        if warning and warning not in source.warnings:
-            source.warnings.append(warning)
+        column, guess = choose_column(table, spec.column)
+        if spec.column is None:
+            check_side(table, column, benign)
         source.texts.setdefault(split, []).extend(read_texts(table, column, max_chars))
-    if not any(source.texts.values()):
+        columns[column] = None
+        guesses |= dict.fromkeys(filter(None, (guess, table.note, about_chats(table.cells(column)))))
+    texts = source.all_texts()
+    if not texts:
         raise UsageError(f"{spec.given!r} selects no prompts: widen its split or put prompts into it.")
+    named = " and ".join(map(repr, columns))
+    source.said = f"{spec.given}: read {len(texts)} prompts from {named}, the first being {short(texts[0])}."
+    if guesses:
+        source.warnings.append(f"{spec.name}: {'; '.join(guesses)}.")
     return source
 
 
@@ -80,6 +99,9 @@ def _split_by_column(table: Table) -> dict[str, Table]:
     """A file whose column `split` says train, validation or test in every row has splits of its own."""
     marks = list(table.cells("split")) if "split" in table.columns else []
     if not marks or not all(isinstance(mark, str) and mark in SPLIT_NAMES for mark in marks):
+        if any(isinstance(mark, str) and mark in SPLIT_NAMES for mark in marks):
+            note = "; ".join(filter(None, (table.note, "its column 'split' is not used, since not every row has one")))
+            table = replace(table, note=note)
         return {"train": table}
     return {
         name: table.at([i for i, mark in enumerate(marks) if mark == name], f"{table.where} ({name})")

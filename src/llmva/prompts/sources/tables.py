@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import codecs
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmva.errors import UsageError
+from llmva.prompts.sources.delimited import DELIMITERS, divide
+
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 
 
 @dataclass(frozen=True)
 class Table:
-    """`cells(column)` gives n cells of any type; `numbers` are n line or row numbers, counted from 1, for errors."""
+    """`cells(column)` gives n cells of any type; `numbers` are n line or row numbers, counted from 1, for errors.
+
+    `note` says how the file was read where its ending alone does not tell; it is empty otherwise. `headed` tables have
+    their columns' names from the first row, which may be missing.
+    """
 
     where: str
     columns: tuple[str, ...]
     cells: Callable[[str], Sequence[Any]]
     numbers: Sequence[int]
     unit: str  # what `numbers` count: "line" or "row"
+    note: str = ""
+    headed: bool = False
 
     def at(self, rows: Sequence[int], where: str) -> Table:
         """The table of these rows only (positions from 0); they keep their numbers."""
@@ -30,7 +39,7 @@ class Table:
             everything = self.cells(column)
             return [everything[i] for i in rows]
 
-        return Table(where, self.columns, cells, [self.numbers[i] for i in rows], self.unit)
+        return replace(self, where=where, cells=cells, numbers=[self.numbers[i] for i in rows])
 
 
 def read_file(path: Path) -> Table:
@@ -56,6 +65,8 @@ def read_utf8(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from error
+    if data.startswith(_WIDE):
+        raise UsageError(f"{path} is UTF-16 or UTF-32, not UTF-8: save it again as UTF-8.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -81,37 +92,32 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_text(path: Path) -> Table:
-    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(read_utf8(path).split("\n"), 1)]
+    # Not splitlines(): prompts may hold U+2028 and its like. A carriage return alone ends the lines of old Macs.
+    lines = list(enumerate(re.split(r"\r\n|\n|\r", read_utf8(path)), 1))
     rows = [(number, line) for number, line in lines if line.strip()]
+    if all(line.strip().startswith("{") and _is_json(line) for _, line in rows):
+        raise UsageError(f"{path} holds JSON objects, a line each: name it .jsonl.")
     return Table(str(path), ("text",), lambda _: [line for _, line in rows], [number for number, _ in rows], "line")
 
 
-def _read_delimited(path: Path) -> Table:
-    reader = csv.reader(
-        io.StringIO(read_utf8(path), newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ","
-    )
-    rows: list[tuple[int, list[str]]] = []
-    start = 1  # the line on which a row starts; quoted cells may hold line breaks
+def _is_json(line: str) -> bool:
     try:
-        for cells in reader:
-            if cells:  # the csv module gives [] for a blank line
-                rows.append((start, cells))
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise UsageError(
-            f"the row from line {start} of {path} cannot be read ({error}): mend or shorten its cells."
-        ) from error
-    header = tuple(name.strip() for name in rows[0][1])
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _read_delimited(path: Path) -> Table:
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    divided = divide(read_utf8(path), usual, str(path))
+    (_, names), *rows = divided.rows
+    header = tuple(name.strip() for name in names)
     if len(set(header)) < len(header):
         raise UsageError(f"{path} has two columns of one name ({', '.join(header)}): rename one.")
-    for number, cells in rows[1:]:
-        if len(cells) != len(header):
-            raise UsageError(
-                f"line {number} of {path} has {len(cells)} cells but the header has {len(header)}: "
-                "mend the row, or put quotes around cells that hold the delimiter."
-            )
-    columns = {name: [cells[i] for _, cells in rows[1:]] for i, name in enumerate(header)}
-    return Table(str(path), header, columns.__getitem__, [number for number, _ in rows[1:]], "line")
+    columns = {name: [cells[i] for _, cells in rows] for i, name in enumerate(header)}
+    note = "" if divided.delimiter == usual else f"took {DELIMITERS[divided.delimiter]} for what divides the cells"
+    return Table(str(path), header, columns.__getitem__, [number for number, _ in rows], "line", note, headed=True)
 
 
 def _read_jsonl(path: Path) -> Table:

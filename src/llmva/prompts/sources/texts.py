@@ -1,57 +1,43 @@
-"""From cells to prompts: which column holds the prompts, and which cells are usable."""
+"""From cells to prompts: which cells are usable, and what is said of the column that they are from."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmva.errors import UsageError
+from llmva.prompts.sources.columns import COLUMNS, is_chat
 from llmva.prompts.sources.tables import Table
 
-COLUMNS = ("input", "prompt", "question", "instruction", "text", "query", "goal", "message")
-
-
-def choose_column(table: Table, asked: str | None) -> tuple[str, str | None]:
-    """The column of prompts, and a warning if it had to be guessed.
-
-    It is the one asked for, else the first of COLUMNS that exists, else the only one that holds text or chat messages.
-    Raises UsageError, naming the columns there are, if that leaves none.
-    """
-    there = ", ".join(table.columns) or "none"
-    if asked is not None:
-        if asked not in table.columns:
-            raise UsageError(f"{table.where} has no column {asked!r}: choose one of its columns ({there}).")
-        return asked, None
-    for name in COLUMNS:
-        if name in table.columns:
-            return name, None
-    textual = [name for name in table.columns if _is_textual(table.cells(name))]
-    if len(textual) != 1:
-        raise UsageError(f"the prompts' column of {table.where} is not clear: add :column with one of {there}.")
-    # A file without a header loses its first prompt here, so the guess is a warning.
-    (name,) = textual
-    return name, f"{table.where}: took {name!r} for the name of the prompts' column, the only one with text."
+# What spreadsheets, data frames and databases write where there is nothing, or a number. It may be a prompt, but much
+# more often the column is another than the prompts'.
+_NO_TEXT = re.compile(r"[-+]?[\d.,]*\d[\d.,]*%?|nan|null|none|nil|n/?a|<na>|true|false|#(n/a|ref!|value!|name\?)")
+_CHAT_AS_TEXT = re.compile(r"\[\s*\{\s*(['\"])(role|from)\1\s*:")
+_NAMES = re.compile(r"[\w -]{1,40}(?:([,;\t|])[\w -]{0,40})+")
 
 
 def read_texts(table: Table, column: str, max_chars: int) -> list[str]:
     """Every cell of the column as a prompt. Raises UsageError naming the row that holds none."""
     others = ", ".join(name for name in table.columns if name != column)
-    return [
-        check_text(
-            cell,
-            f"{table.unit} {number} of {table.where}",
-            max_chars,
-            f"mend or remove it{f', or name another column ({others})' if others else ''}",
-        )
-        for number, cell in zip(table.numbers, table.cells(column), strict=True)
-    ]
+    mend = f"mend or remove it{f', or name another column ({others})' if others else ''}"
+    cells = table.cells(column)
+    _check_header(table, cells)
+    texts = []
+    for number, cell in zip(table.numbers, cells, strict=True):
+        where = f"{table.unit} {number} of {table.where}"
+        text = check_text(cell, where, max_chars, mend)
+        if isinstance(cell, str):
+            _check_meant(text, column, where, mend)
+        texts.append(text)
+    return texts
 
 
 def check_text(cell: Any, where: str, max_chars: int, mend: str = "mend or remove it") -> str:
     """The prompt in a cell: a string, or the first user turn of chat messages. Raises UsageError if there is none."""
-    text = _first_user_turn(cell) if _is_chat(cell) else cell
+    text = _first_user_turn(cell) if is_chat(cell) else cell
     if text is None:
-        raise UsageError(f"{where} has no {'user turn' if _is_chat(cell) else 'prompt (an empty cell)'}: {mend}.")
+        raise UsageError(f"{where} has no {'user turn' if is_chat(cell) else 'prompt (an empty cell)'}: {mend}.")
     if not isinstance(text, str):
         raise UsageError(f"{where} is not text but {type(text).__name__}: {mend}.")
     if not text.strip():
@@ -63,15 +49,41 @@ def check_text(cell: Any, where: str, max_chars: int, mend: str = "mend or remov
     return text
 
 
-def _is_textual(cells: Sequence[Any]) -> bool:
-    filled = [cell for cell in cells if cell is not None]
-    return bool(filled) and all(isinstance(cell, str) or _is_chat(cell) for cell in filled)
+def about_chats(cells: Sequence[Any]) -> str:
+    """What is left out of conversations; "" for nothing."""
+    chats = [cell for cell in cells if is_chat(cell)]
+    longer = sum(len(chat) > 1 for chat in chats)
+    with_parts = sum(any(_has_no_text(turn) for turn in chat) for chat in chats)
+    left_out = []
+    if longer:
+        left_out.append(f"took the first user turn alone of conversations that have other turns: {longer}")
+    if with_parts:
+        left_out.append(f"left out pictures and other parts that are no text in conversations: {with_parts}")
+    return "; ".join(left_out)
 
 
-def _is_chat(cell: Any) -> bool:
-    return (
-        isinstance(cell, Sequence) and bool(cell) and all(isinstance(turn, Mapping) and "role" in turn for turn in cell)
-    )
+def _check_meant(text: str, column: str, where: str, mend: str) -> None:
+    """Raises UsageError for a string that is text, but hardly a prompt."""
+    cell = text.strip()
+    if len(cell) <= 40 and _NO_TEXT.fullmatch(cell.casefold()):
+        raise UsageError(f"{where} holds {cell!r}, which is no prompt: {mend}.")
+    if cell.casefold() in (*COLUMNS, column.casefold()):
+        raise UsageError(f"{where} holds {cell!r}, the name of a column: remove the line, or save the table as .csv.")
+    if _CHAT_AS_TEXT.match(cell):
+        raise UsageError(f"{where} is a conversation that was written as text: save the file as JSONL or Parquet.")
+
+
+def _check_header(table: Table, cells: Sequence[Any]) -> None:
+    """Raises UsageError for lines of text that are the rows of a table, its header first."""
+    if table.columns != ("text",) or not cells or not isinstance(cells[0], str):
+        return
+    names = _NAMES.fullmatch(cells[0].strip())
+    if (
+        names
+        and any(name.strip().casefold() in COLUMNS for name in cells[0].split(names[1]))
+        and all(isinstance(cell, str) and names[1] in cell for cell in cells)
+    ):
+        raise UsageError(f"{table.where} begins with {cells[0]!r}, the header of a table: save it as .csv.")
 
 
 def _first_user_turn(turns: Sequence[Mapping[str, Any]]) -> Any:
@@ -85,3 +97,14 @@ def _first_user_turn(turns: Sequence[Mapping[str, Any]]) -> Any:
                 return "\n".join(parts) or None
             return content
     return None
+
+
+def _has_no_text(turn: Mapping[str, Any]) -> bool:
+    """Whether a user's message has parts that are no text, such as images."""
+    content = turn.get("content")
+    return (
+        turn["role"] == "user"
+        and isinstance(content, Sequence)
+        and not isinstance(content, str)
+        and not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content)
+    )
