@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import llmva
 from conftest import Said, chat_model
@@ -254,7 +256,10 @@ def test_a_strength_that_was_chosen_is_what_is_measured_and_shipped(
     assert make_plan(tmp_path / "run").strength == 0.5
 
 
-def test_front_shows_and_draws_the_points(run_folder: Path, easy_folder: Path, command: Command) -> None:
+def test_front_shows_and_draws_the_points(
+    run_folder: Path, easy_folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
     for folder in (run_folder, easy_folder):
         said = command("front", folder, "--json")
         assert said.code == 0
@@ -334,6 +339,6 @@ def test_the_picture_takes_whatever_a_record_holds() -> None:
 
     for hostile in (None, 3, [None], [{"point": "x"}], [{"point": 0, "strength": float("nan"), "asr": 0, "orr": 0}]):
         assert front_panel({"front": hostile}) == []
-        front_table({"front": hostile, "validation": "none"})
+        Console(file=io.StringIO()).print(front_table({"front": hostile, "validation": "none"}))
     one = [{"point": 0, "strength": 1.0, "asr": 0.0, "orr": 0.0}]
     assert len(front_panel({"front": one})) == 1

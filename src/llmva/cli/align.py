@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmva.cli.interrupt import interruptible, of_run
 from llmva.cli.options import (
     BatchTokens,
     JudgeName,
@@ -46,31 +47,33 @@ def align(
 
     No option is needed. If interrupted, run the same command to resume.
     """
-    from llmva.cli import inputs
-    from llmva.settings import make_settings
+    with interruptible() as kept:
+        from llmva.cli import inputs
+        from llmva.settings import make_settings
 
-    directory = out or inputs.default_out(model)
-    make_settings(**settings)  # a mistake in them costs no loading
-    probes = inputs.choose_probes(model, skills)
-    with inputs.load(model, sources, judge, seed, loading, output.quiet) as (loaded, tokenizer, prompts, display):
-        from llmva.alignment import RunOptions
-        from llmva.alignment import align as run
+        directory = out or inputs.default_out(model)
+        kept.say = of_run(directory, restart)
+        make_settings(**settings)  # a mistake in them costs no loading
+        probes = inputs.choose_probes(model, skills)
+        with inputs.load(model, sources, judge, seed, loading, output.quiet) as (loaded, tokenizer, prompts, display):
+            from llmva.alignment import RunOptions
+            from llmva.alignment import align as run
 
-        result = run(
-            loaded,
-            tokenizer,
-            prompts,
-            judge=judge,
-            seed=seed,
-            out=directory,
-            restart=restart,
-            skills=probes,
-            batch_tokens=batch_tokens,
-            progress=display,
-            options=RunOptions(name=inputs.model_title(model), command=inputs.typed_command()),
-            **settings,
-        )
-    show_run(result.record, directory, display, output)
+            result = run(
+                loaded,
+                tokenizer,
+                prompts,
+                judge=judge,
+                seed=seed,
+                out=directory,
+                restart=restart,
+                skills=probes,
+                batch_tokens=batch_tokens,
+                progress=display,
+                options=RunOptions(name=inputs.model_title(model), command=inputs.typed_command()),
+                **settings,
+            )
+        show_run(result.record, directory, display, output)
 
 
 def demo(

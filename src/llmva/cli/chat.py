@@ -36,7 +36,7 @@ def chat(
     from llmva.cli.console import Display, emit, say
     from llmva.models.load import load_model
 
-    loaded_edit = inputs.load_edit(edit, choice)
+    loaded_edit = inputs.load_edit(edit, choice, Display(output.quiet).note)
     if compare and loaded_edit is None:
         raise UsageError("--compare needs an edit to compare with: add --edit DIR.")
     loaded, tokenizer = load_model(model, **asdict(loading))

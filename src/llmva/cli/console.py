@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +13,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from llmva import progress
+from llmva.cli.interrupt import was_interrupted
+from llmva.cli.streams import Shown, discard, unicode
 from llmva.errors import LlmvaError
 
 
@@ -31,9 +32,10 @@ class Display(progress.Progress):
     """Iteration, what it is doing, prompts a second, time left, and validation metrics so far."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        stream: Any = Shown(sys.stderr)
+        self.console = Console(stderr=True, file=stream, highlight=False)
         self.quiet = quiet
-        self.live = self.console.is_terminal and not quiet
+        self.live = self.console.is_terminal and not self.console.is_dumb_terminal and not quiet
         self.bars: Progress | None = None
         self.task: Any = None
         self.started = time.monotonic()
@@ -42,7 +44,7 @@ class Display(progress.Progress):
     def __enter__(self) -> Display:
         if self.live:
             self.bars = Progress(
-                SpinnerColumn(),
+                SpinnerColumn("dots" if unicode(sys.stderr) else "line"),
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 _Count(),
@@ -60,6 +62,8 @@ class Display(progress.Progress):
             self.bars = None
 
     def stage(self, text: str, total: int = 0) -> Callable[[int], None]:
+        if was_interrupted():  # and a library has swallowed it
+            raise KeyboardInterrupt
         if self.bars is not None:
             if self.task is not None:
                 self.bars.remove_task(self.task)
@@ -120,13 +124,12 @@ def emit(result: Mapping[str, Any]) -> None:
 
 
 def say(text: str) -> None:
-    """Write to stdout at once. Raises LlmvaError if nothing more can be written there."""
+    """Write to stdout at once, in UTF-8 whatever the locale says. Raises LlmvaError if it cannot be written there."""
     try:
-        sys.stdout.buffer.write(f"{text}\n".encode("utf-8", "replace"))  # whatever the locale's encoding
+        sys.stdout.buffer.write(f"{text}\n".encode("utf-8", "replace"))
         sys.stdout.flush()
     except OSError as error:
-        # the interpreter flushes once more at its end, which would fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         if isinstance(error, BrokenPipeError):  # the reader wants no more, as `head` does
             sys.exit(1)
         raise LlmvaError(f"Standard output cannot be written ({error.strerror}): send it elsewhere.") from error

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import os
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmva.cli.options import Output
+
+HEADS = ("name", "sides", "prompts", "licence", "login", "home")
 
 
 def data_list(*, output: Output) -> None:
@@ -17,12 +23,18 @@ def data_list(*, output: Output) -> None:
     if output.json:
         emit({"data": data_sets})
     elif not output.quiet:
-        say(_table(data_sets))
+        say(_table(data_sets, _width()))
 
 
-def _table(data_sets: Sequence[Mapping[str, Any]]) -> str:
-    """As text for stdout, which a person may pipe to grep: one line for each set, whatever the width."""
-    heads = ("name", "sides", "prompts", "licence", "login", "home")
+def _width() -> int | None:
+    """The columns of the terminal; None where stdout is none, and lines may be of any length."""
+    if "COLUMNS" in os.environ or sys.stdout.isatty():
+        return shutil.get_terminal_size().columns
+    return None
+
+
+def _table(data_sets: Sequence[Mapping[str, Any]], width: int | None) -> str:
+    """As text for stdout, which a person may pipe to grep: one line for each set, unless a terminal is too narrow."""
     rows = [
         (
             one["name"],
@@ -34,7 +46,7 @@ def _table(data_sets: Sequence[Mapping[str, Any]]) -> str:
         )
         for one in data_sets
     ]
-    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    widths = [max(len(row[i]) for row in (HEADS, *rows)) for i in range(len(HEADS))]
 
     def line(row: Sequence[str]) -> str:
         cells = [
@@ -42,4 +54,31 @@ def _table(data_sets: Sequence[Mapping[str, Any]]) -> str:
         ]
         return "  ".join(cells).rstrip()
 
-    return "\n".join(map(line, (heads, *rows)))
+    lines = [line(row) for row in (HEADS, *rows)]
+    if width is None or max(map(len, lines)) <= width:
+        return "\n".join(lines)
+    return _narrow(rows, width)
+
+
+def _narrow(rows: Sequence[Sequence[str]], width: int) -> str:
+    """As much as fits into `width`, licences on several lines."""
+    from rich.console import Console
+
+    from llmva.report.fitting import Fitting
+
+    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
+    left_out = "home (--json has it)", "login and home (--json has them)"
+    console.print(Fitting((lambda: _columns(rows, 5), lambda: _columns(rows, 4)), left_out))
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.strip("\n").split("\n"))
+
+
+def _columns(rows: Sequence[Sequence[str]], count: int) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in HEADS[:count]:
+        table.add_column(name, justify="right" if name == "prompts" else "left", no_wrap=name != "licence")
+    for row in rows:
+        table.add_row(*row[:count])
+    return table

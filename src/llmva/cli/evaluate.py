@@ -113,8 +113,11 @@ def evaluate(
 
     # prompts, judge and edit are read before the model, so that a mistake in them costs no loading
     chosen_judge = make_judge(judge)
-    loaded_edit = inputs.load_edit(edit, choice)
+    about_edit: list[str] = []
+    loaded_edit = inputs.load_edit(edit, choice, about_edit.append)
     with Display(output.quiet) as display:
+        for sentence in about_edit:
+            display.note(sentence)
 
         def load() -> tuple[Any, Any]:
             display.note(f"loading {model}")
@@ -133,6 +136,8 @@ def evaluate(
                 metrics |= inputs.overlap_with_fit(reading.prompts, edit)
             if reading.warnings:
                 metrics["limits"] = [*reading.warnings, *metrics.get("limits", [])]
+        if about_edit:
+            metrics["limits"] = [*about_edit, *metrics.get("limits", [])]
     record = {"model": model, "edit": None if edit is None else str(edit), "judge": chosen_judge.name, **metrics}
     if set_options.markdown is not None:
         write_text(set_options.markdown, transfer_markdown(record))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmva.cli.interrupt import interruptible, of_run
 from llmva.cli.options import (
     Base,
     BatchTokens,
@@ -54,49 +55,51 @@ def extend(
 
     Settings that are not given stay as in the earlier run. The earlier run's prompts guard against regressions.
     """
-    from llmva.cli import inputs
-
     if not sides.toxic and not sides.benign:
         raise UsageError("There is nothing new: add --toxic or --benign with a file or a data set.")
-    inputs.quiet_libraries(*sides.toxic, *sides.benign)
-    from llmva.alignment import RunOptions
-    from llmva.cli.align import show_run
-    from llmva.cli.console import Display
-    from llmva.extension import extend as run
-    from llmva.extension import prepare
-    from llmva.judges import make_judge
-    from llmva.models.load import load_model
-    from llmva.prompts.load import read_prompts
-    from llmva.settings import make_settings
-
-    make_settings(**settings)
-    chosen_judge = make_judge(judge)
-    reading = read_prompts(sides.toxic, sides.benign)
     out = out or directory.with_name(f"{directory.resolve().name}-extended")
-    _, everything, record = prepare(directory, reading.prompts, out, seed)
-    title = str(record["base"]["model"])
-    place = base or (str(inputs.demo_model()) if title == inputs.DEMO_NAME else title)
-    probes = inputs.choose_probes(place, skills)
-    with Display(output.quiet) as display:
-        for sentence in (*reading.notes, *reading.warnings, *everything.warnings):
-            display.note(sentence)
-        if chosen_judge.name != record["judge"]:
-            display.note(f"the judge of the earlier run was {record['judge']}; this run uses {chosen_judge.name}")
-        display.note(f"loading {title}")
-        loaded, tokenizer = load_model(place, **asdict(loading))
-        result = run(
-            loaded,
-            tokenizer,
-            directory,
-            reading.prompts,
-            judge=chosen_judge,
-            seed=seed,
-            out=out,
-            restart=restart,
-            skills=probes,
-            options=RunOptions(name=title, command=inputs.typed_command()),
-            batch_tokens=batch_tokens,
-            progress=display,
-            **settings,
-        )
-    show_run(result.record, out, display, output)
+    with interruptible() as kept:
+        kept.say = of_run(out, restart)
+        from llmva.cli import inputs
+
+        inputs.quiet_libraries(*sides.toxic, *sides.benign)
+        from llmva.alignment import RunOptions
+        from llmva.cli.align import show_run
+        from llmva.cli.console import Display
+        from llmva.extension import extend as run
+        from llmva.extension import prepare
+        from llmva.judges import make_judge
+        from llmva.models.load import load_model
+        from llmva.prompts.load import read_prompts
+        from llmva.settings import make_settings
+
+        make_settings(**settings)
+        chosen_judge = make_judge(judge)
+        reading = read_prompts(sides.toxic, sides.benign)
+        _, everything, record = prepare(directory, reading.prompts, out, seed)
+        title = str(record["base"]["model"])
+        place = base or (str(inputs.demo_model()) if title == inputs.DEMO_NAME else title)
+        probes = inputs.choose_probes(place, skills)
+        with Display(output.quiet) as display:
+            for sentence in (*reading.notes, *reading.warnings, *everything.warnings):
+                display.note(sentence)
+            if chosen_judge.name != record["judge"]:
+                display.note(f"the judge of the earlier run was {record['judge']}; this run uses {chosen_judge.name}")
+            display.note(f"loading {title}")
+            loaded, tokenizer = load_model(place, **asdict(loading))
+            result = run(
+                loaded,
+                tokenizer,
+                directory,
+                reading.prompts,
+                judge=chosen_judge,
+                seed=seed,
+                out=out,
+                restart=restart,
+                skills=probes,
+                options=RunOptions(name=title, command=inputs.typed_command()),
+                batch_tokens=batch_tokens,
+                progress=display,
+                **settings,
+            )
+        show_run(result.record, out, display, output)

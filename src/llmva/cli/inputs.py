@@ -7,7 +7,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -161,24 +161,32 @@ def overlap_with_fit(prompts: Sequence[Prompt], edit: Path | None) -> dict[str, 
     return {"contamination": {**overlap.counts(), "of": len(prompts)}, "limits": [limit] if n else []}
 
 
-def load_edit(path: Path | None, choice: Choice) -> Edit | None:
-    """The edit of a run, at the iteration and strength that the run chose unless `choice` says otherwise."""
+def load_edit(path: Path | None, choice: Choice, note: Callable[[str], None] = lambda sentence: None) -> Edit | None:
+    """The edit of a run, at the iteration and strength that the run chose unless `choice` says otherwise.
+
+    `note` is told what the user should know of that iteration.
+    """
     check_strength(choice.strength)
     if path is None:
         if choice != Choice():
             raise UsageError("--iteration, --strength and --point need an edit: add --edit DIR.")
         return None
-    edit = Edit.load(path)
+    from llmva.runs.record import best_so_far, read_run, unmeasured
+
+    edit, folder = Edit.load(path), edit_file(path).parent
+    record = read_run(folder) if (folder / "run.json").is_file() else None
     iteration, strength = choice.iteration, choice.strength
     if choice.point is not None:
         from llmva.metrics.pareto import find_point
-        from llmva.runs.record import read_run
 
         if iteration is not None or strength is not None:
             raise UsageError("--point stands for an iteration and a strength: leave --iteration and --strength out.")
-        folder = edit_file(path).parent
-        record = read_run(folder) if (folder / "run.json").is_file() else None
         iteration, strength = find_point(record, choice.point, path)
+    if iteration is None and edit.best is None and record is not None and "shipped" not in record:
+        iteration, said = best_so_far(record, path)
+        note(said)
+    if iteration is not None and record is not None and (missing := unmeasured(record, iteration)):
+        note(missing)
     if iteration is not None:
         if iteration == 0 and not edit.at(0).factors:  # asked for explicitly, so no mistake: the untouched model
             return edit.at(edit.iterations).scaled(0.0)
@@ -218,10 +226,19 @@ def quiet_libraries(*names: str) -> None:
         _stay_offline_without_network()
     from transformers.utils import logging as transformers_logging
 
+    if sys.flags.optimize > 1:
+        _without_docstrings()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     for name in ("huggingface_hub", "datasets", "httpx", "transformers", "accelerate", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _without_docstrings() -> None:
+    """Leave transformers' classes as python -OO makes them: it completes docstrings, and fails where there are none."""
+    from transformers import utils
+
+    utils.auto_docstring = lambda target=None, **_: (lambda one: one) if target is None else target  # type: ignore[attr-defined]
 
 
 def _stay_offline_without_network() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from typing import Annotated, Any
+from contextlib import suppress
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -14,8 +16,10 @@ from llmva.cli.data import data_list
 from llmva.cli.evaluate import evaluate
 from llmva.cli.extend import extend
 from llmva.cli.inspect import inspect
+from llmva.cli.interrupt import EXIT_CODE, NOTHING_KEPT, Interrupted, remembered, was_interrupted
 from llmva.cli.options import expand
 from llmva.cli.ship import export, front, push, verify
+from llmva.cli.streams import PLAIN, safe_streams, unicode
 from llmva.cli.study import ablate, compare, judge_check
 from llmva.errors import LlmvaError, UsageError
 
@@ -60,24 +64,36 @@ def _common(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every foreseen failure is one sentence on stderr and exit code 2 (usage) or 1 (run)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with safe_streams(), remembered():
+        _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _main(arguments: list[str]) -> None:
     if not sys.stderr.isatty() or {"--quiet", "-q"} & set(arguments):
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of downloads and of unpacking; read when tqdm is imported
     try:
         for argument in arguments:
             _check_text(argument)
         code: Any = app(args=arguments, prog_name="llmva", standalone_mode=False)
+        if code == EXIT_CODE:  # typer takes Ctrl-C for an exit
+            raise Interrupted(NOTHING_KEPT)
         sys.exit(code if isinstance(code, int) else 0)
-    except LlmvaError as error:
-        _fail(str(error), error.exit_code)
+    except Interrupted as error:
+        _end(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("Interrupted: run the same command again to resume.", 130)
+        _end(NOTHING_KEPT, EXIT_CODE)
     except Exception as error:
+        if was_interrupted(error):
+            _end(NOTHING_KEPT, EXIT_CODE)
+        if isinstance(error, LlmvaError):
+            _end(f"error: {error}", error.exit_code)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # as of typer's own output
+            _end(f"error: Nothing more can be written ({error.strerror}): free space, or send the output elsewhere.", 1)
         if not hasattr(error, "format_message"):  # typer's usage errors: their class has moved between its versions
             raise
         context = getattr(error, "ctx", None)
         command = "llmva" if context is None else context.command_path
-        _fail(f"{error.format_message().rstrip('.')}: see {command} --help.", UsageError.exit_code)
+        _end(f"error: {error.format_message().rstrip('.')}: see {command} --help.", UsageError.exit_code)
 
 
 def _check_text(text: str) -> None:
@@ -88,6 +104,8 @@ def _check_text(text: str) -> None:
         raise UsageError(f"{text[:60]!a} is not UTF-8: write it in UTF-8, or rename the file.") from error
 
 
-def _fail(sentence: str, code: int) -> None:
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+def _end(sentence: str, code: int) -> NoReturn:
+    line = " ".join(sentence.split())
+    with suppress(OSError):  # nobody reads it
+        print(line if unicode(sys.stderr) else line.translate(PLAIN), file=sys.stderr)
     sys.exit(code)

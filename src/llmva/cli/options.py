@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -205,7 +208,7 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
         for name, p in signature.parameters.items()
     }
 
-    @wraps(command, assigned=("__module__", "__name__", "__doc__"))
+    @wraps(command, assigned=("__module__", "__name__"))
     def run(**given: Any) -> Any:
         values = {}
         for name, parameters in options.items():
@@ -213,8 +216,18 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
             values[name] = groups[name][1](**of_group) if name in groups else given[name]
         return command(**values)
 
+    run.__doc__ = _about(command)
     run.__signature__ = signature.replace(parameters=[p for ps in options.values() for p in ps])  # type: ignore[attr-defined]
     return run
+
+
+def _about(command: Callable[..., Any]) -> str | None:
+    """The docstring, which is the help; python -OO leaves it in the source alone."""
+    if command.__doc__ is None and sys.flags.optimize > 1:
+        with suppress(OSError, SyntaxError):  # no source there
+            (tree,) = ast.parse(inspect.getsource(command)).body
+            return ast.get_docstring(tree) if isinstance(tree, ast.FunctionDef) else None
+    return command.__doc__
 
 
 def _group(annotation: Any) -> tuple[list[inspect.Parameter], Callable[..., Any]] | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmva.cli.interrupt import interruptible, of_export, of_upload
 from llmva.cli.options import Base, Choice, Loading, Output, Rank, RunDir, Seed
 from llmva.errors import UsageError
 
@@ -70,37 +71,42 @@ def export(
         raise UsageError(f"--as {kind} writes a folder: name it with --out.")
     if kind == "diff" and out is not None:
         raise UsageError("--as diff writes nothing: leave --out out.")
-    plan = _plan(directory, choice, base, trust_remote_code)
-    from llmva.cli.console import Display, emit
+    with interruptible() as kept:
+        kept.say = of_export(out)
+        plan = _plan(directory, choice, base, trust_remote_code)
+        from llmva.cli.console import Display, emit
 
-    record: dict[str, Any] = {
-        "as": kind,
-        "base": plan.title,
-        "iteration": plan.iteration,
-        "strength": plan.strength,
-    }
-    with Display(output.quiet) as display:
-        if out is None:
-            from llmva.export.diff import diff
+        record: dict[str, Any] = {
+            "as": kind,
+            "base": plan.title,
+            "iteration": plan.iteration,
+            "strength": plan.strength,
+            "notes": list(plan.notes),
+        }
+        with Display(output.quiet) as display:
+            for sentence in plan.notes:
+                display.note(sentence)
+            if out is None:
+                from llmva.export.diff import diff
 
-            record["tensors"] = diff(plan)
-        elif kind == "lora":
-            from llmva.export.lora import export_lora
+                record["tensors"] = diff(plan)
+            elif kind == "lora":
+                from llmva.export.lora import export_lora
 
-            record |= export_lora(plan, out, rank=rank, progress=display)
-        else:
-            from llmva.export.merged import export_merged
+                record |= export_lora(plan, out, rank=rank, progress=display)
+            else:
+                from llmva.export.merged import export_merged
 
-            record |= export_merged(plan, out, progress=display)
-    if not output.quiet:
-        if out is None:
-            display.console.print(_table(record["tensors"]))
-        else:
-            for warning in record.get("warnings", []):
-                display.line(warning)
-            display.line(f"Wrote {out}: {record['bytes'] / 1e6:.1f} MB.")
-    if output.json:
-        emit(record)
+                record |= export_merged(plan, out, progress=display)
+        if not output.quiet:
+            if out is None:
+                display.console.print(_table(record["tensors"]))
+            else:
+                for warning in record.get("warnings", []):
+                    display.line(warning)
+                display.line(f"Wrote {out}: {record['bytes'] / 1e6:.1f} MB.")
+        if output.json:
+            emit(record)
 
 
 def verify(
@@ -163,27 +169,31 @@ def push(
     Only the model's own files are uploaded: no answers, no prompts, no other file of a folder.
     """
     _check(kind, PUSHED, rank)
-    plan = _plan(directory, choice, base, trust_remote_code)
-    from llmva.cli.console import Display, emit
-    from llmva.export.push import push as run
+    with interruptible() as kept:
+        plan = _plan(directory, choice, base, trust_remote_code)
+        from llmva.cli.console import Display, emit
+        from llmva.export.push import push as run
 
-    with Display(output.quiet) as display:
-        record = run(plan, repo, kind=kind, private=private, dry_run=dry_run, rank=rank, progress=display)
-    if not output.quiet:
-        if dry_run:
-            display.line(f"Would upload to {repo} ({'private' if private else 'public'}):")
-            for file in record["files"]:
-                display.line(f"  {file['path']}  {_size(file['bytes'])}  {file['why']}")
-            for warning in record["warnings"]:
-                display.line(warning)
-            display.line("")
-            display.line(record["card"])
-        else:
-            for warning in record["warnings"]:
-                display.line(warning)
-            display.line(f"Pushed {len(record['files'])} files to {repo}.")
-    if output.json:
-        emit(record)
+        kept.say = of_upload(repo, dry_run)
+        with Display(output.quiet) as display:
+            for sentence in plan.notes:
+                display.note(sentence)
+            record = run(plan, repo, kind=kind, private=private, dry_run=dry_run, rank=rank, progress=display)
+        if not output.quiet:
+            if dry_run:
+                display.line(f"Would upload to {repo} ({'private' if private else 'public'}):")
+                for file in record["files"]:
+                    display.line(f"  {file['path']}  {_size(file['bytes'])}  {file['why']}")
+                for warning in record["warnings"]:
+                    display.line(warning)
+                display.line("")
+                display.line(record["card"])
+            else:
+                for warning in record["warnings"]:
+                    display.line(warning)
+                display.line(f"Pushed {len(record['files'])} files to {repo}.")
+        if output.json:
+            emit(record)
 
 
 def _size(count: int) -> str:
@@ -224,16 +234,30 @@ def _plan(directory: Path, choice: Choice, base: str | None, trust_remote_code: 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
     """Tensors with the size of their change, largest first."""
+    from llmva.report.fitting import Fitting
+
+    columns = ("tensor", "shape", "dtype", "change", "of its norm", "rank")
+    narrow = ("tensor", "change", "of its norm")
+    return Fitting((lambda: _columns(rows, columns), lambda: _columns(rows, narrow)), ("", "shape, dtype and rank"))
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("tensor", "shape", "dtype", "change", "of its norm", "rank"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for name in columns:
         table.add_column(name, justify="left" if name == "tensor" else "right", no_wrap=name != "tensor")
     for row in sorted(rows, key=lambda r: -float(r["norm"])):
         share = float(row["norm"]) / float(row["base_norm"]) if row["base_norm"] else 0.0
-        shape = "x".join(str(n) for n in row["shape"])
-        cells = (row["tensor"], shape, row["dtype"], f"{row['norm']:.4g}", f"{share:.2%}", str(row["rank"]))
-        table.add_row(*(Text(str(cell)) for cell in cells))
+        cells = {
+            "tensor": row["tensor"],
+            "shape": "x".join(str(n) for n in row["shape"]),
+            "dtype": row["dtype"],
+            "change": f"{row['norm']:.4g}",
+            "of its norm": f"{share:.2%}",
+            "rank": str(row["rank"]),
+        }
+        table.add_row(*(Text(str(cells[name])) for name in columns))
     return table

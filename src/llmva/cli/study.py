@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmva.cli.interrupt import interruptible, of_study
 from llmva.cli.options import (
     BatchTokens,
     JudgeName,
@@ -70,41 +71,43 @@ def compare(
 
     Writes compare.json, an HTML page, CSV and LaTeX to DIR. If interrupted, run the same command to resume.
     """
-    from llmva.baselines import BASELINES
-    from llmva.cli import inputs
+    with interruptible() as kept:
+        from llmva.baselines import BASELINES
+        from llmva.cli import inputs
 
-    everything = ("none", *BASELINES, "llmva")
-    chosen = everything if methods == "all" else tuple(name.strip() for name in methods.split(",") if name.strip())
-    unknown = [name for name in chosen if name not in everything]
-    if unknown:
-        raise UsageError(f"There is no method '{unknown[0]}': choose among {', '.join(everything)}.")
-    place = inputs.model_place(model)
-    directory = out or Path(f"llmva-compare-{inputs.model_stem(model)}")
-    probes = inputs.choose_probes(place, skills)
-    with inputs.load(place, sources, judge, seed, loading, output.quiet) as (loaded, tokenizer, prompts, display):
-        from llmva.experiments.compare import compare as run
+        everything = ("none", *BASELINES, "llmva")
+        chosen = everything if methods == "all" else tuple(name.strip() for name in methods.split(",") if name.strip())
+        unknown = [name for name in chosen if name not in everything]
+        if unknown:
+            raise UsageError(f"There is no method '{unknown[0]}': choose among {', '.join(everything)}.")
+        place = inputs.model_place(model)
+        directory = out or Path(f"llmva-compare-{inputs.model_stem(model)}")
+        kept.say = of_study(directory, restart)
+        probes = inputs.choose_probes(place, skills)
+        with inputs.load(place, sources, judge, seed, loading, output.quiet) as (loaded, tokenizer, prompts, display):
+            from llmva.experiments.compare import compare as run
 
-        record = run(
-            loaded,
-            tokenizer,
-            prompts,
-            methods=chosen,
-            judge=judge,
-            seeds=range(seed, seed + seeds),
-            out=directory,
-            restart=restart,
-            tuned=tuned,
-            curves=curves,
-            skills=probes,
-            name=inputs.model_title(place),
-            command=inputs.typed_command(),
-            batch_tokens=batch_tokens,
-            progress=display,
-            **settings,
-        )
-    from llmva.report import comparison_table, write_comparison
+            record = run(
+                loaded,
+                tokenizer,
+                prompts,
+                methods=chosen,
+                judge=judge,
+                seeds=range(seed, seed + seeds),
+                out=directory,
+                restart=restart,
+                tuned=tuned,
+                curves=curves,
+                skills=probes,
+                name=inputs.model_title(place),
+                command=inputs.typed_command(),
+                batch_tokens=batch_tokens,
+                progress=display,
+                **settings,
+            )
+        from llmva.report import comparison_table, write_comparison
 
-    _show(record, write_comparison(directory), comparison_table(record), display, output)
+        _show(record, write_comparison(directory), comparison_table(record), display, output)
 
 
 def ablate(
@@ -133,31 +136,33 @@ def ablate(
 
     Writes ablate.json, an HTML page and CSV to DIR. If interrupted, run the same command to resume.
     """
-    from llmva.cli import inputs
+    with interruptible() as kept:
+        from llmva.cli import inputs
 
-    place = inputs.model_place(model)
-    directory = out or Path(f"llmva-ablate-{what}-{inputs.model_stem(model)}")
-    with inputs.load(place, sources, judge, seed, loading, output.quiet) as (loaded, tokenizer, prompts, display):
-        from llmva.experiments.ablate import ablate as run
+        place = inputs.model_place(model)
+        directory = out or Path(f"llmva-ablate-{what}-{inputs.model_stem(model)}")
+        kept.say = of_study(directory, restart)
+        with inputs.load(place, sources, judge, seed, loading, output.quiet) as (loaded, tokenizer, prompts, display):
+            from llmva.experiments.ablate import ablate as run
 
-        record = run(
-            loaded,
-            tokenizer,
-            prompts,
-            what=what,
-            judge=judge,
-            seeds=range(seed, seed + seeds),
-            out=directory,
-            restart=restart,
-            name=inputs.model_title(place),
-            command=inputs.typed_command(),
-            batch_tokens=batch_tokens,
-            progress=display,
-            **settings,
-        )
-    from llmva.report import ablation_table, write_ablation
+            record = run(
+                loaded,
+                tokenizer,
+                prompts,
+                what=what,
+                judge=judge,
+                seeds=range(seed, seed + seeds),
+                out=directory,
+                restart=restart,
+                name=inputs.model_title(place),
+                command=inputs.typed_command(),
+                batch_tokens=batch_tokens,
+                progress=display,
+                **settings,
+            )
+        from llmva.report import ablation_table, write_ablation
 
-    _show(record, write_ablation(directory), ablation_table(record), display, output)
+        _show(record, write_ablation(directory), ablation_table(record), display, output)
 
 
 def _show(record: Mapping[str, Any], pages: Sequence[Path], table: Any, display: Display, output: Output) -> None:

@@ -11,7 +11,7 @@ from llmva.edit import Edit
 from llmva.edit_file import edit_file
 from llmva.errors import UsageError
 from llmva.metrics.pareto import find_point
-from llmva.runs.record import read_run
+from llmva.runs.record import best_so_far, read_run, unmeasured
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Plan:
     record: Mapping[str, Any] | None
     title: str  # the base model's name for people
     trust_remote_code: bool = False  # whether code that comes with the base may be run, where it has to be asked
+    notes: tuple[str, ...] = ()  # what the user should know of the choice
 
 
 def make_plan(
@@ -41,7 +42,7 @@ def make_plan(
     """Read the run in `directory` (or an edit.safetensors) and choose what of it ships.
 
     Args:
-        iteration: None takes the one that the run chose.
+        iteration: None takes the one that the run chose; in an unfinished run the best one that it measured.
         strength: 0 is the base model, 1 the edit as fitted. None takes the one that the run chose; it is 1 if an
             iteration is named.
         point: one of those that `llmva front` shows, instead of iteration and strength.
@@ -62,9 +63,15 @@ def make_plan(
         iteration, strength = find_point(record, point, directory)
     if strength is None:
         strength = whole.strength if iteration is None and whole.best is not None else 1.0
+    notes = []
+    if iteration is None and whole.best is None and record is not None and "shipped" not in record:
+        iteration, said = best_so_far(record, directory)
+        notes.append(said)
     if iteration is None:
         iteration = whole.iterations if whole.best is None else whole.best
     edit = whole.asked(iteration, directory)
+    if record is not None and (missing := unmeasured(record, iteration)):
+        notes.append(missing)
     if not edit.factors:
         raise UsageError(
             f"Iteration {iteration} of '{directory}' is the untouched model, so there is nothing to ship: choose "
@@ -84,4 +91,5 @@ def make_plan(
         record,
         title,
         trust_remote_code,
+        tuple(notes),
     )

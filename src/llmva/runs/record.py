@@ -66,6 +66,27 @@ def _check_fields(record: Mapping[str, Any]) -> None:
         raise TypeError(f"fields of other types: {wrong}")
 
 
+def best_so_far(record: Mapping[str, Any], where: object) -> tuple[int, str]:
+    """What an unfinished run is used at, and the sentence that says so. Raises UsageError where that is no edit yet."""
+    best, done = record["best_iteration"], len(record["iterations"])
+    if not best:
+        raise UsageError(
+            f"The run in '{where}' is unfinished, and nothing that it measured is better than the untouched model: "
+            "finish it with the same llmva align, or choose --iteration."
+        )
+    return best, (
+        f"The run in '{where}' is unfinished: this is iteration {best}, the best on validation prompts of the {done} "
+        "measured so far."
+    )
+
+
+def unmeasured(record: Mapping[str, Any], iteration: int) -> str | None:
+    """The sentence that an iteration's columns were made, but what they do was never measured; None where it was."""
+    if any(entry["iteration"] == iteration for entry in record["iterations"]):
+        return None
+    return f"Iteration {iteration} was made by the run and never measured, so nothing is known of what it does."
+
+
 def read_answers(directory: Path, record: Mapping[str, Any], *, mend: bool = False) -> list[dict[str, Any]]:
     """The answers that run.json counts. Lines after them come from an unfinished commit; `mend` cuts them off."""
     path, length = directory / "answers.jsonl", record["answers_bytes"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from llmva.report.drawing import svg
+from llmva.report.fitting import Fitting
 from llmva.report.pages import write_text
 from llmva.report.values import DASH, dicts, finite, interval, part, printable, score, share, share_bracket
 
@@ -28,18 +29,33 @@ def points(run: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in dicts(run.get("front")) if all(finite(row.get(name)) is not None for name in needed)]
 
 
-def front_table(run: dict[str, Any]) -> Table:
-    """One line a point, with Wilson intervals by the numbers of validation prompts."""
+def front_table(run: dict[str, Any]) -> Fitting:
+    """One line a point, with Wilson intervals by the numbers of validation prompts, for which there may be no room."""
+    return Fitting(
+        (lambda: _table(run, True, True), lambda: _table(run, False, True), lambda: _table(run, False, False)),
+        ("", "intervals", "intervals, kept and KL"),
+    )
+
+
+def _table(run: dict[str, Any], intervals: bool, harm: bool) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    title = "Points of the run, on validation prompts [95% intervals]"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title), title_style="bold")
-    for name in ("point", "iter.", "strength", "F1", "ASR", "ORR", "kept", "KL", ""):
-        # on a narrow terminal an interval goes below its rate
-        table.add_column(name, justify="left" if name == "" else "right", no_wrap=name not in ("ASR", "ORR"))
-    benign, toxic = _sizes(run)
+    title = f"Points of the run, on validation prompts{' [95% intervals]' * intervals}"
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        title=Text(title),
+        title_style="bold",
+        title_justify="left",
+    )
+    for name in ("point", "iter.", "strength", "F1", "ASR", "ORR", *(("kept", "KL") if harm else ())):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    benign, toxic = _sizes(run) if intervals else (0, 0)
     for row in points(run):
         marks = [word for key, word in (("chosen", "chosen"), ("on_front", "front")) if row.get(key) is True]
         kl = finite(row.get("kl"))
@@ -50,8 +66,7 @@ def front_table(run: dict[str, Any]) -> Table:
             score(finite(row.get("f1"))),
             _with_interval(row["asr"], toxic),
             _with_interval(row["orr"], benign),
-            share(finite(row.get("kept"))),
-            DASH if kl is None else f"{kl:.4f}",
+            *((share(finite(row.get("kept"))), DASH if kl is None else f"{kl:.4f}") if harm else ()),
             ", ".join(marks),
         )
         table.add_row(*(Text(printable(cell)) for cell in cells), style="bold" if row.get("chosen") is True else "")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmva.report.fitting import Fitting
 from llmva.report.run.rows import Row, cost, rate_row, utility
 from llmva.report.values import DASH, dicts, finite, part, printable
 
@@ -52,18 +53,25 @@ def _rows(summaries: dict[str, Any]) -> tuple[Row, ...]:
     return tuple(made())
 
 
-def transfer_table(record: dict[str, Any]) -> Table:
-    """For 80 columns: a row for each rate of each data set, with 95% intervals; utility and cost below."""
+def transfer_table(record: dict[str, Any]) -> Fitting:
+    """A row for each rate of each data set, with 95% intervals; utility and cost below.
+
+    A narrow terminal gets no intervals.
+    """
+    return Fitting((lambda: _table(record, True), lambda: _table(record, False)), ("", "intervals"))
+
+
+def _table(record: dict[str, Any], intervals: bool) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     spent = ", ".join(f"{name.lower()} {value}" for name, value in cost(record))
-    title = Text("By data set, before and after the edit [95% intervals]", style="bold")
+    title = Text(f"By data set, before and after the edit{' [95% intervals]' * intervals}", style="bold")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title)
     table.caption = Text(spent, justify="left")
-    table.add_column("data set", overflow="fold")
-    table.add_column("")
+    table.add_column("data set")
+    table.add_column("", no_wrap=True)
     for name in ("n", "before", "after"):
         table.add_column(name, justify="right" if name == "n" else "left", no_wrap=True)
     for group in groups(record):
@@ -72,11 +80,19 @@ def transfer_table(record: dict[str, Any]) -> Table:
             title = Text(printable(group.name) if number == 0 else "", style="bold")
             if number == 0 and group.hint:
                 title.append(f" ({group.hint})", style="dim")
-            table.add_row(title, row.name, str(row.n), Text(row.before_cell), Text(row.after_cell))
+            table.add_row(title, row.name, str(row.n), *_cells(row, intervals))
         table.add_section()
     for row in utility(record):
-        table.add_row(Text(row.name), "", DASH, Text(row.before_cell), Text(row.after_cell))
+        table.add_row(Text(row.name), "", DASH, *_cells(row, intervals))
     return table
+
+
+def _cells(row: Row, intervals: bool) -> list[Any]:
+    from rich.text import Text
+
+    if intervals:
+        return [Text(row.before_cell), Text(row.after_cell)]
+    return [Text(row.before_text), Text(row.after_text)]
 
 
 def transfer_markdown(record: dict[str, Any]) -> str:

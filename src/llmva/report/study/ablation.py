@@ -13,6 +13,7 @@ from markupsafe import Markup
 from llmva.report.drawing import svg
 from llmva.report.drawing.forest import Entry, forest
 from llmva.report.estimates import MEASURES, Estimate, Unit, estimate
+from llmva.report.fitting import Fitting
 from llmva.report.pages import Outcome, judged_by, page, title, write_text
 from llmva.report.study.methods import Cell
 from llmva.report.study.plane import SHAPES
@@ -242,14 +243,28 @@ def _rows(record: dict[str, Any], series: Sequence[Line]) -> list[tuple[str, str
     return rows
 
 
-def ablation_table(record: dict[str, Any]) -> Table:
-    """The contents of ablate.json as a rich table: a line for each setting, F1 with its 95% interval, ± over seeds."""
+def ablation_table(record: dict[str, Any]) -> Fitting:
+    """The contents of ablate.json: a line for each setting, F1 with its 95% interval, ± over seeds.
+
+    A narrow terminal gets no intervals, a very narrow one no ± either.
+    """
+    return Fitting(
+        (
+            lambda: _table(record, intervals=True, spread=True),
+            lambda: _table(record, intervals=False, spread=True),
+            lambda: _table(record, intervals=False, spread=False),
+        ),
+        ("", "intervals", "intervals and ± over seeds"),
+    )
+
+
+def _table(record: dict[str, Any], *, intervals: bool, spread: bool) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     what = _what(record)
-    heading = Text(printable(f"Ablation of {what} on {title(record)} [95% intervals]"))
+    heading = Text(printable(f"Ablation of {what} on {title(record)}{' [95% intervals]' * intervals}"))
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -260,14 +275,17 @@ def ablation_table(record: dict[str, Any]) -> Table:
         show_edge=False,
     )
     x_label = record.get("x_label")
-    table.add_column("series", overflow="fold")
-    table.add_column(Text(printable(str(x_label) if x_label else "setting")), overflow="fold")
+    table.add_column("series")
+    table.add_column(Text(printable(str(x_label) if x_label else "setting")))
     for _, name, _ in MEASURES:
         table.add_column(name, no_wrap=True)
     last = ""
     for name, label, (f1, *shares) in _rows(record, lines(record)):
-        values = [f"{f1.text} {f1.bracket} {f1.spread}".replace("  ", " ").strip()]
-        values += [f"{one.text} {one.spread}".strip() for one in shares]  # all intervals would need 130 columns
+        brackets = (f1.bracket if intervals else "", *("" for _ in shares))  # all intervals would need 130 columns
+        values = [
+            " ".join(filter(None, (one.text, bracket, one.spread if spread else "")))
+            for one, bracket in zip((f1, *shares), brackets, strict=True)
+        ]
         # Text, not str: rich would read a series named '[red]' as markup.
         table.add_row(*(Text(printable(one)) for one in ("" if name == last else name, label, *values)))
         last = name

@@ -38,10 +38,11 @@ class Tables:
         if self.sentence:
             yield Text(f"{printable(self.sentence)}\n")
         for block in self.blocks:
-            for number, columns in enumerate(_fitting(block, options.max_width)):
+            intervals = _fits(block, options.max_width)
+            for number, columns in enumerate(_fitting(block, options.max_width, intervals)):
                 heading = f"{block.title}{', continued' if number else ''}"
                 yield Text(printable(heading), style="bold")  # the title of a rich table would fold at its width
-                yield _rich_table(block.names, columns)
+                yield _rich_table(block.names, columns, intervals)
                 yield Text("")
         if self.legend:
             yield Text(printable(self.legend), style="dim")
@@ -71,12 +72,13 @@ def legend(record: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-def _texts(column: Column) -> list[str]:
+def _texts(column: Column, intervals: bool = True) -> list[str]:
     """Cells as lines of equal width, their parts below each other. Only F1 and differences show their intervals."""
-    intervals = column.title.startswith("F1")
+    shown_intervals = intervals and column.title.startswith("F1")
     marks = [BEST * cell.best + DIFFERS * cell.significant for cell in column.cells]
     shown = [
-        (c.text, mark, c.spread, c.bracket if intervals else "") for c, mark in zip(column.cells, marks, strict=True)
+        (c.text, mark, c.spread, c.bracket if shown_intervals else "")
+        for c, mark in zip(column.cells, marks, strict=True)
     ]
     wide = [max(len(one[i]) for one in shown) for i in range(4)]
     lines = []
@@ -86,33 +88,45 @@ def _texts(column: Column) -> list[str]:
     return lines
 
 
-def _fitting(block: Block, width: int) -> Iterator[list[Column]]:
-    """The columns in groups that fit into `width` next to the names; those of one heading stay together if they fit."""
+def _first_width(block: Block) -> int:
     from rich.cells import cell_len
 
-    first = max(cell_len(printable(name)) for name in ("method", *block.names))
+    return max(cell_len(printable(name)) for name in ("method", *block.names))
 
-    def needed(column: Column) -> int:
-        words = (column.group, column.title, *_texts(column))
-        return GAP + max(cell_len(printable(word)) for word in words)
 
+def _needed(column: Column, intervals: bool) -> int:
+    from rich.cells import cell_len
+
+    words = (column.group, column.title, *_texts(column, intervals))
+    return GAP + max(cell_len(printable(word)) for word in words)
+
+
+def _fits(block: Block, width: int) -> bool:
+    """Whether every column fits next to the names with its intervals."""
+    return all(_first_width(block) + _needed(column, True) <= width for column in block.columns)
+
+
+def _fitting(block: Block, width: int, intervals: bool) -> Iterator[list[Column]]:
+    """The columns in groups that fit into `width` next to the names; those of one heading stay together if they fit."""
+    first = _first_width(block)
     shown: list[Column] = []
     used = first
     for _, start, count in groups(block.columns):
         together = block.columns[start - 2 : start - 2 + count]
-        if shown and used + sum(map(needed, together)) > width:
+        if shown and used + sum(_needed(column, intervals) for column in together) > width:
             yield shown
             shown, used = [], first
         for column in together:
-            if shown and used + needed(column) > width:  # a heading's columns are wider than the terminal
+            needed = _needed(column, intervals)
+            if shown and used + needed > width:  # a heading's columns are wider than the terminal
                 yield shown
                 shown, used = [], first
             shown.append(column)
-            used += needed(column)
+            used += needed
     yield shown
 
 
-def _rich_table(names: Sequence[str], columns: Sequence[Column]) -> Table:
+def _rich_table(names: Sequence[str], columns: Sequence[Column], intervals: bool) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -123,7 +137,7 @@ def _rich_table(names: Sequence[str], columns: Sequence[Column]) -> Table:
         # Text, not str: rich would read a data set named '[red]' as markup.
         above = Text(printable("\n".join(filter(None, (column.group, column.title)))))
         table.add_column(above, justify="right", no_wrap=True)
-    lines = [_texts(column) for column in columns]
+    lines = [_texts(column, intervals) for column in columns]
     for row, name in enumerate(names):
         cells = []
         for column, texts in zip(columns, lines, strict=True):
