@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from conftest import Said
@@ -402,3 +404,40 @@ def test_an_unfinished_run_is_told_where_it_is_used(unfinished: Path, taught_fol
     assert any("unfinished: this is iteration 1" in limit for limit in limits)
     said = command("chat", taught_folder, "--edit", unfinished, "--iteration", 2, "-p", "paint the door")
     assert said.err.startswith("Iteration 2 was made by the run and never measured")
+
+
+@pytest.fixture
+def with_more(taught_folder: Path, tmp_path: Path) -> Path:
+    """The taught model with a bias that its config denies, and a head that its type does not have."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "more"
+    shutil.copytree(taught_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {"model.layers.0.self_attn.o_proj.bias": torch.ones(32), "mtp.head.weight": torch.ones(3)}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_tensors_that_are_left_out_are_told(with_more: Path, tmp_path: Path, command: Command) -> None:
+    says = (
+        "The checkpoint of 'more' holds tensors that its model type does not use and that no figure knows of: "
+        "model.layers.0.self_attn.o_proj.bias and 1 more."
+    )
+    said = command(*arguments(with_more, tmp_path / "r", "--iterations", 1))
+    assert said.err.count(says) == 2  # when it begins, and among the limits at its end
+    assert json.loads((tmp_path / "r/run.json").read_text())["limits"][0] == says
+    given = ("evaluate", with_more, "--toxic", with_more / "toxic.txt", "--max-new-tokens", 2, "--json", "--quiet")
+    assert json.loads(command(*given).out)["limits"] == [says]
+
+
+def test_tensors_that_are_not_there_are_refused(with_more: Path, command: Command) -> None:
+    """transformers makes them up and goes on. This held."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(with_more / "model.safetensors")
+    del tensors["model.layers.2.mlp.down_proj.weight"]
+    save_file(tensors, with_more / "model.safetensors", {"format": "pt"})
+    said = command("chat", with_more, "-p", "hello")
+    assert (said.code, said.out) == (1, "")
+    assert "lacks the weights model.layers.2.mlp.down_proj.weight: download" in said.err

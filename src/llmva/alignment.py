@@ -119,7 +119,9 @@ def make_context(
     """What all iterations share. Raises UsageError for settings that do not fit the model."""
     from llmva.judges import make_judge
 
-    prompts = prompts or PromptSet.bundled()
+    prompts, progress = prompts or PromptSet.bundled(), progress or Progress()
+    for limit in chat.limits:
+        progress.note(limit)
     benign = sum(prompt.benign for prompt in prompts.validation)
     return Context(
         chat=chat,
@@ -129,7 +131,7 @@ def make_context(
         objective=Objective.of(settings, benign, len(prompts.validation) - benign),
         sublayer_count=_sublayer_count(chat.decoder, settings),
         seed=check_seed(seed),
-        progress=progress or Progress(),
+        progress=progress,
         thinking=Thinking.asked(chat.tokenizer, settings.thinking, settings.thinking_tokens),
         vector_hook=options.vector_hook,
     )
@@ -284,4 +286,5 @@ def _describe(context: Context, options: RunOptions) -> dict[str, Any]:
         "judge": context.judge.name,
         "sublayers": decoder.names,
         "kinds": [sublayer.kind for sublayer in decoder.sublayers],
+        "limits": list(context.chat.limits),
     }

@@ -133,11 +133,10 @@ def evaluate(
                 display.note(sentence)
             metrics = _at_once(load, reading.prompts, benchmarks, chosen_judge, how, settings)
             if sources.toxic or sources.benign:
-                metrics |= inputs.overlap_with_fit(reading.prompts, edit)
-            if reading.warnings:
-                metrics["limits"] = [*reading.warnings, *metrics.get("limits", [])]
-        if about_edit:
-            metrics["limits"] = [*about_edit, *metrics.get("limits", [])]
+                overlap = inputs.overlap_with_fit(reading.prompts, edit)
+                metrics |= {**overlap, "limits": [*metrics["limits"], *overlap.get("limits", [])]}
+            metrics["limits"] = [*reading.warnings, *metrics["limits"]]
+        metrics["limits"] = [*about_edit, *metrics["limits"]]
     record = {"model": model, "edit": None if edit is None else str(edit), "judge": chosen_judge.name, **metrics}
     if set_options.markdown is not None:
         write_text(set_options.markdown, transfer_markdown(record))

@@ -44,11 +44,13 @@ def evaluate(
     """ASR, ORR and F1 on exactly `prompts`: `{"test": {"before": ..., "after": ...}, "utility": ..., "cost": ...}`.
 
     "after" and "utility" exist only with an edit. `parts` names ranges of prompts (start, end); their rates are
-    returned in "parts".
+    returned in "parts". "limits" are sentences that a reader of the figures must know.
     """
     started = time.monotonic()
     settings, progress = settings or EvaluationSettings(), progress or Progress()
     seed = check_seed(settings.seed)
+    for limit in chat.limits:
+        progress.note(limit)
     if edit is not None:
         edit.apply(chat.model).remove()  # raises for an edit of another model before any answer is generated
     thinking = Thinking.asked(chat.tokenizer, settings.thinking, settings.thinking_tokens)
@@ -84,6 +86,7 @@ def evaluate(
                 chat, edit, texts, endings_tokens=settings.endings_tokens, seed=seed, progress=progress
             )
             tokens += more
+    record["limits"] = list(chat.limits)
     record["cost"] = {
         "seconds": round(time.monotonic() - started, 2),
         "peak_bytes": peak_bytes(),

@@ -10,16 +10,21 @@ from torch import Tensor
 
 from llmva.models.batching import Batching, first_guess
 from llmva.models.chat import encode, input_device, pad_left, render
+from llmva.models.load import loading_limits
 from llmva.models.sublayers import Decoder, find_decoder
 
 
 @dataclass(frozen=True)
 class ChatModel:
-    """The model argument of every function that reads or answers prompts."""
+    """The model argument of every function that reads or answers prompts.
+
+    `limits` are sentences about the model that a reader of any figure must know.
+    """
 
     decoder: Decoder
     tokenizer: Any
     batching: Batching
+    limits: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, batch_tokens: int | None = None) -> ChatModel:
@@ -32,7 +37,8 @@ class ChatModel:
             UsageError, LlmvaError: as for `find_decoder`.
         """
         decoder = model if isinstance(model, Decoder) else find_decoder(model)
-        return cls(decoder, tokenizer, first_guess(decoder.model, batch_tokens))
+        limits = loading_limits(decoder.model)
+        return cls(decoder, tokenizer, first_guess(decoder.model, batch_tokens), tuple(limits))
 
     @property
     def model(self) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -114,6 +114,7 @@ def load_model(
     if missing:
         rest = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise LlmvaError(f"'{name}' lacks the weights {missing[0]}{rest}: download or convert the model whole.")
+    model._llmva_limits = _dropped(report, str(name))
     if extra:  # transformers still considers an unpacked .gguf quantised, and refuses to save it
         model.hf_quantizer = None
         vars(model.config).pop("quantization_config", None)
@@ -124,6 +125,23 @@ def load_model(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     check_weights(model, str(name))
     return model, tokenizer
+
+
+def loading_limits(model: Any) -> list[str]:
+    """Sentences on what `load_model` left out of a model, for the limits of its figures."""
+    return list(getattr(model, "_llmva_limits", ()))
+
+
+def _dropped(report: Mapping[str, Any], name: str) -> list[str]:
+    """What is told of tensors that the checkpoint has and transformers leaves out, such as biases the config denies."""
+    unexpected = sorted(report["unexpected_keys"])
+    if not unexpected:
+        return []
+    more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
+    return [
+        f"The checkpoint of '{Path(name).name}' holds tensors that its model type does not use and that no figure "
+        f"knows of: {unexpected[0]}{more}."
+    ]
 
 
 def _check_quantize(config: Any, name: str, gguf: bool) -> None:
