@@ -68,9 +68,7 @@ def load_model(
 
     Raises UsageError if there is no such model and LlmvaError if its weights are unusable.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
-    source, extra = _locate(str(name))
+    source, extra = locate(str(name))
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **extra}
     if revision is not None:
         options["revision"] = revision
@@ -80,8 +78,7 @@ def load_model(
         raise UsageError(f"quantize '{quantize}' is unknown: use none, {', '.join(QUANTIZED)}.")
     where = pick_device(device)
     placement: dict[str, Any] = {} if device_map is None else {"device_map": _check_map(device_map)}
-    with _explained(str(name), "configuration"):
-        config = AutoConfig.from_pretrained(source, **options)
+    config = read_config(str(name), source, options)
     stored = torch.float32 if extra else (getattr(config, "dtype", None) or torch.float32)
     wanted = DTYPES[dtype] if dtype != "auto" else pick_dtype(stored, where)
     packed = getattr(config, "quantization_config", None) is not None or quantize != "none"
@@ -90,9 +87,7 @@ def load_model(
         placement["quantization_config"] = _bits(quantize, wanted)
     if packed:
         placement.setdefault("device_map", {"": where})  # packed weights are created on their device and stay there
-    with _explained(str(name), "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        check_template(tokenizer, str(name))
+    tokenizer = read_tokenizer(str(name), source, options)
     with _explained(str(name), "model"):
         if not extra:
             if Path(source).is_dir():
@@ -125,6 +120,24 @@ def load_model(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     check_weights(model, str(name))
     return model, tokenizer
+
+
+def read_config(name: str, source: str, options: Mapping[str, Any]) -> Any:
+    """The config of the model `name` at `source`, as transformers reads it. Raises LlmvaError for an unusable one."""
+    from transformers import AutoConfig
+
+    with _explained(name, "configuration"):
+        return AutoConfig.from_pretrained(source, **options)
+
+
+def read_tokenizer(name: str, source: str, options: Mapping[str, Any]) -> Any:
+    """The tokenizer of the model `name` at `source`, with a chat template that can be rendered, if it has one."""
+    from transformers import AutoTokenizer
+
+    with _explained(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        check_template(tokenizer, name)
+        return tokenizer
 
 
 def loading_limits(model: Any) -> list[str]:
@@ -205,7 +218,7 @@ def check_weights(model: Any, name: str) -> None:
             raise LlmvaError(f"'{name}' holds NaN or infinite weights in {key}: download or convert the model again.")
 
 
-def _locate(name: str) -> tuple[str, dict[str, Any]]:
+def locate(name: str) -> tuple[str, dict[str, Any]]:
     if not name.strip():
         raise UsageError("The model's name is empty: give a model's folder, hub id or .gguf file.")
     path = Path(name).expanduser()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmva.errors import UsageError
+from llmva.prompts.sources.columns import short
 from llmva.prompts.sources.tables import json_lines
 from llmva.prompts.split import check_sides, normalise
 from llmva.prompts.types import Prompt, Splits, as_splits
@@ -58,7 +59,7 @@ def _read_row(row: Any, where: str) -> tuple[Prompt, str]:
             f"{where} needs the fields text, benign (true or false), source and split: add what is missing."
         )
     if row["split"] not in SPLITS:
-        raise UsageError(f"{where} has the split {row['split']!r}: make it train, validation or test.")
+        raise UsageError(f"{where} has the split {short(row['split'])}: make it train, validation or test.")
     try:
         prompt = Prompt(row["text"], row["benign"], row["source"])
     except UnicodeEncodeError as error:
