@@ -1,8 +1,7 @@
-"""Broken edits: the loader refuses them in one line or gives a working edit. `benchmarks/fuzz.py` tries far more."""
+"""Broken files: the readers refuse them in one line or give a working result. `benchmarks/fuzz.py` tries far more."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import random
@@ -10,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,11 @@ from hypothesis import strategies as st
 from llmva.edit import Edit
 from llmva.errors import LlmvaError
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "fuzz.py"
-
-
-def load_script() -> Any:
-    spec = importlib.util.spec_from_file_location("llmva_benchmarks_fuzz", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fuzz = load_script()
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+with pytest.MonkeyPatch.context() as patched:
+    patched.syspath_prepend(str(BENCHMARKS))
+    fuzz: Any = import_module("fuzzing.edits")
+    script: Any = import_module("fuzz")
 
 
 @pytest.fixture(scope="module")
@@ -219,14 +211,55 @@ def test_memory_is_not_taken_on_a_files_word(files: list[bytes], tmp_path: Path)
     assert all("is not a whole edit" in line or "is no llmva edit" in line for line in lines), lines
 
 
-def test_broken_run_records(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps(fuzz.run_json()))
-    assert fuzz.check_run(tmp_path) == "run.json read"
-    rng = random.Random(3)
-    outcomes: Counter[str] = Counter()
-    for _ in range(1000):
-        data = fuzz.broken_run(rng)
-        (tmp_path / "run.json").write_bytes(data)
-        outcomes[fuzz.check_run(tmp_path)] += 1
-    assert outcomes["run.json refused (UsageError)"] > 300
-    assert outcomes["run.json read"] > 30
+@pytest.mark.parametrize("name", script.all_kinds())
+def test_every_kind(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few dozen of each, most of which are refused, and some of which are whole enough."""
+    monkeypatch.setattr(script, "limit_memory", lambda room: None)
+    kind = script.all_kinds()[name]
+    outcomes, slowest, _ = script.fuzz(kind, 60, random.Random(5), tmp_path)
+    assert not [outcome for outcome in outcomes if outcome.startswith("FAULT")], outcomes
+    assert sum(n for outcome, n in outcomes.items() if "refused" in outcome) > 20
+    assert slowest < script.SECONDS
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["runs", "prompts", "prompt-sets", "configs", "tokenizers", "checkpoints"])
+def test_what_is_broken_was_whole(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise every file would be refused for the same reason."""
+    for module in ("runs", "prompts", "models"):
+        monkeypatch.setattr(f"fuzzing.{module}.change", lambda tree, *_: tree)
+        monkeypatch.setattr(f"fuzzing.{module}.json_file", lambda tree, _: json.dumps(tree).encode(), raising=False)
+    kind, outcomes = script.all_kinds()[name], Counter[str]()
+    for seed in range(24):
+        for path in tmp_path.iterdir():
+            path.unlink()
+        kind.spoil(tmp_path, random.Random(seed))
+        outcomes[kind.check(tmp_path)] += 1
+    assert outcomes["read"] >= 4
+
+
+def test_the_templates_that_are_broken_were_whole(tmp_path: Path) -> None:
+    models: Any = sys.modules["fuzzing.models"]
+    for text in models.TEMPLATES:
+        (tmp_path / "chat_template.jinja").write_text(text)
+        assert models.check_template_file(tmp_path) == "rendered"
+
+
+def test_faults_are_found_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By exception, and by a refusal that hides a lack of memory."""
+    monkeypatch.setattr(script, "limit_memory", lambda room: None)
+    common: Any = sys.modules["fuzzing.common"]
+
+    def check(folder: Path) -> str:
+        if (folder / "file").read_text() == "crash":
+            raise KeyError("crash")
+        refusal = LlmvaError("This is too large: make it smaller.")
+        refusal.__cause__ = MemoryError()
+        return str(common.clean(refusal))
+
+    def spoil(folder: Path, rng: random.Random) -> None:
+        (folder / "file").write_text(rng.choice(("crash", "large")))
+
+    outcomes, _, _ = script.fuzz(common.Kind("kind", spoil, check), 20, random.Random(0), tmp_path)
+    assert sorted(outcome.split(":")[0] for outcome in outcomes) == ["FAULT AssertionError", "FAULT KeyError"]
+    assert sorted(path.joinpath("file").read_text() for path in tmp_path.iterdir()) == ["crash", "large"]

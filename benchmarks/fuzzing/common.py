@@ -109,7 +109,14 @@ def json_file(value: Any, rng: random.Random) -> bytes:
 
 
 def clean(error: LlmvaError) -> str:
-    """How a refusal is counted. Raises AssertionError for one that is no sentence of its own."""
+    """How a refusal is counted.
+
+    Raises AssertionError for one that is no sentence of its own, or comes from a lack of memory or time.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        assert not isinstance(cause, MemoryError | TimeoutError), f"refused after {cause!r}"
+        cause = cause.__cause__ or cause.__context__
     text = str(error)
     assert len(text.splitlines()) == 1, f"not one line: {text[:200]!r}"
     assert len(text) < 9999, f"too long: {text[:200]!r}"

@@ -168,6 +168,7 @@ def check_tokenizer(folder: Path) -> str:
 
 
 # -- chat templates --------------------------------------------------------------------------------------------------
+# A template is a program, so one can be written that fills the memory or never ends. Those are not among the fragments.
 
 TEMPLATES = (
     "{% for m in messages %}<bos> {{ m['role'] }} : {{ m['content'] }} {% endfor %}"
@@ -188,9 +189,9 @@ TEMPLATES = (
 FRAGMENTS = (
     "{{", "}}", "{%", "%}", "{#", "{% endif %}", "{% endfor %}", "{% for m in messages %}", "{% if x.y.z %}",
     "{{ 1/0 }}", "{{ raise_exception('no') }}", "{{ messages[9].content }}", "{{ messages[0].content * 100000 }}",
-    "{{ 'x' * 10**10 }}", "{{ ''.__class__.__mro__ }}", "{% include 'x' %}", "{% extends x %}", "{% break %}",
+    "{{ ''.__class__.__mro__ }}", "{% include 'x' %}", "{% extends x %}", "{% break %}",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ messages.pop() }}", "{{ messages | tojson(indent=-1) }}",
-    "{{ range(10**9) | list }}", "{{ '%s' % () }}", "{{ '{:>1000000000}'.format(1) }}", "{{ none.x }}", "{{ 9**9**9 }}",
+    "{{ '%s' % () }}", "{{ none.x }}", "{{ range(-1) | list }}", "{{ '{:>1000}'.format(1) }}",
     "{{ strftime_now(messages) }}", "{{ undefined_function() }}", "\x00", "\ud800", "\u2028", "{{ 2**100000 }}",
     "{% generation %}", "{{ messages[0]['content'].split('')[0] }}", "{{ 'é' | int }}", "{% set messages = 3 %}",
 )  # fmt: skip

@@ -5,11 +5,17 @@ Everything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+LONGEST = 4000  # letters; what a file says may be of any length
+
 
 class LlmvaError(Exception):
-    """A failure of the run (exit code 1). The message is one sentence that names the mend."""
+    """A failure of the run (exit code 1). The message is one sentence that names the mend, on one line."""
 
     exit_code = 1
+
+    def __init__(self, sentence: str) -> None:
+        line = " ".join(sentence.splitlines())
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 4 :]}")
 
 
 class UsageError(LlmvaError):

@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+from llmva.errors import LlmvaError
+
+MAX_ADDED = 100_000  # characters of a template's own; lists of tools have some thousands
+
 
 def render(tokenizer: Any, text: str, thinking: bool = False) -> str:
     """One user message; see `render_dialogue`."""
@@ -22,16 +26,38 @@ def render_dialogue(tokenizer: Any, messages: Sequence[dict[str, str]], thinking
     rendered: str = tokenizer.apply_chat_template(
         list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
     )
+    most = MAX_ADDED + 10 * sum(len(message["content"]) for message in messages)
+    if len(rendered) > most:
+        raise LlmvaError(
+            f"The chat template makes {len(rendered):,} characters of {messages[-1]['content'][:40]!r}: mend it, or "
+            "remove it for a plain dialogue."
+        )
     if not thinking and rendered.rstrip().endswith("<think>"):
         rendered = rendered.rstrip() + "\n\n</think>\n\n"  # some templates always open the block: close it
     return rendered
 
 
 def encode(tokenizer: Any, rendered: str) -> list[int]:
-    """Token ids. A template includes its special tokens; for the plain dialogue the tokenizer adds them."""
+    """Token ids. A template includes its special tokens; for the plain dialogue the tokenizer adds them.
+
+    Raises LlmvaError where the tokenizer fails, as one without a token for unknown letters does.
+    """
     special = not getattr(tokenizer, "chat_template", None)
-    ids: list[int] = tokenizer(rendered, add_special_tokens=special)["input_ids"]
+    try:
+        ids: list[int] = tokenizer(rendered, add_special_tokens=special)["input_ids"]
+    except BaseException as error:
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
+        raise LlmvaError(
+            f"The tokenizer cannot encode text that begins with {rendered[:40]!r} ({type(error).__name__}): put the "
+            "tokenizer that belongs to the model into its folder, or remove that prompt."
+        ) from error
     return ids
+
+
+def panicked(error: BaseException) -> bool:
+    """Whether Rust code failed, whose errors are no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 def input_device(model: Any) -> torch.device:

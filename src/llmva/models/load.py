@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.models.chat import render
+from llmva.models.chat import encode, panicked, render
 from llmva.models.files.weights import find_weights, model_inside, refuse_adapter
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 QUANTIZED = ("4bit", "8bit")
+# far beyond any model: with more, transformers makes modules for hours before it compares them with the weights
+MAX_SIZES = {"num_hidden_layers": 10_000, "hidden_size": 10**6, "vocab_size": 10**8, "num_attention_heads": 10**5}
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -114,6 +116,7 @@ def load_model(
         model.hf_quantizer = None
         vars(model.config).pop("quantization_config", None)
         model.config._name_or_path = str(Path(name).expanduser())  # transformers names the folder around it
+    _check_ends(model, str(name))
     model.eval()
     model.requires_grad_(False)
     if tokenizer.pad_token_id is None:
@@ -127,7 +130,15 @@ def read_config(name: str, source: str, options: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
     with _explained(name, "configuration"):
-        return AutoConfig.from_pretrained(source, **options)
+        config = AutoConfig.from_pretrained(source, **options)
+        for part in (config, config.get_text_config()):
+            for key, most in MAX_SIZES.items():
+                value = getattr(part, key, None)
+                if isinstance(value, int) and not 1 <= value <= most:
+                    raise LlmvaError(
+                        f"The config.json of '{name}' says {key} {value}, which no model has: download the model again."
+                    )
+        return config
 
 
 def read_tokenizer(name: str, source: str, options: Mapping[str, Any]) -> Any:
@@ -137,6 +148,7 @@ def read_tokenizer(name: str, source: str, options: Mapping[str, Any]) -> Any:
     with _explained(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         check_template(tokenizer, name)
+        tokenizer.decode(encode(tokenizer, render(tokenizer, "hello")))
         return tokenizer
 
 
@@ -155,6 +167,16 @@ def _dropped(report: Mapping[str, Any], name: str) -> list[str]:
         f"The checkpoint of '{Path(name).name}' holds tensors that its model type does not use and that no figure "
         f"knows of: {unexpected[0]}{more}."
     ]
+
+
+def _check_ends(model: Any, name: str) -> None:
+    """Refuse a generation config whose end tokens are no tokens; to have none is fine."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    for end in ends if isinstance(ends, list) else [] if ends is None else [ends]:
+        if type(end) is not int or not 0 <= end < 2**31:
+            raise LlmvaError(
+                f"The generation_config.json of '{name}' names the end token {end!r}, which is none: download it again."
+            )
 
 
 def _check_quantize(config: Any, name: str, gguf: bool) -> None:
@@ -235,7 +257,7 @@ def locate(name: str) -> tuple[str, dict[str, Any]]:
             raise UsageError(f"'{name}' holds no config.json: {hint}.")
         try:
             fields = json.loads(config.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise UsageError(f"'{name}/config.json' cannot be read as JSON: download the model again.") from error
         if not isinstance(fields, dict):
             raise UsageError(f"'{name}/config.json' is no JSON object: download the model again.")
@@ -272,11 +294,13 @@ def _explained(name: str, part: str) -> Iterator[None]:
         raise
     except torch.OutOfMemoryError as error:
         raise LlmvaError(f"'{name}' does not fit into memory: use a smaller model or --device-map auto.") from error
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
         raise _explain(name, part, error) from error
 
 
-def _explain(name: str, part: str, error: Exception) -> LlmvaError:
+def _explain(name: str, part: str, error: BaseException) -> LlmvaError:
     text = str(error)
     local = Path(name).expanduser().exists()
     if "trust_remote_code" in text:
