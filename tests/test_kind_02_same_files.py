@@ -311,6 +311,18 @@ def test_weights_that_changed_in_memory_are_told_before_the_run(base: Path) -> N
     assert "--base" in note
 
 
+def test_an_adapter_that_is_on_the_model_is_refused_before_the_run(base: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = load_model(base, device="cpu")
+    print_of = fingerprint(find_decoder(model), str(base))
+    config: Any = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    tuned: Any = get_peft_model(model, config)
+    with pytest.raises(UsageError, match="An adapter is on the model.*merge_and_unload"):
+        export_notes(find_decoder(model), print_of)
+    assert export_notes(find_decoder(tuned.merge_and_unload()), print_of) == []
+
+
 def test_float16_of_other_weights_is_refused_before_the_run(base: Path) -> None:
     """It rounds small weights, so an export would find another model's hash in the folder."""
     one_file(base, factor=1e-6)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -287,8 +288,14 @@ def export_notes(decoder: Decoder, base: Mapping[str, Any]) -> list[str]:
     Args:
         base: the model's fingerprint, with its `dtype`.
 
-    Raises UsageError or LlmvaError where its folder holds what no export could read as it was loaded.
+    Raises UsageError or LlmvaError where its folder holds what no export could read as it was loaded, or where an
+    adapter is on the model.
     """
+    if _has_adapter(decoder.model):
+        raise UsageError(
+            "An adapter is on the model, which no export would contain: merge it first (PEFT's merge_and_unload), and "
+            "save the merged model with save_pretrained."
+        )
     folder, local = _folder_of(decoder.model)
     if folder is None:
         return []
@@ -315,6 +322,14 @@ def export_notes(decoder: Decoder, base: Mapping[str, Any]) -> list[str]:
     return notes
 
 
+def _has_adapter(model: Any) -> bool:
+    if "peft" not in sys.modules:  # then there is none
+        return False
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
 def _folder_of(model: Any) -> tuple[Path | None, bool]:
     """The folder that a model in memory was loaded from, and whether it is a local one; nothing is downloaded."""
     name = str(getattr(model.config, "_name_or_path", "") or "")
@@ -338,7 +353,8 @@ def _missing_forms(checkpoint: Checkpoint, decoder: Decoder, packed: bool) -> li
         try:
             checkpoint.writers_of(decoder.names)
         except LlmvaError as error:
-            merged, why = False, str(error).split(": ")[0]
+            said = str(error).split(": ")[0]
+            merged, why = False, f"the {said[4:]}" if said.startswith("The ") else said
     if not merged and not linear:
         return [f"An edit of this model can only be served by hook or pushed --as edit, not exported, since {why}."]
     if not merged:
