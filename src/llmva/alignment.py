@@ -29,7 +29,7 @@ from llmva.models.chat_model import ChatModel
 from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import answer_prompts, check_rows
 from llmva.models.sublayers import Decoder
-from llmva.models.thinking import Thinking
+from llmva.models.thinking import prove_thinking
 from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.entries import projection_record, vectors_record
@@ -115,8 +115,11 @@ def make_context(
     """What every iteration works with. Raises UsageError for settings that do not fit the model."""
     from llmva.judges import make_judge
 
-    prompts = prompts or PromptSet.bundled()
+    prompts, progress = prompts or PromptSet.bundled(), progress or Progress()
     benign = sum(prompt.benign for prompt in prompts.validation)
+    for note in (*chat.template.notes, *chat.limits):
+        progress.note(note)
+    asked = [prompt.text for prompt in prompts.train]
     return Context(
         chat=chat,
         prompts=prompts,
@@ -125,8 +128,8 @@ def make_context(
         objective=Objective.of(settings, benign, len(prompts.validation) - benign),
         sublayer_count=_sublayer_count(chat.decoder, settings),
         seed=check_seed(seed),
-        progress=progress or Progress(),
-        thinking=Thinking.asked(chat.tokenizer, settings.thinking, settings.thinking_tokens),
+        progress=progress,
+        thinking=prove_thinking(chat, settings.thinking, settings.thinking_tokens, asked, progress),
         vector_hook=options.vector_hook,
     )
 
@@ -239,7 +242,8 @@ def _recall(context: Context, run: Run, iteration: int, split: str) -> Observati
 def _check_lengths(context: Context, skills: Sequence[Probe]) -> None:
     """Refuse what the model cannot read before the run rather than at its end."""
     texts = [prompt.text for _, split in context.prompts.splits() for prompt in split]
-    lengths = ((texts, context.settings.max_new_tokens), ([probe.prompt for probe in skills], PROBE_TOKENS))
+    tokens = context.settings.max_new_tokens + context.thinking.room
+    lengths = ((texts, tokens), ([probe.prompt for probe in skills], PROBE_TOKENS))
     for asked, tokens in lengths:
         if asked:
             check_rows(context.chat.model, asked, context.chat.rows(asked), tokens)
@@ -273,4 +277,5 @@ def _describe(context: Context, options: RunOptions) -> dict[str, Any]:
         "judge": context.judge.name,
         "sublayers": decoder.names,
         "kinds": [sublayer.kind for sublayer in decoder.sublayers],
+        "limits": list(context.chat.limits),
     }

@@ -128,7 +128,8 @@ def evaluate(
             prompts = inputs.test_prompts(model, edit, sources, seed)
             metrics = _at_once(load, prompts, benchmarks, chosen_judge, how, settings)
             if sources.toxic or sources.benign:
-                metrics |= inputs.overlap_with_fit(prompts, edit)
+                overlap = inputs.overlap_with_fit(prompts, edit)
+                metrics |= overlap | {"limits": [*metrics.get("limits", []), *overlap.get("limits", [])]}
     record = {"model": model, "edit": None if edit is None else str(edit), "judge": chosen_judge.name, **metrics}
     if set_options.markdown is not None:
         write_text(set_options.markdown, transfer_markdown(record))

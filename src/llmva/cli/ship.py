@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmva.cli.options import Base, Choice, Loading, Output, Rank, RunDir, Seed
+from llmva.cli.options import Base, Choice, Loading, Output, Rank, RunDir, Seed, TrustCode
 from llmva.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def export(
     choice: Choice,
     rank: Rank = None,
     base: Base = None,
+    trust_remote_code: TrustCode = False,
     seed: Seed = 42,
     output: Output,
 ) -> None:
@@ -68,7 +69,7 @@ def export(
         raise UsageError(f"--as {kind} writes a folder: name it with --out.")
     if kind == "diff" and out is not None:
         raise UsageError("--as diff writes nothing: leave --out out.")
-    plan = _plan(directory, choice, base)
+    plan = _plan(directory, choice, base, trust_remote_code)
     from llmva.cli.console import Display, emit
 
     record: dict[str, Any] = {
@@ -152,12 +153,13 @@ def push(
     choice: Choice,
     rank: Rank = None,
     base: Base = None,
+    trust_remote_code: TrustCode = False,
     seed: Seed = 42,
     output: Output,
 ) -> None:
     """Upload the edit in DIR to the Hugging Face hub, with a model card. Answers to prompts are never uploaded."""
     _check(kind, PUSHED, rank)
-    plan = _plan(directory, choice, base)
+    plan = _plan(directory, choice, base, trust_remote_code)
     from llmva.cli.console import Display, emit
     from llmva.export.push import push as run
 
@@ -186,14 +188,15 @@ def _check(kind: str, kinds: Sequence[str], rank: int | None) -> None:
         raise UsageError(f"--rank {rank} is not a rank that servers accept: use {', '.join(map(str, RANKS))}.")
 
 
-def _plan(directory: Path, choice: Choice, base: str | None) -> Plan:
+def _plan(directory: Path, choice: Choice, base: str | None, trust_remote_code: bool) -> Plan:
     from llmva.cli import inputs
     from llmva.export.plan import make_plan
 
     if not directory.exists():
         raise UsageError(f"There is no '{directory}': give the folder that llmva align wrote.")
     inputs.check_strength(choice.strength)
-    plan = make_plan(directory, **asdict(choice), base=base, known={inputs.DEMO_NAME: inputs.demo_model()})
+    known = {inputs.DEMO_NAME: inputs.demo_model()}
+    plan = make_plan(directory, **asdict(choice), base=base, known=known, trust_remote_code=trust_remote_code)
     inputs.quiet_libraries(plan.base)
     return plan
 

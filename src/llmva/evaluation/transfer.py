@@ -35,6 +35,6 @@ def transfer(chat: ChatModel, sets: Sequence[TestSet], judge: Judge, **how: Any)
     rates = record.pop("parts")
     return {
         "sets": [{**one.about, **rates[one.name]} for one in sets],
-        "limits": [limit for one in sets for limit in one.limits],
         **record,
+        "limits": [*record.get("limits", []), *(limit for one in sets for limit in one.limits)],
     }

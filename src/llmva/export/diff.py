@@ -25,7 +25,7 @@ def diff(plan: Plan) -> list[dict[str, Any]]:
     """
     if plan.base.endswith(".gguf"):
         raise UsageError("llmva cannot list the tensors of a .gguf file: export with --as merged and compare.")
-    checkpoint = Checkpoint.open(plan.base)
+    checkpoint = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
     ranks: dict[int, int] = {}  # by id of the factors, which experts share
     rows = []
     for name, change in edited_tensors(checkpoint, plan).items():

@@ -124,11 +124,14 @@ def _readable(plan: Plan) -> bool:
 
 
 def _from_checkpoint(plan: Plan) -> tuple[bool, dict[str, Parts]]:
-    checkpoint = Checkpoint.open(plan.base)
-    checkpoint.check(plan.edit.base, plan.edit.factors)
+    checkpoint = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
+    writers = checkpoint.proved_by_name(plan.edit.base, {module: len(f.V) for module, f in plan.edit.factors.items()})
+    if writers is None:
+        checkpoint.check(plan.edit.base, plan.edit.factors)
+        writers = checkpoint.writers_of(plan.edit.factors)
     parts = {}
     conv1d = False
-    for module, places in checkpoint.writers_of(plan.edit.factors).items():
+    for module, places in writers.items():
         shapes = [len(checkpoint.stored[place.name].shape) for place in places]
         if sorted(shapes, reverse=True) not in ([2], [2, 1]):
             raise _fused(module)
@@ -152,7 +155,7 @@ def _from_model(plan: Plan) -> tuple[bool, dict[str, Parts]]:
     packing = plan.edit.base.get("quantize")
     if packing is not None and not plan.base.endswith(".gguf") and Checkpoint.open(plan.base).packed:
         packing = None  # the weights are stored packed
-    model, _ = load_model(plan.base, quantize=packing or "none")
+    model, _ = load_model(plan.base, quantize=packing or "none", trust_remote_code=plan.trust_remote_code)
     plan.edit.apply(model).remove()  # raises on another base
     parts = {}
     conv1d = False

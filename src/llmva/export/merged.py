@@ -57,7 +57,7 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
                 f"The edit was fitted on '{plan.title}' packed to {plan.edit.base['quantize']}: export with --as lora, "
                 "serve it by hook, or align the unpacked model."
             )
-        checkpoint = Checkpoint.open(plan.base)
+        checkpoint = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
         edited = edited_tensors(checkpoint, plan)
         others = _others(checkpoint.folder)
         _check_disk(out, sum(file.stat().st_size for file in [*checkpoint.files, *others]))

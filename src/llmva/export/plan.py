@@ -25,6 +25,7 @@ class Plan:
     strength: float
     record: Mapping[str, Any] | None
     title: str  # the base model's name for people
+    trust_remote_code: bool = False  # whether code that comes with the base may be run
 
 
 def make_plan(
@@ -35,6 +36,7 @@ def make_plan(
     point: int | None = None,
     base: str | None = None,
     known: Mapping[str, Path] | None = None,
+    trust_remote_code: bool = False,
 ) -> Plan:
     """Read the run in `directory` (or an edit.safetensors) and choose what of it ships.
 
@@ -45,6 +47,7 @@ def make_plan(
         point: one of those that `llmva front` shows, instead of iteration and strength.
         base: where the base model is now; None takes the name that the run was given.
         known: paths of models by name, such as the bundled one's.
+        trust_remote_code: whether code that comes with the base may be run. Most exports need none of it.
 
     Raises:
         UsageError: no edit, no such iteration or point, or an edit that changes nothing.
@@ -72,4 +75,5 @@ def make_plan(
     local = place.startswith((".", "/", "~")) or place.count("/") > 1 or place.endswith(".gguf")
     if local and not Path(place).expanduser().exists():
         raise UsageError(f"The base model is not at '{place}': say where it is with --base.")
-    return Plan(directory, replace(edit.scaled(strength), best=None), place, iteration, strength, record, title)
+    chosen = replace(edit.scaled(strength), best=None)
+    return Plan(directory, chosen, place, iteration, strength, record, title, trust_remote_code)

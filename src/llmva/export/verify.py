@@ -15,9 +15,9 @@ from llmva.edit import Edit
 from llmva.edit_file import edit_file
 from llmva.errors import LlmvaError, UsageError
 from llmva.export.folder import EMBEDDED
-from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
+from llmva.models.chat import ChatTemplate, forward_inputs, input_device, pad_left, pad_token
+from llmva.models.forward import logits_of, run_forward
 from llmva.models.load import load_model
-from llmva.models.sublayers import contiguous_head, hooked
 from llmva.progress import Progress
 
 PROBES = (
@@ -105,7 +105,7 @@ def verify(
         else:
             model = None  # one model at a time
             got = _of_merged(artefact.path, loading or {}, dtype, tokenizer)
-            problems = _tensor_problems(base, artefact.path, edit)
+            problems = _tensor_problems(base, artefact.path, edit, bool((loading or {}).get("trust_remote_code")))
         if got.shape != wanted.shape:
             raise LlmvaError(
                 f"'{artefact.path}' and '{base}' have different vocabularies: give the base that it was made from."
@@ -131,10 +131,9 @@ def verify(
 @torch.inference_mode()
 def _logits(model: Any, tokenizer: Any) -> Tensor:
     """Float32 logits [prompts, vocabulary] of the first token of each answer, on the CPU."""
-    rows = [encode(tokenizer, render(tokenizer, text)) for text in PROBES]
-    ids, mask = pad_left(rows, tokenizer.pad_token_id, input_device(model))
-    with hooked([contiguous_head(model)]):
-        logits: Tensor = model(**forward_inputs(model, ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1]
+    template = ChatTemplate.of(tokenizer)
+    ids, mask = pad_left([template.row(text) for text in PROBES], pad_token(model, tokenizer), input_device(model))
+    logits = logits_of(run_forward(model, forward_inputs(model, ids, mask), keep=1), 1)[:, -1]
     if not logits.isfinite().any():
         raise LlmvaError("The model's logits are not finite: pass --dtype bfloat16 or float32.")
     return logits.float().cpu().nan_to_num(0.0, 0.0, 0.0)
@@ -164,14 +163,14 @@ def _of_merged(path: Path, loading: Mapping[str, Any], dtype: torch.dtype, token
     return _logits(model, tokenizer)
 
 
-def _tensor_problems(base: str, path: Path, edit: Edit) -> list[str]:
+def _tensor_problems(base: str, path: Path, edit: Edit, trusted: bool) -> list[str]:
     """A sentence for each tensor of the merged checkpoint that differs from base plus edit. Reads every tensor."""
     from llmva.models.checkpoint import Checkpoint
     from llmva.models.writers import left_map
 
     if base.endswith(".gguf"):
         return []
-    before, after = Checkpoint.open(base), Checkpoint.open(str(path))
+    before, after = (Checkpoint.open(one, trust_remote_code=trusted) for one in (base, str(path)))
     problems = []
     if set(before.names) != set(after.names):
         odd = sorted(set(before.names) ^ set(after.names))

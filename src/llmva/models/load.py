@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.models.chat import render
+from llmva.models.chat import ChatTemplate, pad_token
+from llmva.models.chat.template import find_in_files, first_line
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 QUANTIZED = ("4bit", "8bit")
@@ -29,7 +30,7 @@ def pick_device(name: str = "auto") -> torch.device:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise UsageError(
-                f"device '{name}' cannot be used here ({_first_line(error)}): leave --device out."
+                f"device '{name}' cannot be used here ({first_line(error)}): leave --device out."
             ) from error
         return device
     if torch.cuda.is_available():
@@ -90,7 +91,7 @@ def load_model(
         placement.setdefault("device_map", {"": where})  # packed weights are made on their device, and stay there
     with _explained(str(name), "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        check_template(tokenizer, str(name))
+        _take_template(tokenizer, source, {} if revision is None else {"revision": revision})
     with _explained(str(name), "model"):
         loaded: Any = auto_class(config).from_pretrained(
             source, dtype=wanted, output_loading_info=True, **placement, **options
@@ -107,8 +108,9 @@ def load_model(
         vars(model.config).pop("quantization_config", None)
     model.eval()
     model.requires_grad_(False)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    padding = pad_token(model, tokenizer)
+    if tokenizer.pad_token_id != padding:  # it has none, or one that the model has no embedding of
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
     check_weights(model, str(name))
     return model, tokenizer
 
@@ -147,15 +149,16 @@ def auto_class(config: Any) -> Any:
     )
 
 
-def check_template(tokenizer: Any, name: str) -> None:
-    """Refuse a chat template that cannot be rendered; to have none is fine."""
-    try:
-        render(tokenizer, "hello")
-    except Exception as error:  # a template is a program of the model's: it may fail in any way
-        raise LlmvaError(
-            f"The chat template of '{name}' cannot be rendered ({_first_line(error)}): mend it, or remove it for a "
-            "plain dialogue."
-        ) from error
+def _take_template(tokenizer: Any, source: str, where: Mapping[str, Any]) -> None:
+    """Give a tokenizer without chat template that of the model's processor, and try it.
+
+    Raises LlmvaError for one that cannot be rendered; to have none is fine, and is told where the model is used.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        file, text = next(find_in_files(source, **where), (None, None))
+        if file is not None:
+            tokenizer.chat_template = text
+    ChatTemplate.of(tokenizer)
 
 
 def check_weights(model: Any, name: str) -> None:
@@ -229,17 +232,22 @@ def _explained(name: str, part: str) -> Iterator[None]:
         raise _explain(name, part, error) from error
 
 
+def own_code(name: str) -> UsageError:
+    """The error of a model whose code nobody has said to trust."""
+    return UsageError(f"'{name}' brings code of its own: read it, then pass --trust-remote-code if you trust it.")
+
+
 def _explain(name: str, part: str, error: Exception) -> LlmvaError:
     text = str(error)
     local = Path(name).expanduser().exists()
     if "trust_remote_code" in text:
-        return UsageError(f"'{name}' brings code of its own: read it, then pass --trust-remote-code if you trust it.")
+        return own_code(name)
     if not local and isinstance(error, OSError):
         return UsageError(
             f"'{name}' is neither a local folder nor a model that the hub gives: check its name and the network."
         )
     if isinstance(error, ImportError):
-        return UsageError(f"'{name}' needs a package that is missing ({_first_line(error)}): install it with pip.")
+        return UsageError(f"'{name}' needs a package that is missing ({first_line(error)}): install it with pip.")
     if "Unrecognized model" in text:
         return UsageError(f"The config.json of '{name}' names no model_type: download the model again.")
     if unknown := re.search(r"model type `?([\w.-]+)`? but", text):
@@ -254,12 +262,6 @@ def _explain(name: str, part: str, error: Exception) -> LlmvaError:
     if "ignore_mismatched_sizes" in text:
         return LlmvaError(f"The weights of '{name}' have other sizes than its config.json says: download it again.")
     return LlmvaError(
-        f"The {part} of '{name}' cannot be loaded ({type(error).__name__}: {_first_line(error)}): "
+        f"The {part} of '{name}' cannot be loaded ({type(error).__name__}: {first_line(error)}): "
         "download or convert the model again."
     )
-
-
-def _first_line(error: BaseException) -> str:
-    """The first sentence of a message, in 200 characters at most."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.split(r"(?<=\w)\. (?=[A-Z])", lines[0])[0][:200].rstrip(". ")

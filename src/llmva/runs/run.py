@@ -68,7 +68,7 @@ class Run:
             "stopped": None,
             "answers_bytes": 0,
             "cost": {"seconds": 0.0, "peak_bytes": 0, "generated_tokens": 0},
-            "limits": list(prompts.warnings),
+            "limits": [*record.get("limits", []), *prompts.warnings],
         }
         factors = {} if start is None else start.factors
         if directory is None:
@@ -143,7 +143,7 @@ class Run:
                     "label": judged.label.value,
                     "confidence": round(judged.confidence, 3),
                     "reason": judged.reason,
-                    **({"thought": thoughts[i]} if thoughts else {}),
+                    **({"thought": thoughts[i]} if thoughts and thoughts[i] else {}),
                 }
             )
 

@@ -1,4 +1,4 @@
-"""Turn a user's message into the text that the model reads, with the generation prompt appended."""
+"""Token ids as a model takes them: padded on the left, on its device, with a padding token that it knows."""
 
 from __future__ import annotations
 
@@ -7,31 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-
-
-def render(tokenizer: Any, text: str, thinking: bool = False) -> str:
-    """One user message; see `render_dialogue`."""
-    return render_dialogue(tokenizer, [{"role": "user", "content": text}], thinking)
-
-
-def render_dialogue(tokenizer: Any, messages: Sequence[dict[str, str]], thinking: bool = False) -> str:
-    """The chat template, a plain dialogue where there is none; thinking is off, where it offers that, unless asked."""
-    if not getattr(tokenizer, "chat_template", None):
-        turns = "".join(f"{m['role'].capitalize()}: {m['content']}\n\n" for m in messages)
-        return f"{turns}Assistant:"
-    rendered: str = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-    )
-    if not thinking and rendered.rstrip().endswith("<think>"):
-        rendered = rendered.rstrip() + "\n\n</think>\n\n"  # some templates always open the block: close it at once
-    return rendered
-
-
-def encode(tokenizer: Any, rendered: str) -> list[int]:
-    """Token ids. A template writes its own special tokens; the plain dialogue needs the tokenizer's."""
-    special = not getattr(tokenizer, "chat_template", None)
-    ids: list[int] = tokenizer(rendered, add_special_tokens=special)["input_ids"]
-    return ids
 
 
 def input_device(model: Any) -> torch.device:
@@ -54,12 +29,27 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> t
     return ids.to(device), mask.to(device)
 
 
+def takes(model: Any, name: str) -> bool:
+    """Whether the model's forward has a parameter of this name."""
+    return name in inspect.signature(model.forward).parameters
+
+
 def forward_inputs(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
     """What a forward pass over left-padded rows takes.
 
     Models with learned positions count the padding unless told where each row begins; `generate` tells them itself.
     """
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    if takes(model, "position_ids"):
         inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
     return inputs
+
+
+def pad_token(model: Any, tokenizer: Any) -> int:
+    """The id that fills rows up: the tokenizer's, its end token, or 0, whichever the model has an embedding of.
+
+    A tokenizer may know no padding token, or one that was added to it and never to the model.
+    """
+    known = int(model.get_input_embeddings().weight.shape[0])
+    candidates = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+    return next((int(i) for i in candidates if isinstance(i, int) and 0 <= i < known), 0)
