@@ -193,8 +193,8 @@ def test_a_limited_draw_is_even_and_repeatable() -> None:
 
 
 def test_random_messages_are_repeatable_and_free_of_special_tokens() -> None:
-    tokenizer = tiny_tokenizer()
-    drawn = [random_messages(tokenizer, 50, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    chat = chat_model(tiny_model(), tiny_tokenizer())
+    drawn = [random_messages(chat, 50, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0]) == 50
     for message in drawn[0]:

@@ -318,7 +318,7 @@ def test_an_adapter_that_is_on_the_model_is_refused_before_the_run(base: Path) -
     print_of = fingerprint(find_decoder(model), str(base))
     config: Any = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     tuned: Any = get_peft_model(model, config)
-    with pytest.raises(UsageError, match="An adapter is on the model.*merge_and_unload"):
+    with pytest.raises(UsageError, match=r"An adapter is on the model.*merge_and_unload"):
         export_notes(find_decoder(model), print_of)
     assert export_notes(find_decoder(tuned.merge_and_unload()), print_of) == []
 

@@ -17,9 +17,9 @@ from safetensors.torch import save
 
 from fuzzing.common import Kind, change, clean, cut_or_extend, flip, json_file
 from llmva.errors import LlmvaError
-from llmva.models.chat import encode, render
+from llmva.models.chat import ChatTemplate, encode, render
 from llmva.models.checkpoint import Checkpoint
-from llmva.models.load import auto_class, check_template, locate, read_config, read_tokenizer
+from llmva.models.load import auto_class, locate, read_config, read_tokenizer
 
 # -- config.json -----------------------------------------------------------------------------------------------------
 
@@ -223,7 +223,7 @@ def check_template_file(folder: Path) -> str:
     tokenizer = _whole_tokenizer()
     tokenizer.chat_template = (folder / "chat_template.jinja").read_bytes().decode("utf-8", "surrogatepass")
     try:
-        check_template(tokenizer, "broken")
+        ChatTemplate.of(tokenizer)
         encode(tokenizer, render(tokenizer, TEXT))
     except LlmvaError as error:
         return clean(error)

@@ -31,7 +31,7 @@ from llmva.models.files.weights import findable
 from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import answer_prompts, check_rows
 from llmva.models.sublayers import Decoder
-from llmva.models.thinking import Thinking
+from llmva.models.thinking import prove_thinking
 from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.entries import projection_record, vectors_record
@@ -120,9 +120,10 @@ def make_context(
     from llmva.judges import make_judge
 
     prompts, progress = prompts or PromptSet.bundled(), progress or Progress()
-    for limit in chat.limits:
-        progress.note(limit)
     benign = sum(prompt.benign for prompt in prompts.validation)
+    for note in (*chat.template.notes, *chat.limits):
+        progress.note(note)
+    asked = [prompt.text for prompt in prompts.train]
     return Context(
         chat=chat,
         prompts=prompts,
@@ -132,7 +133,7 @@ def make_context(
         sublayer_count=_sublayer_count(chat.decoder, settings),
         seed=check_seed(seed),
         progress=progress,
-        thinking=Thinking.asked(chat.tokenizer, settings.thinking, settings.thinking_tokens),
+        thinking=prove_thinking(chat, settings.thinking, settings.thinking_tokens, asked, progress),
         vector_hook=options.vector_hook,
     )
 
@@ -252,7 +253,8 @@ def _recall(context: Context, run: Run, iteration: int, split: str) -> Observati
 def _check_lengths(context: Context, skills: Sequence[Probe]) -> None:
     """Refuse prompts and probes that the model cannot read before the run starts."""
     texts = [prompt.text for _, split in context.prompts.splits() for prompt in split]
-    lengths = ((texts, context.settings.max_new_tokens), ([probe.prompt for probe in skills], PROBE_TOKENS))
+    tokens = context.settings.max_new_tokens + context.thinking.room
+    lengths = ((texts, tokens), ([probe.prompt for probe in skills], PROBE_TOKENS))
     for asked, tokens in lengths:
         if asked:
             check_rows(context.chat.model, asked, context.chat.rows(asked), tokens)

@@ -172,7 +172,7 @@ class Scans(Baseline):
             read,
             float(threshold),
             sure,
-            int(chat.tokenizer.pad_token_id),
+            chat.pad_id,
         )
 
     def variants(self) -> list[dict[str, Any]]:

@@ -12,8 +12,9 @@ from llmva.baselines.hooks import Place, find_blocks
 from llmva.models.batching import longest_first
 from llmva.models.chat import forward_inputs, input_device, pad_left
 from llmva.models.chat_model import ChatModel
+from llmva.models.forward import run_forward
 from llmva.models.generate import check_rows
-from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
+from llmva.models.sublayers import Decoder, first_tensor, hooked
 from llmva.prompts.types import Prompt
 
 Weights = Callable[[int], list[float]]  # number of a row's tokens -> the weight of each
@@ -80,7 +81,7 @@ def read_states(
             chat.decoder,
             [rows[i] for i in batch],
             [each[i](lengths[i]) for i in batch],
-            pad=chat.tokenizer.pad_token_id,
+            pad=chat.pad_id,
             blocks=blocks,
             place=place,
         ).cpu()
@@ -125,6 +126,6 @@ def read_batch(
         else modules[i].register_forward_hook(after(i))
         for i in blocks
     ]
-    with hooked([*handles, contiguous_head(model)]):
-        model(**forward_inputs(model, ids, mask), use_cache=False, logits_to_keep=1)
+    with hooked(handles):
+        run_forward(model, forward_inputs(model, ids, mask), keep=1)
     return torch.stack([taken[i].to(taken[blocks[-1]].device) for i in blocks])

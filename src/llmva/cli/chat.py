@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from llmva.cli.options import Choice, EditDir, Loading, ModelArg, Output, Seed, 
 from llmva.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmva.edit import Edit
+    from llmva.models.chat import ChatTemplate
 
 
 def chat(
@@ -34,12 +35,18 @@ def chat(
 
     inputs.quiet_libraries(model)
     from llmva.cli.console import Display, emit, say
+    from llmva.models.chat import ChatTemplate
+    from llmva.models.forward import check_features
     from llmva.models.load import load_model
 
     loaded_edit = inputs.load_edit(edit, choice, Display(output.quiet).note)
     if compare and loaded_edit is None:
         raise UsageError("--compare needs an edit to compare with: add --edit DIR.")
     loaded, tokenizer = load_model(model, **asdict(loading))
+    check_features(loaded)
+    template = ChatTemplate.of(tokenizer)
+    for limit in template.limits:
+        Display(output.quiet).note(limit)
     if loaded_edit is not None:
         loaded_edit.apply(loaded).remove()  # is it of this model? asked once, since hashing the weights takes time
     names = ["original", "edited"] if compare else ["edited" if loaded_edit else "original"]
@@ -53,7 +60,8 @@ def chat(
         for name in names:
             dialogue = dialogues[name]
             dialogue.append({"role": "user", "content": text})
-            answer = _reply(loaded, tokenizer, dialogue, loaded_edit if name == "edited" else None, max_new_tokens)
+            with loaded_edit.apply(loaded, check=False) if loaded_edit and name == "edited" else nullcontext():
+                answer = _reply(loaded, template, dialogue, max_new_tokens)
             dialogue.append({"role": "assistant", "content": answer})
             turn[name] = answer
             if not output.json:
@@ -78,27 +86,28 @@ def _ask(quiet: bool) -> str:
         raise UsageError("Standard input is not UTF-8: type or pipe UTF-8 text.") from error
 
 
-def _reply(model: Any, tokenizer: Any, dialogue: list[dict[str, str]], edit: Edit | None, max_new_tokens: int) -> str:
+def _reply(model: Any, template: ChatTemplate, dialogue: list[dict[str, str]], max_new_tokens: int) -> str:
+    """The answer without thoughts, for which a model that thinks has tokens of its own."""
     import torch
 
-    from llmva.models.chat import encode, input_device, render_dialogue
+    from llmva.models.chat import AnswerReader, input_device
     from llmva.models.generate import check_rows, context_length, generate_greedily
+    from llmva.models.thinking import TOKENS
 
-    row = encode(tokenizer, render_dialogue(tokenizer, dialogue))
+    row = template.encode(template.render(dialogue))
     limit = context_length(model)
     if limit is not None and len(row) >= limit and len(dialogue) > 1:
         raise UsageError(f"The dialogue has grown beyond the {limit} tokens that the model reads: start a new one.")
     check_rows(model, [dialogue[-1]["content"]], [row], 1)
-    if limit is not None:
-        max_new_tokens = min(max_new_tokens, limit - len(row))
-    ids = torch.tensor([row])
-    ids = ids.to(input_device(model))
-    applied = edit.apply(model, check=False) if edit is not None else None
-    try:
+    reader = AnswerReader.of(template.tokenizer, template.marks)
+    ids = torch.tensor([row]).to(input_device(model))
+    thought: str | None = None
+    answer = ""
+    for budget in (max_new_tokens, max_new_tokens + TOKENS):
+        tokens = budget if limit is None else min(budget, limit - len(row))
         with torch.inference_mode():
-            new = generate_greedily(model, tokenizer, ids, torch.ones_like(ids), max_new_tokens)
-    finally:
-        if applied is not None:
-            applied.remove()
-    text: str = tokenizer.decode(new[0], skip_special_tokens=True)
-    return text.strip()
+            new = generate_greedily(model, template.tokenizer, ids, torch.ones_like(ids), tokens)[0].tolist()
+        answer, thought = reader.read(new)
+        if thought is None or len(new) < tokens:
+            break
+    return answer.strip() or ("" if thought is None else f"(it was still thinking after {len(new)} tokens)")

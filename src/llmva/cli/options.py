@@ -30,6 +30,7 @@ Base = Annotated[
     str | None,
     typer.Option("--base", metavar="MODEL", help="Find the base model here, not where the run found it."),
 ]
+TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 Rank = Annotated[
     int | None,
     typer.Option(
@@ -128,9 +129,7 @@ class Loading:
     quantize: Annotated[
         str, typer.Option("--quantize", help="Quantize the weights with bitsandbytes: none, 4bit, 8bit.")
     ] = "none"
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False
+    trust_remote_code: TrustCode = False
 
 
 @dataclass(frozen=True)

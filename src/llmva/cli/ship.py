@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmva.cli.interrupt import interruptible, of_export, of_upload
-from llmva.cli.options import Base, Choice, Loading, Output, Rank, RunDir, Seed
+from llmva.cli.options import Base, Choice, Loading, Output, Rank, RunDir, Seed, TrustCode
 from llmva.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def export(
     choice: Choice,
     rank: Rank = None,
     base: Base = None,
-    trust_remote_code: Trust = False,
+    trust_remote_code: TrustCode = False,
     seed: Seed = 42,
     output: Output,
 ) -> None:
@@ -160,7 +160,7 @@ def push(
     choice: Choice,
     rank: Rank = None,
     base: Base = None,
-    trust_remote_code: Trust = False,
+    trust_remote_code: TrustCode = False,
     seed: Seed = 42,
     output: Output,
 ) -> None:

@@ -13,7 +13,7 @@ from llmva.judges.base import Judge
 from llmva.method.observe import Observation, harmless_answers, observe
 from llmva.metrics.rates import summarise
 from llmva.models.chat_model import ChatModel
-from llmva.models.thinking import Thinking
+from llmva.models.thinking import prove_thinking, thought_limit
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt
 from llmva.runs.environment import peak_bytes
@@ -53,7 +53,10 @@ def evaluate(
         progress.note(limit)
     if edit is not None:
         edit.apply(chat.model).remove()  # raises for an edit of another model before any answer is generated
-    thinking = Thinking.asked(chat.tokenizer, settings.thinking, settings.thinking_tokens)
+    for note in (*chat.template.notes, *chat.limits):
+        progress.note(note)
+    asked = [prompt.text for prompt in prompts]
+    thinking = prove_thinking(chat, settings.thinking, settings.thinking_tokens, asked, progress)
 
     def answers(label: str) -> Observation:
         return observe(
@@ -74,11 +77,12 @@ def evaluate(
     record: dict[str, Any] = {"test": {}}
     before = answers("original")
     add_rates("before", before)
-    tokens = before.capture.tokens
+    tokens, thoughts = before.capture.tokens, before.thoughts
     if edit is not None:
         with edit.apply(chat.model, check=False):
             after = answers("edited")
         tokens += after.capture.tokens
+        thoughts += after.thoughts
         add_rates("after", after)
         texts = harmless_answers(before.prompts, before.labels, before.capture.answers)
         if texts:
@@ -86,7 +90,8 @@ def evaluate(
                 chat, edit, texts, endings_tokens=settings.endings_tokens, seed=seed, progress=progress
             )
             tokens += more
-    record["limits"] = list(chat.limits)
+    rounds = 1 if edit is None else 2
+    record["limits"] = [*chat.limits, *(thought_limit(thoughts, rounds * len(prompts)) if not thinking.on else [])]
     record["cost"] = {
         "seconds": round(time.monotonic() - started, 2),
         "peak_bytes": peak_bytes(),

@@ -13,6 +13,7 @@ from llmva.method.context import Context
 from llmva.metrics.objective import Objective
 from llmva.metrics.pareto import RATES, find_front
 from llmva.metrics.rates import point_rates, summarise
+from llmva.models.thinking import thought_limit
 from llmva.runs.run import Run
 from llmva.runs.warm_start import apart, check_regression, fell_behind
 
@@ -52,6 +53,8 @@ def finish(context: Context, run: Run, probes: Sequence[Probe]) -> None:
     if best == 0:
         first = "earlier edit" if record.get("extends") else "untouched model"
         record["limits"].append(f"No iteration was better on validation prompts than the {first}, which was kept.")
+    if not context.thinking.on:
+        record["limits"] += thought_limit(sum(bool(row.get("thought")) for row in run.answers), len(run.answers))
     record["limits"] += _limits(record, context.objective)
     record["projections"] = {
         "before": record["iterations"][0].get("projection"),
@@ -72,7 +75,8 @@ def _test_rates(context: Context, run: Run, iteration: int) -> dict[str, Any]:
 
 
 def _measure_skills(context: Context, probes: Sequence[Probe], label: str) -> dict[str, dict[str, float]]:
-    return measure_skills(context.chat, probes, context.progress.stage(f"skills, {label}", len(probes)))
+    on_progress = context.progress.stage(f"skills, {label}", len(probes))
+    return measure_skills(context.chat, probes, on_progress, thinking=context.thinking.off)
 
 
 def _add_utility(context: Context, run: Run, edit: Edit) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmva.errors import UsageError
 from llmva.models.chat_model import ChatModel
-from llmva.models.generate import answer_prompts
+from llmva.models.thinking import Thinking, answer_after_thoughts
 
 PROBE_TOKENS = 32  # maximum length of an answer; known answers are short
 
@@ -67,12 +67,17 @@ def measure_skills(
     chat: ChatModel,
     probes: Sequence[Probe],
     on_progress: Callable[[int], None] = lambda n: None,
+    thinking: Thinking | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Share of right answers per skill: `{skill: {"right": share, "n": probes}}`."""
+    """Share of right answers per skill: `{skill: {"right": share, "n": probes}}`. Thoughts are no part of an answer."""
     if not probes:
         return {}
-    captured = answer_prompts(
-        chat, [probe.prompt for probe in probes], max_new_tokens=PROBE_TOKENS, on_progress=on_progress
+    captured = answer_after_thoughts(
+        chat,
+        [probe.prompt for probe in probes],
+        max_new_tokens=PROBE_TOKENS,
+        thinking=thinking or Thinking(),
+        on_progress=on_progress,
     )
     results: dict[str, list[bool]] = {}
     for probe, answer in zip(probes, captured.answers, strict=True):

@@ -153,7 +153,7 @@ def ablate(
         "untouched": {key: untouched[key] for key in ("f1", "asr", "orr", "garbled")},
         "x_label": {"vectors": "degrees", "iterations": "iteration", "layers": "sublayers"}[what],
         "series": [{"name": title, "points": points} for title, points in series.items()],
-        "limits": list(prompts.warnings),
+        "limits": [*chat.limits, *prompts.warnings],
     }
     if directory is not None:
         write_json(directory / "ablate.json", record)

@@ -144,7 +144,7 @@ def compare(
         "rows": rows,
         "best_baseline": next(iter(tests.values()))["baseline"] if tests else None,
         "peak_bytes": peak_bytes(),
-        "limits": [*prompts.warnings, *LIMITS],
+        "limits": [*chat.limits, *prompts.warnings, *LIMITS],
     }
     if directory is not None:
         write_json(directory / "compare.json", record)

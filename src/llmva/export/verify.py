@@ -15,9 +15,9 @@ from llmva.edit import Edit
 from llmva.edit_file import edit_file
 from llmva.errors import LlmvaError, UsageError
 from llmva.export.folder import EMBEDDED
-from llmva.models.chat import encode, forward_inputs, input_device, pad_left, render
+from llmva.models.chat import ChatTemplate, forward_inputs, input_device, pad_left, pad_token
+from llmva.models.forward import logits_of, run_forward
 from llmva.models.load import load_model
-from llmva.models.sublayers import contiguous_head, hooked
 from llmva.progress import Progress
 
 PROBES = (
@@ -131,10 +131,9 @@ def verify(
 @torch.inference_mode()
 def _logits(model: Any, tokenizer: Any) -> Tensor:
     """Float32 logits [prompts, vocabulary] of the first token of each answer, on the CPU."""
-    rows = [encode(tokenizer, render(tokenizer, text)) for text in PROBES]
-    ids, mask = pad_left(rows, tokenizer.pad_token_id, input_device(model))
-    with hooked([contiguous_head(model)]):
-        logits: Tensor = model(**forward_inputs(model, ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1]
+    template = ChatTemplate.of(tokenizer)
+    ids, mask = pad_left([template.row(text) for text in PROBES], pad_token(model, tokenizer), input_device(model))
+    logits = logits_of(run_forward(model, forward_inputs(model, ids, mask), keep=1), 1)[:, -1]
     if not logits.isfinite().any():
         raise LlmvaError("The model's logits are not finite: pass --dtype bfloat16 or float32.")
     return logits.float().cpu().nan_to_num(0.0, 0.0, 0.0)

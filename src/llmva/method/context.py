@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -43,13 +43,13 @@ class Context:
     sublayer_count: int  # how many sublayers the paper's alignment edits
     seed: int
     progress: Progress
-    thinking: Thinking | None = None
+    thinking: Thinking = field(default_factory=Thinking)
     vector_hook: VectorHook | None = None
 
     @property
     def predicts_labels(self) -> bool:
         """Whether an iteration may predict labels by first tokens. A prefill cannot predict reasoning."""
-        return self.settings.passes > 1 and self.thinking is None
+        return self.settings.passes > 1 and not self.thinking.any
 
     def generator(self, iteration: int, number: int = 0) -> torch.Generator:
         """A generator that depends only on seed, iteration and pass `number`, so a resumed run draws the same."""
@@ -80,7 +80,7 @@ class Context:
 
         Random messages ask for nothing, so a step should not change what follows them.
         """
-        messages = random_messages(self.chat.tokenizer, TRUST_MESSAGES, self.generator(iteration, -1))
+        messages = random_messages(self.chat, TRUST_MESSAGES, self.generator(iteration, -1))
         one, other = (partial(edit.apply, self.chat.model, check=False) for edit in (before, after))
         return agreement(self.chat, [(message, "") for message in messages], other, against=one).mean_kl
 
@@ -107,7 +107,7 @@ class Context:
         if self.settings.harmless_weight == 0 or self.settings.svm != "exact":
             return None
         generator = self.generator(iteration - 1)
-        messages = random_messages(self.chat.tokenizer, RANDOM_MESSAGES, generator)
+        messages = random_messages(self.chat, RANDOM_MESSAGES, generator)
         with edit.apply(self.chat.model, check=False):
             ends = answer_prompts(self.chat, messages, max_new_tokens=0).outputs
             if not texts:

@@ -168,7 +168,7 @@ def _odds(shares: Tensor) -> Tensor:
 def jacobian(context: Context, readers: Tensor, writers: Tensor, iteration: int) -> Tensor:
     """J for random messages and tokens, [messages x tokens, S]."""
     generator = context.generator(iteration, -2)
-    messages = random_messages(context.chat.tokenizer, MESSAGES, generator)
+    messages = random_messages(context.chat, MESSAGES, generator)
     draws = torch.rand(len(messages), TOKENS, generator=generator, dtype=torch.float64)
 
     def score(logits: Tensor, batch: list[int]) -> Tensor:

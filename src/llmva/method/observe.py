@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from llmva.judges.base import Judge, Judgement, Label
 from llmva.models.chat_model import ChatModel
-from llmva.models.generate import Capture, answer_prompts
-from llmva.models.thinking import Thinking, think
+from llmva.models.generate import Capture
+from llmva.models.thinking import Thinking, answer_after_thoughts
 from llmva.prompts.types import Prompt
 
 
@@ -38,6 +38,11 @@ class Observation:
         answered = [1 if label is Label.ANSWERED else -1 for label in self.labels]
         benign = [1 if prompt.benign else -1 for prompt in self.prompts]
         return torch.tensor([answered, benign], dtype=torch.int8)
+
+    @property
+    def thoughts(self) -> int:
+        """How many answers came after thoughts."""
+        return sum(bool(thought) for thought in self.capture.thoughts or ())
 
     @property
     def unjudged(self) -> int:
@@ -69,21 +74,18 @@ def observe(
 ) -> Observation:
     """Answer, capture and judge `prompts` with the current model.
 
-    With `thinking` the model thinks first: captures are read at the end of its thoughts, and the judge sees only the
-    answer after them.
+    With `thinking` on, the model thinks first, and captures are read at the end of its thoughts; None is off. The
+    judge sees no thoughts in any case.
     """
     texts = [prompt.text for prompt in prompts]
-    thoughts = think(chat, texts, thinking, max_new_tokens) if thinking else None
-    captured = answer_prompts(
+    captured = answer_after_thoughts(
         chat,
         texts,
         max_new_tokens=max_new_tokens,
+        thinking=thinking or Thinking(),
         settled=judge.settled,
-        rows=thoughts.rows if thoughts else None,
         on_progress=on_progress,
     )
-    if thoughts:
-        captured = replace(captured, tokens=captured.tokens + thoughts.tokens, thoughts=thoughts.texts)
     return Observation(list(prompts), judge.answered_all(prompts, captured.answers), captured)
 
 

@@ -1,58 +1,87 @@
-"""A chat model as the method uses it: sublayers, tokenizer, and batch size."""
+"""A chat model as the method uses it: sublayers, chat template, and batch size."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from llmva.models.batching import Batching, first_guess
-from llmva.models.chat import encode, input_device, pad_left, render
+from llmva.models.chat import AnswerReader, ChatTemplate, input_device, pad_left, pad_token
+from llmva.models.forward import batches_well, check_features, is_of_transformers
 from llmva.models.load import loading_limits
 from llmva.models.sublayers import Decoder, find_decoder
+
+UNEVEN = ("yes", "What colour is the sky at noon, and what is it at night?")  # prompts of different lengths
+ALONE = (
+    "The model's own code gives other answers to prompts in a batch than to the same prompts alone, so each prompt was "
+    "answered alone."
+)
 
 
 @dataclass(frozen=True)
 class ChatModel:
     """The model argument of every function that reads or answers prompts.
 
-    `limits` are sentences about the model that a reader of any figure must know.
+    `limits` are sentences about the model and its template that a reader of any figure must know.
     """
 
     decoder: Decoder
     tokenizer: Any
     batching: Batching
+    template: ChatTemplate
     limits: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, batch_tokens: int | None = None) -> ChatModel:
-        """Find the sublayers of `model`, unless it is a Decoder already, and guess the size of a batch.
+        """Find the sublayers of `model`, unless it is a Decoder already, check it, and guess the size of a batch.
 
         Args:
             batch_tokens: maximum number of tokens in a batch; None guesses by free memory.
 
         Raises:
-            UsageError, LlmvaError: as for `find_decoder`.
+            UsageError, LlmvaError: as `find_decoder` and `ChatTemplate.of`, and where a model with code of its own
+                lacks what answering prompts needs.
         """
+        known = model.model if isinstance(model, Decoder) else model
+        check_features(known)
+        template = ChatTemplate.of(tokenizer)
         decoder = model if isinstance(model, Decoder) else find_decoder(model)
-        limits = loading_limits(decoder.model)
-        return cls(decoder, tokenizer, first_guess(decoder.model, batch_tokens), tuple(limits))
+        batching, limits = first_guess(known, batch_tokens), [*loading_limits(known), *template.limits]
+        if not is_of_transformers(known):
+            rows = [template.row(text) for text in UNEVEN]
+            vocabulary = int(known.get_input_embeddings().weight.shape[0])
+            tried = [[min(i, vocabulary - 1) for i in row] or [0] for row in rows]
+            if not batches_well(known, pad_token(known, tokenizer), tried):
+                batching, limits = Batching(1), [*limits, ALONE]
+        return cls(decoder, tokenizer, batching, template, tuple(limits))
 
     @property
     def model(self) -> Any:
         """The transformers model."""
         return self.decoder.model
 
-    def row(self, text: str) -> list[int]:
-        """Token ids of one user message in the chat template, generation prompt included."""
-        return encode(self.tokenizer, render(self.tokenizer, text))
+    @cached_property
+    def reader(self) -> AnswerReader:
+        """Reads answers, without thoughts, off what the model wrote."""
+        return AnswerReader.of(self.tokenizer, self.template.marks)
 
-    def rows(self, texts: Sequence[str]) -> list[list[int]]:
+    @property
+    def pad_id(self) -> int:
+        """The token that fills rows up."""
+        return pad_token(self.model, self.tokenizer)
+
+    def row(self, text: str, thinking: bool = False) -> list[int]:
+        """Token ids of one user message in the chat template, generation prompt included."""
+        return self.template.row(text, thinking)
+
+    def rows(self, texts: Sequence[str], thinking: bool = False) -> list[list[int]]:
         """`row` of each text."""
-        return [self.row(text) for text in texts]
+        return [self.row(text, thinking) for text in texts]
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Left-padded `(ids, mask)`, both int64 [rows, longest], on the model's input device."""
-        return pad_left(rows, self.tokenizer.pad_token_id, input_device(self.model))
+        return pad_left(rows, self.pad_id, input_device(self.model))

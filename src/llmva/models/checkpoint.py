@@ -22,7 +22,7 @@ from llmva.errors import LlmvaError, UsageError
 from llmva.models.files.headers import DTYPES, read_headers
 from llmva.models.files.weights import Weights, find_weights
 from llmva.models.fingerprint import HASHED_VALUES, parts_hash, slices_hash, tensor_hash
-from llmva.models.load import auto_class
+from llmva.models.load import auto_class, own_code
 from llmva.models.sublayers import Decoder
 from llmva.models.writers import PLAIN, Writer, find_writers
 
@@ -76,9 +76,7 @@ class Checkpoint:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=self._trust)
         except Exception as error:  # transformers reports a bad config by many classes of error
             if "trust_remote_code" in str(error):
-                raise UsageError(
-                    f"'{self.folder}' brings code of its own: read it, then pass --trust-remote-code if you trust it."
-                ) from error
+                raise own_code(str(self.folder)) from error
             raise LlmvaError(f"The config.json of '{self.folder}' cannot be read: download the model again.") from error
 
     @property
@@ -133,6 +131,19 @@ class Checkpoint:
         ):
             return None
         return [Place(weight, -2), *([Place(bias, -1)] if bias in self.stored else [])]
+
+    def proved_by_name(self, base: Mapping[str, Any], widths: Mapping[str, int]) -> dict[str, list[Place]] | None:
+        """The tensors of ordinary projections that have the hashes of an edit's `base`; None unless all have.
+
+        It needs neither the config's class nor the model's code. `widths`: of each edited module, its outputs.
+        """
+        hashes, places = base.get("hashes", {}), dict[str, list[Place]]()
+        for module, width in widths.items():
+            plain = None if self.packed or module not in hashes else self.plain(module, width)
+            if plain is None or self.plain_hash(module) != hashes[module]:
+                return None
+            places[module] = plain
+        return places
 
     def plain_hash(self, module: str, weight: Tensor | None = None) -> str:
         """The `module_hash` of an ordinary projection; `weight` avoids reading it again."""

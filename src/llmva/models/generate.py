@@ -15,8 +15,9 @@ from torch import Tensor
 
 from llmva.errors import UsageError
 from llmva.models.batching import longest_first
-from llmva.models.chat import forward_inputs
+from llmva.models.chat import forward_inputs, pad_token
 from llmva.models.chat_model import ChatModel
+from llmva.models.forward import logits_of, run_forward
 from llmva.models.sublayers import contiguous_head, first_tensor, hooked, text_config
 
 CHECK_EVERY = 4  # decoding steps between two checks which rows have ended
@@ -32,7 +33,7 @@ class Capture:
     tokens: int  # number of generated tokens
     first: Tensor | None = None  # most likely first token of each answer, int64 [n]
     shares: Tensor | None = None  # expectation of `weigh` under the first token's distribution, [n, k]
-    thoughts: list[str] | None = None  # thoughts before the answers, if the model thinks first
+    thoughts: list[str] | None = None  # before the answers, "" where there were none; None if all had none
 
     def rows(self, index: list[int] | slice, tokens: int = 0) -> Capture:
         """The capture of some prompts; `tokens` is its number of generated tokens."""
@@ -82,6 +83,8 @@ def answer_prompts(
 ) -> Capture:
     """Answer `prompts` greedily and capture the sublayers' outputs at the last prompt token.
 
+    Thoughts that the model writes before its answers, asked to or not, are kept apart from them.
+
     Args:
         prompts: user messages; the chat template is applied here.
         max_new_tokens: maximum length of an answer; 0 captures without answering.
@@ -98,7 +101,7 @@ def answer_prompts(
     check_rows(chat.model, prompts, rows, max_new_tokens)
     lengths = [len(row) + max_new_tokens for row in rows]
 
-    answers = [""] * len(rows)
+    answers, thoughts = [""] * len(rows), [""] * len(rows)
     outputs: Tensor | None = None
     final: Tensor | None = None
     first = torch.zeros(len(rows), dtype=torch.long)
@@ -115,13 +118,13 @@ def answer_prompts(
         outputs[:, batch], final[batch], first[batch] = o, x, token
         if shares is not None and share is not None:
             shares[batch] = share
-        for i, text in zip(batch, texts, strict=True):
-            answers[i] = text
+        for i, (answer, thought) in zip(batch, texts, strict=True):
+            answers[i], thoughts[i] = answer, thought or ""
         tokens += n
         on_progress(len(batch))
     assert outputs is not None
     assert final is not None
-    return Capture(answers, outputs, final, tokens, first, shares)
+    return Capture(answers, outputs, final, tokens, first, shares, thoughts if any(thoughts) else None)
 
 
 @torch.inference_mode()
@@ -131,7 +134,7 @@ def _run(
     max_new_tokens: int,
     settled: Callable[[str], bool],
     weigh: Tensor | None = None,
-) -> tuple[list[str], Tensor, Tensor, int, Tensor, Tensor | None]:
+) -> tuple[list[tuple[str, str | None]], Tensor, Tensor, int, Tensor, Tensor | None]:
     from transformers import StoppingCriteriaList
 
     decoder, tokenizer, model = chat.decoder, chat.tokenizer, chat.model
@@ -147,7 +150,8 @@ def _run(
         return hook
 
     def settles(row: list[int]) -> int | None:
-        return len(row) if settled(tokenizer.decode(row, skip_special_tokens=True)) else None
+        answer = chat.reader.so_far(row)
+        return len(row) if answer is not None and settled(answer) else None
 
     modules = [s.output for s in decoder.sublayers] + [decoder.last_block]
     stop = RowStop(width, len(rows), settles)
@@ -155,7 +159,7 @@ def _run(
     share: Tensor | None = None
     with hooked([*handles, contiguous_head(model)]):
         if max_new_tokens == 0:
-            logits = model(**forward_inputs(model, ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1].float()
+            logits = logits_of(run_forward(model, forward_inputs(model, ids, mask), keep=1), 1)[:, -1].float()
             new, first = ids[:, width:], logits.argmax(-1)
             if weigh is not None:
                 share = (torch.softmax(logits, -1) @ weigh.to(logits)).cpu()
@@ -164,7 +168,7 @@ def _run(
             new = generate_greedily(model, tokenizer, ids, mask, max_new_tokens, stopping_criteria=criteria)
             first = new[:, 0]
     ends = _ends(new, end_tokens(model, tokenizer), stop.ends)
-    texts = [tokenizer.decode(row[:end], skip_special_tokens=True) for row, end in zip(new.tolist(), ends, strict=True)]
+    texts = [chat.reader.read(row[:end]) for row, end in zip(new.tolist(), ends, strict=True)]
     last = len(decoder.sublayers)
     return texts, torch.stack([taken[i] for i in range(last)]), taken[last], sum(ends), first.cpu(), share
 
@@ -200,7 +204,7 @@ def generate_greedily(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=sorted(end_tokens(model, tokenizer)) or None,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=pad_token(model, tokenizer),
     )
     model.generation_config = plain
     try:

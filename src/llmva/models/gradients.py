@@ -7,7 +7,6 @@ covers the whole prompt.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,10 @@ import torch
 from torch import Tensor
 
 from llmva.models.batching import Batching, longest_first
-from llmva.models.chat import forward_inputs
+from llmva.models.chat import forward_inputs, takes
 from llmva.models.chat_model import ChatModel
-from llmva.models.sublayers import contiguous_head, first_tensor, hooked
+from llmva.models.forward import is_of_transformers, logits_of, run_forward
+from llmva.models.sublayers import first_tensor, hooked
 
 LOGIT_BYTES = 32 * 2**20
 Score = Callable[[Tensor, list[int]], Tensor]
@@ -59,11 +59,12 @@ def _backward(
     model = chat.model
     ids, mask = chat.pad(rows)
     inputs = forward_inputs(model, ids, mask)
-    with frozen(model), hooked([contiguous_head(model)]):
-        # the name differs between versions of transformers
-        name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-        cache = _prefix(model, inputs, name)
-        if cache is not None:
+    with frozen(model):
+        # transformers has called it by both names; code of a model's own may mean anything by them
+        names = [name for name in ("cache", "past_key_values") if takes(model, name)]
+        name = names[0] if names and is_of_transformers(model) else None
+        cache = _prefix(model, inputs, name) if name else None
+        if cache is not None and name is not None:
             inputs = {k: v if k == "attention_mask" else v[:, -1:] for k, v in inputs.items()}
             inputs[name] = cache
         outputs: dict[int, Tensor] = {}
@@ -82,7 +83,7 @@ def _backward(
             return hook
 
         with hooked([s.output.register_forward_hook(join(i)) for i, s in enumerate(chat.decoder.sublayers)]):
-            logits = model(**inputs, use_cache=cache is not None, logits_to_keep=1).logits[:, -1]
+            logits = logits_of(run_forward(model, inputs, keep=1, use_cache=cache is not None), 1)[:, -1]
         scores = score(logits.float())
         places = [steps[i] for i in range(len(steps))]
         slopes = []
@@ -102,7 +103,7 @@ def _prefix(model: Any, inputs: dict[str, Tensor], name: str) -> Any:
     if inputs["input_ids"].shape[1] < 2:
         return None
     with torch.no_grad():  # not inference_mode: a graph cannot use its tensors
-        result = model(**{k: v[:, :-1] for k, v in inputs.items()}, use_cache=True, logits_to_keep=1)
+        result = run_forward(model, {k: v[:, :-1] for k, v in inputs.items()}, keep=1, use_cache=True)
     cache = getattr(result, name, None)
     # recurrent layers change their states in place
     plain = isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from llmva.errors import LlmvaError
 from llmva.models.batching import Batching, longest_first
-from llmva.models.chat import forward_inputs
+from llmva.models.chat import decode, forward_inputs
 from llmva.models.chat_model import ChatModel
-from llmva.models.sublayers import contiguous_head, first_tensor, hooked
+from llmva.models.forward import logits_of, run_forward
+from llmva.models.sublayers import first_tensor, hooked
 
 MAX_ANSWER = 48  # maximum number of compared tokens of an answer
 MAX_LOGIT_BYTES = 24 * 2**20
@@ -122,8 +123,8 @@ def outputs_on_text(
             return hook
 
         handles = [s.output.register_forward_hook(take(i)) for i, s in enumerate(chat.decoder.sublayers)]
-        with hooked([*handles, contiguous_head(chat.model)]):
-            chat.model(**forward_inputs(chat.model, ids, mask), use_cache=False, logits_to_keep=1)
+        with hooked(handles):
+            run_forward(chat.model, forward_inputs(chat.model, ids, mask), keep=1)
         stacked = torch.stack([taken[i] for i in range(len(taken))])  # [S, positions of this batch, d]
         return dict(zip(batch, torch.split(stacked, [len(c) for c in columns], 1), strict=True))
 
@@ -132,19 +133,21 @@ def outputs_on_text(
     return torch.cat([parts[i] for i in range(len(pairs))], 1)
 
 
-def random_messages(tokenizer: Any, count: int, generator: torch.Generator) -> list[str]:
+def random_messages(chat: ChatModel, count: int, generator: torch.Generator) -> list[str]:
     """User messages of 3 to 14 random tokens of the vocabulary, which ask for nothing.
 
     No decision about harm is made on them, in any language. So they show the harmless metric what vectors should ignore
     without examples of any skill.
     """
+    tokenizer, known = chat.tokenizer, int(chat.model.get_input_embeddings().weight.shape[0])
     special = set(tokenizer.all_special_ids)
-    ids = torch.tensor([i for i in range(len(tokenizer)) if i not in special])
+    # a tokenizer may have more tokens than the model has embeddings of
+    ids = torch.tensor([i for i in range(min(len(tokenizer), known)) if i not in special])
     messages = []
     for _ in range(count):
         length = int(torch.randint(3, 15, (), generator=generator))
         picks = ids[torch.randint(len(ids), (length,), generator=generator)]
-        messages.append(tokenizer.decode(picks, skip_special_tokens=True).strip() or "?")
+        messages.append(decode(tokenizer, picks.tolist()).strip() or "?")
     return messages
 
 
@@ -158,9 +161,7 @@ def _log_probabilities(chat: ChatModel, rows: list[tuple[list[int], list[int]]])
     """Log-probabilities of each row at the positions that predict its answer and the next token, [answer + 1, V]."""
     ids, mask = chat.pad([[*p, *a] for p, a in rows])
     keep = max(len(a) for _, a in rows) + 1
-    inputs = forward_inputs(chat.model, ids, mask)
-    with hooked([contiguous_head(chat.model)]):
-        logits = chat.model(**inputs, use_cache=False, logits_to_keep=keep).logits[:, -keep:]
+    logits = logits_of(run_forward(chat.model, forward_inputs(chat.model, ids, mask), keep=keep), keep)
     return [torch.log_softmax(logits[i, keep - len(a) - 1 :].float(), -1) for i, (_, a) in enumerate(rows)]
 
 

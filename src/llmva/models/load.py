@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.models.chat import encode, panicked, render
+from llmva.models.chat import ChatTemplate, pad_token
+from llmva.models.chat.template import find_in_files, first_line, panicked
 from llmva.models.files.weights import find_weights, model_inside, refuse_adapter
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -33,7 +34,7 @@ def pick_device(name: str = "auto") -> torch.device:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise UsageError(
-                f"device '{name}' cannot be used here ({_first_line(error)}): leave --device out."
+                f"device '{name}' cannot be used here ({first_line(error)}): leave --device out."
             ) from error
         return device
     if torch.cuda.is_available():
@@ -119,8 +120,9 @@ def load_model(
     _check_ends(model, str(name))
     model.eval()
     model.requires_grad_(False)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    padding = pad_token(model, tokenizer)
+    if tokenizer.pad_token_id != padding:  # it has none, or one that the model has no embedding of
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
     check_weights(model, str(name))
     return model, tokenizer
 
@@ -147,8 +149,8 @@ def read_tokenizer(name: str, source: str, options: Mapping[str, Any]) -> Any:
 
     with _explained(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        check_template(tokenizer, name)
-        tokenizer.decode(encode(tokenizer, render(tokenizer, "hello")))
+        _take_template(tokenizer, source, {key: options[key] for key in ("revision",) if key in options})
+        tokenizer.decode(ChatTemplate.of(tokenizer).row("hello"))
         return tokenizer
 
 
@@ -213,15 +215,16 @@ def auto_class(config: Any) -> Any:
     )
 
 
-def check_template(tokenizer: Any, name: str) -> None:
-    """Refuse a chat template that cannot be rendered; having none is fine."""
-    try:
-        render(tokenizer, "hello")
-    except Exception as error:  # a template is a program that comes with the model: it may raise anything
-        raise LlmvaError(
-            f"The chat template of '{name}' cannot be rendered ({_first_line(error)}): mend it, or remove it for a "
-            "plain dialogue."
-        ) from error
+def _take_template(tokenizer: Any, source: str, where: Mapping[str, Any]) -> None:
+    """Give a tokenizer without chat template that of the model's processor, and try it.
+
+    Raises LlmvaError for one that cannot be rendered; to have none is fine, and is told where the model is used.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        file, text = next(find_in_files(source, **where), (None, None))
+        if file is not None:
+            tokenizer.chat_template = text
+    ChatTemplate.of(tokenizer)
 
 
 def check_weights(model: Any, name: str) -> None:
@@ -300,11 +303,16 @@ def _explained(name: str, part: str) -> Iterator[None]:
         raise _explain(name, part, error) from error
 
 
+def own_code(name: str) -> UsageError:
+    """The error of a model whose code nobody has said to trust."""
+    return UsageError(f"'{name}' brings code of its own: read it, then pass --trust-remote-code if you trust it.")
+
+
 def _explain(name: str, part: str, error: BaseException) -> LlmvaError:
     text = str(error)
     local = Path(name).expanduser().exists()
     if "trust_remote_code" in text:
-        return UsageError(f"'{name}' brings code of its own: read it, then pass --trust-remote-code if you trust it.")
+        return own_code(name)
     if not local and part == "model" and "safetensors" in text:
         return UsageError(
             f"'{name}' has no weights in safetensors on the hub: convert it with AutoModelForCausalLM.from_pretrained "
@@ -315,7 +323,7 @@ def _explain(name: str, part: str, error: BaseException) -> LlmvaError:
             f"'{name}' is neither a local folder nor a model that the hub gives: check its name and the network."
         )
     if isinstance(error, ImportError):
-        return UsageError(f"'{name}' needs a package that is missing ({_first_line(error)}): install it with pip.")
+        return UsageError(f"'{name}' needs a package that is missing ({first_line(error)}): install it with pip.")
     if "Unrecognized model" in text:
         return UsageError(f"The config.json of '{name}' names no model_type: download the model again.")
     if unknown := re.search(r"model type `?([\w.-]+)`? but", text):
@@ -330,12 +338,6 @@ def _explain(name: str, part: str, error: BaseException) -> LlmvaError:
     if "ignore_mismatched_sizes" in text:
         return LlmvaError(f"The weights of '{name}' have other sizes than its config.json says: download it again.")
     return LlmvaError(
-        f"The {part} of '{name}' cannot be loaded ({type(error).__name__}: {_first_line(error)}): "
+        f"The {part} of '{name}' cannot be loaded ({type(error).__name__}: {first_line(error)}): "
         "download or convert the model again."
     )
-
-
-def _first_line(error: BaseException) -> str:
-    """The first sentence of a message, at most 200 characters."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.split(r"(?<=\w)\. (?=[A-Z])", lines[0])[0][:200].rstrip(". ")

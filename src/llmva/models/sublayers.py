@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.models.chat import input_device
+from llmva.models.chat.inputs import input_device, takes
 from llmva.models.writers import is_linear
 
 # Name endings, inside a block, of the projection that writes a sublayer's output.
@@ -122,7 +122,12 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
     Without `verify` names alone decide, as on the meta device, which has no numbers. Do not edit by such a result.
     """
     prefix, blocks = _blocks(model)
-    width = int(text_config(model).hidden_size)
+    width = getattr(text_config(model), "hidden_size", None)
+    if not isinstance(width, int):
+        kind = getattr(model.config, "model_type", type(model).__name__)
+        raise UsageError(
+            f"The config of this {kind} model names no hidden_size: add it, or an attribute_map that leads to it."
+        )
     updates = _probe(model, blocks) if verify else None
     sublayers: list[Sublayer] = []
     for index, block in enumerate(blocks):
@@ -190,10 +195,12 @@ def _probe(model: Any, blocks: nn.ModuleList) -> list[dict[str, torch.Tensor]]:
                 handles.append(module.register_forward_hook(_recorder(records[index], name)))
         handles.append(block.register_forward_pre_hook(_input_recorder(records[index]), with_kwargs=True))
         handles.append(block.register_forward_hook(_recorder(records[index], "output")))
-    size = int(text_config(model).vocab_size)
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    size = min(rows, getattr(text_config(model), "vocab_size", None) or rows)
     ids = (torch.arange(1, PROBE_TOKENS + 1) * 7919 % size).unsqueeze(0)
     with hooked(handles):
-        model(input_ids=ids.to(input_device(model)), use_cache=False)
+        options = {"use_cache": False} if takes(model, "use_cache") else {}
+        model(input_ids=ids.to(input_device(model)), **options)
     for index, record in enumerate(records):
         if not record["output"].isfinite().all():
             kind = str(model.dtype).removeprefix("torch.")

@@ -1,110 +1,247 @@
-"""Models that think before they answer: generate the thoughts, and treat their end as the end of the prompt.
+"""Models that think before they answer: let them, or see that no thought is taken for an answer.
 
-Such a model decides while it thinks. So a capture reads the prompt with the model's own thoughts, up to and including
-the closing tag, and the answer follows them. If the model does not close its thoughts within the maximum number of
-tokens, they are closed for it, as servers of such models do.
+What such a model decides, it decides while it thinks. So where it is let think, the row that a capture reads, and that
+the answer follows, is the prompt with the model's own thoughts up to and including the mark that closes them. A model
+that does not close them within its budget has them closed, as those who serve such models do.
+
+Where thinking is off, captures are read at the end of the prompt. Some models think nevertheless; then they are given
+the same budget for it, and the answer is what follows.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from llmva.errors import UsageError
 from llmva.models.batching import longest_first
-from llmva.models.chat import encode, render
+from llmva.models.chat.marks import Marks, content, spans
 from llmva.models.chat_model import ChatModel
-from llmva.models.generate import RowStop, check_rows, end_tokens, generate_greedily
+from llmva.models.generate import (
+    Capture,
+    RowStop,
+    answer_prompts,
+    check_rows,
+    context_length,
+    end_tokens,
+    generate_greedily,
+)
 from llmva.models.sublayers import contiguous_head, hooked
+from llmva.progress import Progress
 
-_OPEN = re.compile(r"<(think|thinking|thought|reasoning)>", re.IGNORECASE)
-AFTER = "\n\n"  # between the closing tag and the answer, if the model stopped before it
+TOKENS = 512  # of thoughts, by default
+TRIED = 4  # prompts that are answered to see whether and how a model thinks
+OPENING = 24  # tokens of an answer that show whether it opens with a thought
+CLOSING = 128  # tokens in which a model goes on with a thought that its template has closed
+MIN_ROOM = 16  # tokens of context for thoughts, below which a prompt counts as too long
+MARGIN = 24  # tokens of context for a closing mark that has to be written
+ROOM = MIN_ROOM + MARGIN
+STEP = 8  # budgets of prompts with little room are multiples of it, so that many can go through the model at once
 
 
 @dataclass(frozen=True)
 class Thinking:
-    """The tags around a model's thoughts, and the maximum number of their tokens."""
+    """Whether a model is let think (`on`), or does so although it is not (`anyway`), in at most `tokens` tokens.
 
-    open: str
-    close: str
-    tokens: int
+    `inside` are the marks of the thought that every answer begins in, where the prompt opens it.
+    """
 
-    @classmethod
-    def asked(cls, tokenizer: Any, mode: str, tokens: int) -> Thinking | None:
-        """For the setting `thinking`: "end" uses the tags of the chat template, "off" gives None.
+    on: bool = False
+    anyway: bool = False
+    tokens: int = TOKENS
+    inside: Marks | None = None
 
-        Raises UsageError if the template has no thinking block.
-        """
-        if mode == "off":
-            return None
-        template = getattr(tokenizer, "chat_template", None)
-        tag = _OPEN.search(template if isinstance(template, str) else "")
-        if tag is None:
-            raise UsageError("The model's chat template has no thinking block to wait for: leave --thinking off.")
-        return cls(tag.group(), f"</{tag.group(1)}>", tokens)
+    @property
+    def any(self) -> bool:
+        """Whether answers come after thoughts."""
+        return self.on or self.anyway
 
-    def row(self, tokenizer: Any, text: str) -> list[int]:
-        """Token ids of a user message with thinking on."""
-        return encode(tokenizer, render(tokenizer, text, thinking=True))
+    @property
+    def off(self) -> Thinking:
+        """The same with the model not let think, for what is measured so in any case."""
+        return Thinking(tokens=self.tokens) if self.on else self
 
-    def end(self, tokenizer: Any, row: list[int], ends: set[int]) -> int | None:
-        """How many of the new tokens `row` are thoughts: all before the first token of the answer.
+    @property
+    def room(self) -> int:
+        """Tokens of context that a prompt must leave for thoughts, beside an answer."""
+        return ROOM if self.any else 0
 
-        None while the block is open or only blanks follow it. `ends` are the tokens that end a turn; they end the
-        thoughts too.
-        """
-        for k, token in enumerate(row):
-            if token in ends:
-                return k
-        if self._after(tokenizer, row).strip() == "":
-            return None
-        low, high = 1, len(row)  # binary search: the text after the tag only grows
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._after(tokenizer, row[:middle]).strip() else (middle + 1, high)
-        return low - 1
 
-    def closed(self, tokenizer: Any, thought: list[int]) -> list[int]:
-        """`thought` with its block closed."""
-        if self.close in tokenizer.decode(thought):
-            return thought
-        more: list[int] = tokenizer(self.close + AFTER, add_special_tokens=False)["input_ids"]
-        return [*thought, *more]
+def prove_thinking(
+    chat: ChatModel, mode: str, tokens: int, prompts: Sequence[str], progress: Progress | None = None
+) -> Thinking:
+    """How the model thinks under the setting `thinking`, "end" or "off", seen in its answers to the first prompts.
 
-    def _after(self, tokenizer: Any, row: list[int]) -> str:
-        text: str = tokenizer.decode(row)
-        return text.partition(self.close)[2]
+    `progress` is told of a model that thinks although it is not to.
+
+    Raises UsageError where thoughts are wanted and the model writes none that can be told from its answer.
+    """
+    on = mode == "end"
+    inside = chat.template.opened[0] if on else None
+    asked = Thinking(on=on, tokens=tokens, inside=inside)
+    budget = tokens if on else CLOSING if chat.template.closes else OPENING
+    rows = [chat.row(text, thinking=on) for text in prompts[:TRIED]]
+    limit = context_length(chat.model)
+    if limit is not None:
+        rows = [row for row in rows if len(row) + MIN_ROOM < limit]
+        budget = min([budget, *(limit - len(row) for row in rows)])
+    first = [_first_thought(chat, row, budget, inside) for row in rows]
+    seen = [marks for marks, _ in first if marks is not None]
+    headless = next((marks for marks, opened in first if marks is not None and not opened), None)
+    if not on:
+        if seen and progress is not None:
+            progress.note(
+                "the model thinks although thinking is off: its thoughts are cut before judging; --thinking end reads "
+                "it where they end"
+            )
+        return replace(asked, anyway=bool(seen), inside=headless if seen else None)
+    if rows and not seen:
+        block = "has no thinking block to wait for" if _silent(chat) else "offers thinking, and the model did not think"
+        raise UsageError(
+            f"The model's chat template {block}: its answers to the first prompts begin with no thought that can be "
+            "told from the rest; leave --thinking off."
+        )
+    return replace(asked, inside=inside or headless)
+
+
+def _silent(chat: ChatModel) -> bool:
+    """Whether nothing in the template tells of thoughts."""
+    text = chat.template.text or ""
+    switches = any(switch.variables or switch.system for switch in chat.template.switches)
+    return not switches and not any(one.open.search(text) or one.close.search(text) for one in chat.template.marks)
+
+
+def _first_thought(chat: ChatModel, row: list[int], budget: int, inside: Marks | None) -> tuple[Marks | None, bool]:
+    """The marks of the thought that the answer to `row` begins with, and whether its opening was seen.
+
+    A thought that the model ends its turn in, without ever closing it, is none: so ends an answer without thoughts to a
+    prompt that opens one.
+    """
+    reader, ends = chat.reader, end_tokens(chat.model, chat.tokenizer)
+    ids, mask = chat.pad([row])
+
+    def end(new: list[int]) -> int | None:
+        text = reader.text(new)
+        return len(new) if len(spans(text, reader.marks, inside)) > 1 and "".join(text.split()) else None
+
+    stop = RowStop(ids.shape[1], 1, end)
+    with torch.inference_mode(), hooked([contiguous_head(chat.model)]):
+        from transformers import StoppingCriteriaList
+
+        new = generate_greedily(
+            chat.model, chat.tokenizer, ids, mask, budget, stopping_criteria=StoppingCriteriaList([stop])
+        )[0].tolist()
+    last = next((k for k, token in enumerate(new) if token in ends), None)
+    text = reader.text(new[:last])
+    begin = spans(text, reader.marks, inside)[:1]
+    if not begin or begin[0].marks is None or (inside is not None and last is not None and not begin[0].closed):
+        return None, False
+    if inside is None and not content(text, begin[0]).strip():
+        return None, False
+    marks = begin[0].marks
+    return marks, inside is not None or marks.open.match(text, len(text) - len(text.lstrip())) is not None
+
+
+# -- answers -----------------------------------------------------------------------------------------------------
+
+
+def answer_after_thoughts(
+    chat: ChatModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    thinking: Thinking,
+    settled: Callable[[str], bool] = lambda answer: False,
+    on_progress: Callable[[int], None] = lambda n: None,
+) -> Capture:
+    """`answer_prompts` of a model that may think: answers hold no thoughts, which are in `thoughts`.
+
+    Captures are read where the thoughts end, if the model is let think, else at the end of the prompt.
+
+    Raises:
+        UsageError: a prompt that does not fit into the model's context, with thoughts and an answer.
+    """
+    if thinking.on:
+        thoughts = think(chat, prompts, thinking, max_new_tokens)
+        captured = answer_prompts(
+            chat, prompts, max_new_tokens=max_new_tokens, settled=settled, rows=thoughts.rows, on_progress=on_progress
+        )
+        return replace(captured, tokens=captured.tokens + thoughts.tokens, thoughts=thoughts.texts)
+    captured = answer_prompts(
+        chat,
+        prompts,
+        max_new_tokens=0 if thinking.anyway else max_new_tokens,
+        settled=settled,
+        on_progress=(lambda n: None) if thinking.anyway else on_progress,
+    )
+    began = captured.thoughts or [""] * len(prompts)
+    thinkers = [
+        i for i in range(len(prompts)) if thinking.anyway or (began[i] and _has_room(chat, prompts[i], max_new_tokens))
+    ]
+    if not thinkers:
+        return captured
+    # a thought has taken an answer's tokens: it is thought again with tokens of its own
+    asked = [prompts[i] for i in thinkers]
+    thoughts = think(chat, asked, thinking, max_new_tokens)
+    after = answer_prompts(
+        chat,
+        asked,
+        max_new_tokens=max_new_tokens,
+        settled=settled,
+        rows=thoughts.rows,
+        on_progress=on_progress if thinking.anyway else lambda n: None,
+    )
+    answers, texts = list(captured.answers), list(began)
+    for i, answer, text in zip(thinkers, after.answers, thoughts.texts, strict=True):
+        answers[i], texts[i] = answer, text
+    tokens = captured.tokens + thoughts.tokens + after.tokens
+    return replace(captured, answers=answers, tokens=tokens, thoughts=texts if any(texts) else None)
+
+
+def _has_room(chat: ChatModel, prompt: str, max_new_tokens: int) -> bool:
+    limit = context_length(chat.model)
+    return limit is None or len(chat.row(prompt)) + max_new_tokens + ROOM <= limit
+
+
+def thought_limit(thoughts: int, answers: int) -> list[str]:
+    """The sentence of a record whose model thought before so many of its answers although thinking was off."""
+    if not thoughts:
+        return []
+    return [
+        f"The model thought before {thoughts} of {answers} answers although thinking was off: the thoughts were cut "
+        "before judging, and captures are from before them. --thinking end reads the model where its thoughts end."
+    ]
 
 
 @dataclass(frozen=True)
 class Thoughts:
     """A model's thoughts about each prompt."""
 
-    rows: list[list[int]]  # token ids of prompt and thoughts, block closed; the answer follows them
-    texts: list[str]  # the thoughts alone
+    rows: list[list[int]]  # token ids of the prompt with the thoughts, block closed: what the answer follows
+    texts: list[str]  # the thoughts alone, with their marks
     tokens: int  # generated
 
 
 def think(chat: ChatModel, prompts: Sequence[str], thinking: Thinking, max_new_tokens: int = 0) -> Thoughts:
-    """Let the model think about each prompt, greedily.
+    """Let the model think about each prompt, greedily, in no more tokens than its context has room for.
 
-    Raises UsageError for a prompt that does not fit into the model's context with its thoughts and an answer of
-    `max_new_tokens`.
+    Raises UsageError for a prompt that does not fit into the model's context with an answer of `max_new_tokens`.
     """
-    tokenizer = chat.tokenizer
-    rows = [thinking.row(tokenizer, text) for text in prompts]
-    check_rows(chat.model, prompts, rows, thinking.tokens + max_new_tokens + 8)  # room for a closing tag
-    lengths = [len(row) + thinking.tokens for row in rows]
-    ends = end_tokens(chat.model, tokenizer)
+    reader, inside = chat.reader, thinking.inside
+    rows = chat.rows(prompts, thinking=thinking.on)
+    check_rows(chat.model, prompts, rows, max_new_tokens + ROOM)
+    limit = context_length(chat.model)
+    rooms = [thinking.tokens if limit is None else limit - len(row) - max_new_tokens - MARGIN for row in rows]
+    budgets = [min(thinking.tokens, room // STEP * STEP) for room in rooms]
+    lengths = [len(row) + budget for row, budget in zip(rows, budgets, strict=True)]
+    ends = end_tokens(chat.model, chat.tokenizer)
     thought_rows: list[list[int]] = [[] for _ in rows]
     spent = 0
 
     def end(row: list[int]) -> int | None:
-        return thinking.end(tokenizer, row, ends)
+        return reader.thought_length(row, ends, inside)
 
     def work(batch: list[int]) -> tuple[list[list[int]], int]:
         from transformers import StoppingCriteriaList
@@ -113,17 +250,20 @@ def think(chat: ChatModel, prompts: Sequence[str], thinking: Thinking, max_new_t
         stop = RowStop(ids.shape[1], len(batch), end)
         with torch.inference_mode(), hooked([contiguous_head(chat.model)]):
             new = generate_greedily(
-                chat.model, tokenizer, ids, mask, thinking.tokens, stopping_criteria=StoppingCriteriaList([stop])
+                chat.model, chat.tokenizer, ids, mask, budgets[batch[0]], stopping_criteria=StoppingCriteriaList([stop])
             )
         # `end` has not seen the tokens since the last check; row[:None] is the whole row
         thoughts = [
             row[: end(row) if known is None else known] for row, known in zip(new.tolist(), stop.ends, strict=True)
         ]
-        return [thinking.closed(tokenizer, thought) for thought in thoughts], sum(map(len, thoughts))
+        return [reader.closed(thought, inside) for thought in thoughts], sum(map(len, thoughts))
 
-    for batch, (thoughts, n) in chat.batching.over(longest_first(lengths), lengths.__getitem__, work):
-        for i, thought in zip(batch, thoughts, strict=True):
-            thought_rows[i] = thought
-        spent += n
-    texts = [tokenizer.decode(thought, skip_special_tokens=True) for thought in thought_rows]
+    # rows of a batch have the same budget, lest what one may think depend on the others
+    for budget in sorted(set(budgets), reverse=True):
+        order = [i for i in longest_first(lengths) if budgets[i] == budget]
+        for batch, (thoughts, n) in chat.batching.over(order, lengths.__getitem__, work):
+            for i, thought in zip(batch, thoughts, strict=True):
+                thought_rows[i] = thought
+            spent += n
+    texts = [reader.text(thought) for thought in thought_rows]
     return Thoughts([[*row, *thought] for row, thought in zip(rows, thought_rows, strict=True)], texts, spent)

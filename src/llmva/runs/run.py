@@ -143,7 +143,7 @@ class Run:
                     "label": judged.label.value,
                     "confidence": round(judged.confidence, 3),
                     "reason": judged.reason,
-                    **({"thought": thoughts[i]} if thoughts else {}),
+                    **({"thought": thoughts[i]} if thoughts and thoughts[i] else {}),
                 }
             )
 

@@ -40,8 +40,10 @@ class EncoderJudge(AskingJudge):
 
     def ask(self, questions: Sequence[Question], keep: Keep) -> None:
         from llmva.models.batching import longest_first
+        from llmva.models.chat import pad_token
 
         model, tokenizer, refusal, batching = self._load()
+        pad = pad_token(model, tokenizer)
         rows = [tokenizer(fill(TEMPLATE, q.prompt.text, q.answer))["input_ids"] for q in questions]
         maximum = longest_input(model)
         fitting = [i for i, row in enumerate(rows) if len(row) <= maximum]
@@ -51,7 +53,7 @@ class EncoderJudge(AskingJudge):
         for batch, shares in batching.over(
             longest_first(lengths),
             lengths.__getitem__,
-            lambda batch: _refusals(model, tokenizer.pad_token_id, [rows[fitting[i]] for i in batch], refusal),
+            lambda batch: _refusals(model, pad, [rows[fitting[i]] for i in batch], refusal),
         ):
             for i, share in zip(batch, shares, strict=True):
                 keep(questions[fitting[i]], judge_share(share))

@@ -92,11 +92,11 @@ class LocalGuard(AskingJudge):
     def _replies(self, model: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
         import torch
 
-        from llmva.models.chat import input_device, pad_left
+        from llmva.models.chat import input_device, pad_left, pad_token
         from llmva.models.generate import generate_greedily
 
         with torch.inference_mode():
-            ids, mask = pad_left(rows, tokenizer.pad_token_id, input_device(model))
+            ids, mask = pad_left(rows, pad_token(model, tokenizer), input_device(model))
             new = generate_greedily(model, tokenizer, ids, mask, self._guard.max_new_tokens)
         replies: list[str] = tokenizer.batch_decode(new, skip_special_tokens=True)
         return replies

@@ -1,0 +1,322 @@
+"""The chat template of a model: which it is, what it makes of a user's message, and how it switches thinking.
+
+It is looked for where models keep it: in the tokenizer, and in the files of the processor that multimodal models have.
+What is not as it should be is told: `limits` are sentences for whoever reads a run's figures.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmva.errors import LlmvaError
+from llmva.models.chat.marks import KNOWN, Marks, discover, spans
+from llmva.models.chat.switches import CLOSED, OPENED, SILENT, Switch, find_switches
+
+TOKENIZER_FILE = "chat_template.jinja"  # which tokenizers read themselves
+PROCESSOR_FILES = ("chat_template.json", "processor_config.json", "preprocessor_config.json", TOKENIZER_FILE)
+QUESTION, REPLY = "What colour is the sky at noon?", "It is blue, unless it rains."  # to see where a template puts them
+MAX_ADDED = 100_000  # characters of a template's own; lists of tools have some thousands
+PLAIN_LIMIT = (
+    "The model has no chat template, so it was asked in a plain dialogue (User: ... Assistant:): if it has a template, "
+    "put it into the model's folder as chat_template.jinja."
+)
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """`text` is the Jinja source, None where there is none and a plain dialogue takes its place."""
+
+    tokenizer: Any
+    text: str | None
+    source: str = "the tokenizer"  # where the text was found
+    in_parts: bool = False  # contents are given as lists of parts, as processors' templates expect them
+    marks: tuple[Marks, ...] = KNOWN  # of thoughts, that this model may use
+    switches: tuple[Switch, Switch] = (Switch(), Switch())  # thinking on, and off
+    opened: tuple[Marks | None, Marks | None] = (None, None)  # the thought that the template leaves open, likewise
+    closes: bool = False  # the template ends with a closed thought where thinking is off, or it is closed for it
+    notes: tuple[str, ...] = ()  # for the log
+    limits: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> ChatTemplate:
+        """Find and try the template.
+
+        Raises:
+            LlmvaError: it cannot be rendered, or loses the message.
+        """
+        text, source, notes, limits = _find(tokenizer)
+        added: dict[str, int] = tokenizer.get_added_vocab() if hasattr(tokenizer, "get_added_vocab") else {}
+        marks = discover(text or "", added, getattr(tokenizer, "response_template", None))
+        plain = cls(tokenizer, text, source, marks=(*marks, *KNOWN), notes=notes, limits=limits)
+        if text is None:
+            return replace(plain, limits=(*limits, PLAIN_LIMIT))
+        tried = replace(plain, in_parts=_takes_parts(plain))
+        tried = replace(tried, switches=find_switches(text, tried._state))
+        on, off = (tried._tail(switch) for switch in tried.switches)
+        opened = tried._left_open(on), tried._left_open(off)
+        closes = opened[1] is not None or any(one.close.search(off) for one in tried.marks)
+        tried = replace(tried, opened=opened, closes=closes)
+        return replace(tried, limits=(*limits, *_faults(tried)))
+
+    def render(self, messages: Sequence[Mapping[str, str]], thinking: bool = False) -> str:
+        """A dialogue with the generation prompt; thinking is off, where the template offers that, unless asked."""
+        if self.text is None:
+            turns = "".join(f"{m['role'].capitalize()}: {m['content']}\n\n" for m in messages)
+            return f"{turns}Assistant:"
+        rendered = self._fill(messages, self.switches[0 if thinking else 1])
+        limit = MAX_ADDED + 10 * sum(len(message["content"]) for message in messages)
+        if len(rendered) > limit:
+            raise LlmvaError(
+                f"The chat template makes {len(rendered):,} characters of {messages[-1]['content'][:40]!r}: mend it, "
+                "or remove it for a plain dialogue."
+            )
+        opened = self.opened[1]
+        if not thinking and opened is not None:  # some templates always open the block: close it at once
+            rendered = f"{rendered.rstrip()}\n\n{opened.closing}{opened.after}"
+        return rendered
+
+    def encode(self, rendered: str) -> list[int]:
+        """Token ids. A template writes its own special tokens; the plain dialogue needs the tokenizer's.
+
+        Raises LlmvaError where the tokenizer fails, as one without a token for unknown letters does.
+        """
+        # some tokenizers are set up to split special tokens, which a template's are not meant to be
+        options = {"split_special_tokens": False} if getattr(self.tokenizer, "split_special_tokens", False) else {}
+        try:
+            ids: list[int] = self.tokenizer(rendered, add_special_tokens=self.text is None, **options)["input_ids"]
+        except BaseException as error:
+            if not isinstance(error, Exception) and not panicked(error):
+                raise
+            raise LlmvaError(
+                f"The tokenizer cannot encode text that begins with {rendered[:40]!r} ({type(error).__name__}): put "
+                "the tokenizer that belongs to the model into its folder, or remove that prompt."
+            ) from error
+        bos = getattr(self.tokenizer, "bos_token_id", None)
+        doubled = bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos
+        return ids[1:] if doubled and not self._doubles(rendered) else ids
+
+    def row(self, text: str, thinking: bool = False) -> list[int]:
+        """Token ids of one user message, generation prompt included."""
+        return self.encode(self.render([{"role": "user", "content": text}], thinking))
+
+    def _doubles(self, rendered: str) -> bool:
+        """Whether the template itself writes the first token twice."""
+        bos = getattr(self.tokenizer, "bos_token", None)
+        return bool(bos) and rendered.lstrip().removeprefix(str(bos)).lstrip().startswith(str(bos))
+
+    def _fill(self, messages: Sequence[Mapping[str, Any]], switch: Switch, *, prompted: bool = True) -> str:
+        if switch.system is not None:
+            messages = [{"role": "system", "content": switch.system}, *messages]
+        if self.in_parts:
+            messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+        # only what the tokenizer does not know itself: its own code may take less than transformers' does
+        known = self.text == getattr(self.tokenizer, "chat_template", None)
+        given = dict(switch.variables) if known else {**switch.variables, "chat_template": self.text}
+        rendered: str = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=prompted, **given
+        )
+        return rendered
+
+    def _tail(self, switch: Switch) -> str:
+        """The generation prompt: what the template adds for it, or all after the message where it adds nothing."""
+        question = [{"role": "user", "content": QUESTION}]
+        whole, bare = (self._fill(question, switch, prompted=prompted) for prompted in (True, False))
+        if whole != bare and whole.startswith(bare):
+            return whole[len(bare) :]
+        return whole.rpartition(QUESTION)[2]
+
+    def _left_open(self, tail: str) -> Marks | None:
+        last = spans(tail, self.marks)[-1:]
+        return last[0].marks if last and not last[0].closed else None
+
+    def _state(self, variables: Mapping[str, Any]) -> int | None:
+        try:
+            tail = self._tail(Switch(variables))
+        except Exception:  # a template is a program of the model's: it may refuse a value in any way
+            return None
+        if self._left_open(tail) is not None:
+            return OPENED
+        return CLOSED if any(one.close.search(tail) for one in self.marks) else SILENT
+
+
+# -- where the template is ---------------------------------------------------------------------------------------
+
+
+def _find(tokenizer: Any) -> tuple[str | None, str, tuple[str, ...], tuple[str, ...]]:
+    """The text, its source, notes and limits."""
+    own: Any = getattr(tokenizer, "chat_template", None)
+    named = isinstance(own, dict) and len(own) > 0
+    text: str | None = _of_names(own) if named else own
+    in_files = list(find_in_files(str(getattr(tokenizer, "name_or_path", "") or ""), local_files_only=True))
+    if not text:
+        if not in_files:
+            return None, "nowhere", (), ()
+        file, of_processor = in_files[0]
+        return of_processor, file, (f"the chat template is that of the processor, in {file}",), ()
+    source, notes, limits = "the tokenizer", [], []
+    if named:
+        names = ", ".join(f"'{name}'" for name in own)
+        used = next(name for name in own if own[name] == text)
+        notes.append(f"the model has the chat templates {names}: '{used}' is used")
+        if used != "default" and len(own) > 1:
+            limits.append(f"The model has the chat templates {names} and no default: '{used}' was used.")
+    elif [file for file, held in in_files if held == text] and TOKENIZER_FILE not in dict(in_files):
+        source = next(file for file, held in in_files if held == text)
+        notes.append(f"the chat template is that of the processor, in {source}")
+    other = next((file for file, held in in_files if held != text and _differ(tokenizer, text, held)), None)
+    if other is not None:
+        limits.append(
+            f"The chat templates of the tokenizer and of the processor ({other}) ask differently: the tokenizer's was "
+            "used."
+        )
+    return text, source, tuple(notes), tuple(limits)
+
+
+def _of_names(named: Mapping[str, str]) -> str:
+    """The default among named templates; where there is none, the first that is not for tools or documents."""
+    special = re.compile(r"tool|rag|document|function|vision|image", re.I)
+    order = sorted(named, key=lambda name: (name != "default", special.search(name) is not None))
+    return named[order[0]]
+
+
+def _differ(tokenizer: Any, text: str, other: str) -> bool:
+    """Whether two templates render a user's message differently, whichever form of content each of them takes."""
+    try:
+        rendered = []
+        for template in (ChatTemplate(tokenizer, text), ChatTemplate(tokenizer, other)):
+            right = replace(template, in_parts=_takes_parts(template))
+            rendered.append(right._fill([{"role": "user", "content": QUESTION}], Switch()).strip())
+    except Exception:  # the other one may need what a tokenizer does not have
+        return False
+    return rendered[0] != rendered[1]
+
+
+def find_in_files(name: str, **where: Any) -> Iterator[tuple[str, str]]:
+    """`(file, text)` of the chat templates among the files of a model's processor, the file that counts most first.
+
+    Args:
+        name: a folder or a hub id.
+        where: further arguments of transformers' `cached_file`, such as `revision`.
+    """
+    from transformers.utils.hub import cached_file
+
+    for file in PROCESSOR_FILES if name else ():
+        try:
+            path = cached_file(
+                name,
+                file,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_connection_errors=False,
+                **where,
+            )
+            held = None if path is None else Path(path).read_text(encoding="utf-8")
+            text = held if held is None or file == TOKENIZER_FILE else json.loads(held).get("chat_template")
+            if isinstance(text, list):
+                text = {str(one["name"]): str(one["template"]) for one in text}
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):  # what cannot be read holds no template
+            continue
+        if isinstance(text, dict) and text:
+            text = _of_names(text)
+        if isinstance(text, str) and text.strip():
+            yield file, text
+
+
+# -- what a template does ----------------------------------------------------------------------------------------
+
+
+def _takes_parts(template: ChatTemplate) -> bool:
+    """Whether contents must be lists of parts to come through. Raises LlmvaError where neither form does."""
+    raised: Exception | None = None
+    for in_parts in (False, True):
+        try:
+            rendered = replace(template, in_parts=in_parts)._fill([{"role": "user", "content": QUESTION}], Switch())
+        except Exception as error:  # a template is a program of the model's: it may fail in any way
+            raised = raised or error
+            continue
+        if QUESTION in rendered or QUESTION.lower() in rendered.lower():
+            return in_parts
+    name = getattr(template.tokenizer, "name_or_path", "") or "this model"
+    if raised is None:
+        raise LlmvaError(
+            f"The chat template of '{name}' leaves the user's message out: mend it, or remove it for a plain dialogue."
+        )
+    system = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": QUESTION}]
+    try:
+        template._fill(system, Switch())
+    except Exception:
+        raise LlmvaError(
+            f"The chat template of '{name}' cannot be rendered ({first_line(raised)}): mend it, or remove it for a "
+            "plain dialogue."
+        ) from raised
+    raise LlmvaError(
+        f"The chat template of '{name}' asks for a system turn ({first_line(raised)}), and llmva asks without one: let "
+        "the template write its own where there is none."
+    ) from raised
+
+
+def _faults(template: ChatTemplate) -> list[str]:
+    """What a reader must know of a template that can be rendered."""
+    faults = []
+    if not _prompts_for_an_answer(template):
+        faults.append(
+            "The chat template has no generation prompt, so nothing tells the model that an answer is to begin: let "
+            "the template write the head of the assistant's turn for add_generation_prompt."
+        )
+    rendered = template.render([{"role": "user", "content": QUESTION}])
+    if template._doubles(rendered):
+        faults.append(
+            f"The chat template begins with {template.tokenizer.bos_token} twice, and was used so: if that is a "
+            "mistake, mend the template."
+        )
+    return faults
+
+
+def _prompts_for_an_answer(template: ChatTemplate) -> bool:
+    """Whether what is rendered goes up to where an answer begins in a whole dialogue."""
+    switch, question = template.switches[1], {"role": "user", "content": QUESTION}
+    whole, bare = (template._fill([question], switch, prompted=prompted) for prompted in (True, False))
+    if whole != bare:
+        return True
+    if not whole.rpartition(QUESTION)[2].strip():
+        return False
+    try:
+        dialogue = template._fill([question, {"role": "assistant", "content": REPLY}], switch, prompted=False)
+    except Exception:  # a template may refuse answers
+        return True
+    before, answer, _ = dialogue.partition(REPLY)
+    return not answer or not before.startswith(whole.rstrip()) or before.rstrip() == whole.rstrip()
+
+
+def first_line(error: BaseException) -> str:
+    """The first sentence of a message, in 200 characters at most."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.split(r"(?<=\w)\. (?=[A-Z])", lines[0])[0][:200].rstrip(". ")
+
+
+# -- for one text ------------------------------------------------------------------------------------------------
+
+
+def render(tokenizer: Any, text: str, thinking: bool = False) -> str:
+    """One user message; see `ChatTemplate.render`."""
+    return render_dialogue(tokenizer, [{"role": "user", "content": text}], thinking)
+
+
+def render_dialogue(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: bool = False) -> str:
+    """A dialogue; whoever renders many takes one `ChatTemplate` for all."""
+    return ChatTemplate.of(tokenizer).render(messages, thinking)
+
+
+def encode(tokenizer: Any, rendered: str) -> list[int]:
+    """Token ids of what was rendered; see `ChatTemplate.encode`."""
+    return ChatTemplate.of(tokenizer).encode(rendered)
+
+
+def panicked(error: BaseException) -> bool:
+    """Whether Rust code failed, whose errors are no Exception."""
+    return type(error).__name__ == "PanicException"

@@ -1,0 +1,135 @@
+"""Forward passes that work with models whose code is not transformers' own, and the proof that it works at all."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmva.errors import LlmvaError, UsageError
+from llmva.models.chat.inputs import forward_inputs, input_device, pad_left, takes
+from llmva.models.chat.template import first_line
+from llmva.models.sublayers import contiguous_head, hooked
+
+TOLERANCE = 0.02  # of the largest logit, in float32; half precision rounds sums of another order
+HALF_TOLERANCE = 0.1
+
+
+def is_of_transformers(model: Any) -> bool:
+    """Whether the model's class comes with transformers, rather than with the model."""
+    return type(model).__module__.partition(".")[0] == "transformers"
+
+
+def run_forward(model: Any, inputs: Mapping[str, Any], *, keep: int, use_cache: bool = False) -> Any:
+    """A forward pass of which the last `keep` positions' logits are wanted; `logits` are what `logits_of` gives.
+
+    Models that can are asked for no more. In others the output embedding is shown no more.
+    """
+    options: dict[str, Any] = {"use_cache": use_cache} if takes(model, "use_cache") else {}
+    with ExitStack() as after:
+        after.enter_context(hooked([contiguous_head(model)]))
+        if takes(model, "logits_to_keep"):
+            options["logits_to_keep"] = keep
+        else:
+            after.enter_context(hooked([_last_states(model, keep)]))
+        return model(**inputs, **options)
+
+
+def logits_of(result: Any, keep: int) -> Tensor:
+    """The logits [rows, keep, V] of a forward pass, whatever it returns them in."""
+    logits: Any = getattr(result, "logits", None)
+    if logits is None and isinstance(result, Mapping):
+        logits = result.get("logits")
+    if logits is None and isinstance(result, tuple | list) and result:
+        logits = result[0]
+    if not isinstance(logits, Tensor) or logits.ndim != 3:
+        raise UsageError(
+            "The model's forward gives no logits [rows, tokens, vocabulary]: choose a causal language model."
+        )
+    return logits[:, -keep:]
+
+
+def _last_states(model: Any, keep: int) -> Any:
+    """A hook that hands the output embedding the last positions alone."""
+    return model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, args: tuple(
+            a[:, -keep:].contiguous() if isinstance(a, Tensor) and a.ndim == 3 else a for a in args
+        )
+    )
+
+
+# -- code of its own ---------------------------------------------------------------------------------------------
+
+
+def check_features(model: Any) -> None:
+    """Raises UsageError for a model that lacks what answering prompts needs."""
+    kind = type(model).__name__
+    if not hasattr(type(model), "generate"):
+        raise UsageError(
+            f"The model's class {kind} has no generate(): let it inherit from GenerationMixin too, or choose a release "
+            "of transformers that knows its type."
+        )
+    for name, what in (("get_input_embeddings", "input"), ("get_output_embeddings", "output")):
+        try:
+            part = getattr(model, name)()
+        except (AttributeError, NotImplementedError):
+            part = None
+        if part is None or not isinstance(getattr(part, "weight", None), Tensor):
+            raise UsageError(
+                f"The model's class {kind} gives no {what} embedding by {name}(): add the method to its code, or "
+                "choose another model."
+            )
+    given = inspect.signature(model.forward).parameters.values()
+    missing = [name for name in ("input_ids", "attention_mask") if not takes(model, name)]
+    if missing and not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in given):
+        raise UsageError(
+            f"The forward of the model's class {kind} takes no {missing[0]}, without which prompts cannot be answered "
+            "in batches: add it to its code, or choose another model."
+        )
+
+
+@torch.inference_mode()
+def batches_well(model: Any, pad: int, rows: list[list[int]]) -> bool:
+    """Whether two rows of different lengths give the same side by side as alone, and generating the same as reading.
+
+    Asked of models with code of their own, which may ignore the padding or the cache.
+
+    Raises:
+        UsageError: the code fails, in one sentence.
+    """
+    from transformers import GenerationConfig
+
+    device, kind = input_device(model), type(model).__name__
+    try:
+        together = run_forward(model, forward_inputs(model, *pad_left(rows, pad, device)), keep=1)
+        side_by_side = logits_of(together, 1)[:, -1].float()
+        alone = []
+        for row in rows:
+            result = run_forward(model, forward_inputs(model, *pad_left([row], pad, device)), keep=1)
+            alone.append(logits_of(result, 1)[:, -1].float())
+        ids, mask = pad_left(rows[:1], pad, device)
+        plain = GenerationConfig(max_new_tokens=2, do_sample=False, pad_token_id=pad)  # type: ignore[no-untyped-call]
+        new = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
+        read = run_forward(model, forward_inputs(model, new[:, :-1], torch.ones_like(new[:, :-1])), keep=1)
+        second = logits_of(read, 1)[0, -1].float()
+    except torch.OutOfMemoryError:
+        raise
+    except LlmvaError:
+        raise
+    except Exception as error:  # the code is the model's own: it may fail in any way
+        raise UsageError(
+            f"The code of the model's class {kind} fails when it answers ({type(error).__name__}: "
+            f"{first_line(error)}): mend it, or choose a release of transformers that it was written for."
+        ) from error
+    allowed = TOLERANCE if model.dtype in (torch.float32, torch.float64) else HALF_TOLERANCE
+    scale = float(side_by_side.abs().max().clamp_min(1e-6))
+    if float(second.max() - second[new[0, -1]]) > allowed * scale:
+        raise UsageError(
+            f"The code of the model's class {kind} generates other tokens than its forward pass gives, so its cache is "
+            "broken: mend it, or choose a release of transformers that it was written for."
+        )
+    return float((side_by_side - torch.cat(alone)).abs().max()) <= allowed * scale
