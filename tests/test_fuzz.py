@@ -235,7 +235,7 @@ def test_what_is_broken_was_whole(name: str, tmp_path: Path, monkeypatch: pytest
             path.unlink()
         kind.spoil(tmp_path, random.Random(seed))
         outcomes[kind.check(tmp_path)] += 1
-    assert outcomes["read"] >= 4
+    assert outcomes["read"] >= 2
 
 
 def test_the_templates_that_are_broken_were_whole(tmp_path: Path) -> None:

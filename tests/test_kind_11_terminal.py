@@ -367,6 +367,18 @@ def test_transformers_may_not_complete_docstrings_that_are_not_there(monkeypatch
 # -- what used to go untold
 
 
+def test_what_rust_code_prints_is_no_result() -> None:
+    """As tokenizers does of a field that it does not know."""
+    code = (
+        "import os\nfrom llmva.prompts.public import registry\nold = registry.list_data\n"
+        "registry.list_data = lambda: (os.write(1, b'noise\\n'), old())[1]\n"
+        "from llmva.cli import main\nmain(['data', 'list', '--json'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["data"]
+    assert done.stderr == "noise\n"
+
+
 @pytest.fixture
 def unfinished(taught_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that was ended after iteration 1: the columns of iteration 2 are made and not measured."""

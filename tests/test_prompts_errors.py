@@ -127,6 +127,18 @@ def test_null_in_parquet_names_the_row(tmp_path: Path) -> None:
     assert len(load_prompts([f"{tmp_path}/p.parquet::[2:]"])) == 1
 
 
+def test_parquet_whose_text_is_no_text(tmp_path: Path) -> None:
+    import pandas
+
+    pandas.DataFrame({"prompt": ["a first prompt", "a second prompt"]}).to_parquet(
+        tmp_path / "p.parquet", compression=None, engine="pyarrow"
+    )
+    data = (tmp_path / "p.parquet").read_bytes()
+    (tmp_path / "p.parquet").write_bytes(data.replace(b"a second prompt", b"a \xffecond prompt"))
+    with pytest.raises(UsageError, match=r"p\.parquet is not a readable Parquet file"):
+        load_prompts([f"{tmp_path}/p.parquet"])
+
+
 @pytest.mark.parametrize(
     ("toxic", "benign", "says"),
     [

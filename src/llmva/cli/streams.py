@@ -21,6 +21,7 @@ PLAIN = str.maketrans(
 def safe_streams() -> Iterator[None]:
     """Streams that can be written until the end of the block, and no traceback of what was left in them."""
     _open_closed()
+    _keep_stdout()
     for stream in (sys.stdout, sys.stderr):
         if not unicode(stream) and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -76,6 +77,15 @@ class Shown:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def _keep_stdout() -> None:
+    """Send what libraries not written in Python print to stderr, so that stdout has results alone."""
+    with suppress(OSError, ValueError, AttributeError):
+        if sys.stdout.fileno() == 1 and os.fstat(2):
+            sys.stdout.flush()
+            sys.stdout = open(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: PTH123, SIM115
+            os.dup2(2, 1)
 
 
 def _open_closed() -> None:

@@ -155,9 +155,19 @@ def _read_parquet(path: Path) -> Table:
     import pyarrow
     import pyarrow.parquet
 
+    unreadable = UsageError(f"{path} is not a readable Parquet file: write it again or use another format.")
+
+    def cells(name: str) -> list[Any]:
+        try:
+            return list(table.column(name).to_pylist())
+        except (pyarrow.ArrowException, ValueError) as error:  # text that is no UTF-8 among them
+            raise unreadable from error
+
     try:
         table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"{path} is not a readable Parquet file: write it again or use another format.") from error
-    numbers = range(1, table.num_rows + 1)
-    return Table(str(path), tuple(table.column_names), lambda name: table.column(name).to_pylist(), numbers, "row")
+        columns = tuple(table.column_names)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise unreadable from error
+    if len(set(columns)) < len(columns):
+        raise UsageError(f"{path} has two columns of one name ({', '.join(columns)}): rename one.")
+    return Table(str(path), columns, cells, range(1, table.num_rows + 1), "row")
