@@ -66,6 +66,14 @@ def _check_fields(record: Mapping[str, Any]) -> None:
         raise TypeError(f"fields of other types: {wrong}")
 
 
+def is_finished(directory: Path) -> bool:
+    """Whether `directory` holds a run that has nothing left to do."""
+    try:
+        return bool((read_run(directory).get("test") or {}).get("after"))
+    except (UsageError, AttributeError):
+        return False
+
+
 def read_answers(directory: Path, record: Mapping[str, Any], *, mend: bool = False) -> list[dict[str, Any]]:
     """The answers that run.json knows of; more are what an unfinished commit left, and are cut off to `mend` it."""
     path, length = directory / "answers.jsonl", record["answers_bytes"]

@@ -175,7 +175,8 @@ def _of_fields(response_template: Any, taken: set[str]) -> list[Marks]:
     of_model = []
     for name, field in fields.items() if isinstance(fields, dict) else ():
         both = [field.get(key) for key in ("open", "close")] if isinstance(field, dict) else []
-        opening, closing = [mark.strip() for mark in both if isinstance(mark, str) and mark.strip()] + [""] * 2
+        words = [mark.strip() for mark in both if isinstance(mark, str) and mark.strip()]
+        opening, closing = words if len(words) == 2 else ("", "")
         if closing and THINKS.search(str(name)) and opening.lower() not in taken:
             of_model.append(pair(opening, closing))
     return of_model
