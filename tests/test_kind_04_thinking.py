@@ -108,6 +108,17 @@ FORMS = {
     "opened by the template, and closing it is no use": Form(
         template("<think>\n"), "", "</think>", on="<think>\n", off="<think>\n\n</think>\n\n", anyway=True,
     ),
+    "words that open every answer": Form(  # Apriel
+        template("Here are my reasoning steps:\n"), "", "\n[BEGIN FINAL RESPONSE]\n",
+        on="Here are my reasoning steps:\n", off="Here are my reasoning steps:\n\n[BEGIN FINAL RESPONSE]\n\n",
+    ),
+    "signs around words": Form(  # Kimi K3
+        template("<|open|>{% if thinking %}think{% else %}response{% endif %}<|sep|>",
+                 "{% if thinking is undefined %}{% set thinking = true %}{% endif %}"
+                 "{% if thinking_effort not in ['low', 'max', undefined] %}{{ raise_exception('no') }}{% endif %}"),
+        "", "<|close|>think<|sep|><|open|>response<|sep|>", ("<|open|>", "<|sep|>", "<|close|>"), special=True,
+        on="<|open|>think<|sep|>", off="<|open|>response<|sep|>",
+    ),
     # our own
     "names that nobody has used": Form(
         template("{% if deliberate is defined and not deliberate %}<|ponder_start|><|ponder_end|>{% endif %}"),
@@ -347,6 +358,7 @@ def test_thoughts_that_cannot_be_told_apart_are_refused(
         ("<|start|>assistant", None),
         ("<unused94>thought\na<unused95>b", "b"),
         ("<|channel>thought\na<channel|>b", "b"),
+        ("<|close|>think<|sep|><|open|>response<|sep|>b", "b"),
         ("<|inner_prefix|>a<|inner_suffix|>b", "b"),
     ],
 )
