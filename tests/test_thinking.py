@@ -16,9 +16,10 @@ from llmva.errors import UsageError
 from llmva.evaluation.evaluate import EvaluationSettings, evaluate
 from llmva.judges import make_judge
 from llmva.method.observe import observe
+from llmva.models.chat import AnswerReader, ChatTemplate
 from llmva.models.generate import answer_prompts
 from llmva.models.sublayers import find_decoder
-from llmva.models.thinking import Thinking, think
+from llmva.models.thinking import Thinking, prove_thinking, think
 from llmva.prompts.prompt_set import PromptSet
 
 FAST = {"per_source": 40, "max_new_tokens": 8, "thinking": "end", "thinking_tokens": 12, "endings_tokens": 0}
@@ -45,10 +46,9 @@ def thoughts_of(text: str) -> str:
 def organism() -> tuple[Any, Any]:
     """A tiny model that repeats the noun to itself and then answers or refuses by it, whatever the verb."""
     tokenizer = thinking_tokenizer()
-    thinking = Thinking.asked(tokenizer, "end", 8)
-    assert thinking is not None
+    template = ChatTemplate.of(tokenizer)
     rows = [
-        (thinking.row(tokenizer, text), [*token_ids(tokenizer, f"{thoughts_of(text)} {answer}"), 2])
+        (template.row(text, thinking=True), [*token_ids(tokenizer, f"{thoughts_of(text)} {answer}"), 2])
         for text, _, answer in taught_requests()
     ]
     return teach(tiny_model(vocab_size=len(tokenizer)), rows, steps=200), tokenizer
@@ -61,34 +61,35 @@ def prompts() -> PromptSet:
 
 
 @pytest.fixture
-def asked(organism: Any) -> Thinking:
-    found = Thinking.asked(organism[1], "end", 12)
-    assert found is not None
-    return found
+def asked() -> Thinking:
+    return Thinking(on=True, tokens=12)
 
 
-def test_how_thoughts_are_marked_is_read_off_the_template() -> None:
-    tokenizer = thinking_tokenizer()
-    assert Thinking.asked(tokenizer, "off", 5) is None
-    assert Thinking.asked(tokenizer, "end", 5) == Thinking("<think>", "</think>", 5)
-    tokenizer.chat_template = TEMPLATE.replace("think>", "reasoning>")
-    assert Thinking.asked(tokenizer, "end", 5) == Thinking("<reasoning>", "</reasoning>", 5)
+def test_that_it_thinks_is_seen_in_its_first_answers(organism: Any, prompts: PromptSet) -> None:
+    model, tokenizer = organism
+    texts = [prompt.text for prompt in prompts.train]
+    chat = chat_model(model, tokenizer)
+    assert prove_thinking(chat, "off", 5, texts) == Thinking(tokens=5)
+    assert prove_thinking(chat, "end", 5, texts) == Thinking(on=True, tokens=5)
     with pytest.raises(UsageError, match="no thinking block"):
-        Thinking.asked(tiny_tokenizer(), "end", 5)
+        prove_thinking(chat_model(tiny_model(), tiny_tokenizer()), "end", 5, texts)
+    with pytest.raises(UsageError, match="did not think"):
+        prove_thinking(chat_model(tiny_model(vocab_size=len(tokenizer)), tokenizer), "end", 5, texts)
 
 
-def test_where_thoughts_end(organism: Any, asked: Thinking) -> None:
+def test_where_thoughts_end(organism: Any) -> None:
     tokenizer = organism[1]
+    reader = AnswerReader.of(tokenizer, ChatTemplate.of(tokenizer).marks)
 
     def end(text: str) -> int | None:
-        return asked.end(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"], {2})
+        return reader.thought_length(tokenizer(text, add_special_tokens=False)["input_ids"], {2}, None)
 
     assert end("<think> fence") is None  # still open
     assert end("<think> fence </think>") is None  # the answer may be any distance of blanks away
     assert end("<think> fence </think> sure here") == 3
     assert end("<think> </think> sure here is") == 2
     assert end("<think> fence <eos>") == 2  # it ended its turn without an answer
-    assert end("sure here is") is None
+    assert end("sure here is") == 0  # it does not think
 
 
 def test_the_row_ends_where_it_stops_thinking(organism: Any, prompts: PromptSet, asked: Thinking) -> None:
@@ -97,13 +98,14 @@ def test_the_row_ends_where_it_stops_thinking(organism: Any, prompts: PromptSet,
     found = think(chat_model(find_decoder(model), tokenizer), texts, asked)
     for text, row, thought in zip(texts, found.rows, found.texts, strict=True):
         assert thought == thoughts_of(text)
-        assert row == [*asked.row(tokenizer, text), *tokenizer(thought, add_special_tokens=False)["input_ids"]]
+        prompt = ChatTemplate.of(tokenizer).row(text, thinking=True)
+        assert row == [*prompt, *tokenizer(thought, add_special_tokens=False)["input_ids"]]
     assert found.tokens == 3 * len(texts)
 
 
 def test_a_budget_that_runs_out_closes_the_block(organism: Any, prompts: PromptSet) -> None:
     model, tokenizer = organism
-    short = Thinking("<think>", "</think>", 1)
+    short = Thinking(on=True, tokens=1)
     found = think(chat_model(find_decoder(model), tokenizer), [prompts.test[0].text], short)
     assert found.texts == ["<think> </think>"]
     assert found.tokens == 1  # what we wrote was not generated
@@ -160,7 +162,7 @@ def test_evaluate_lets_it_think_too(organism: Any, prompts: PromptSet) -> None:
         prompts.test,
         judge,
         max_new_tokens=8,
-        thinking=Thinking("<think>", "</think>", 12),
+        thinking=Thinking(on=True, tokens=12),
     )
     refused = sum(label.value == "refused" and p.benign for p, label in zip(prompts.test, seen.labels, strict=True))
     benign = sum(p.benign for p in prompts.test)

@@ -31,11 +31,12 @@ from llmva.models.files.weights import findable
 from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import answer_prompts, check_rows
 from llmva.models.sublayers import Decoder
-from llmva.models.thinking import prove_thinking
+from llmva.models.thinking import Thinking, prove_thinking
 from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.entries import projection_record, vectors_record
 from llmva.runs.environment import versions
+from llmva.runs.record import is_finished
 from llmva.runs.run import Run
 from llmva.runs.warm_start import WarmStart, check_regression
 from llmva.settings import Settings, check_seed, make_settings
@@ -95,6 +96,8 @@ def align(
     """
     options, chat = options or RunOptions(), ChatModel.of(model, tokenizer, batch_tokens)
     context = make_context(chat, prompts, judge, seed, make_settings(**settings), progress, options)
+    if out is None or restart or not is_finished(Path(out)):
+        context = replace(context, thinking=prove(context))
     run = open_run(context, None if out is None else Path(out), restart, skills, options)
     if batch_tokens is None:
         chat.batching.tokens = run.record.get("batch_tokens", chat.batching.tokens)  # as an interrupted run had it
@@ -119,11 +122,8 @@ def make_context(
     """What all iterations share. Raises UsageError for settings that do not fit the model."""
     from llmva.judges import make_judge
 
-    prompts, progress = prompts or PromptSet.bundled(), progress or Progress()
+    prompts = prompts or PromptSet.bundled()
     benign = sum(prompt.benign for prompt in prompts.validation)
-    for note in (*chat.template.notes, *chat.limits):
-        progress.note(note)
-    asked = [prompt.text for prompt in prompts.train]
     return Context(
         chat=chat,
         prompts=prompts,
@@ -132,10 +132,18 @@ def make_context(
         objective=Objective.of(settings, benign, len(prompts.validation) - benign),
         sublayer_count=_sublayer_count(chat.decoder, settings),
         seed=check_seed(seed),
-        progress=progress,
-        thinking=prove_thinking(chat, settings.thinking, settings.thinking_tokens, asked, progress),
+        progress=progress or Progress(),
         vector_hook=options.vector_hook,
     )
+
+
+def prove(context: Context) -> Thinking:
+    """How the model thinks, seen in its first answers; the user is told what is odd about the model."""
+    chat, settings = context.chat, context.settings
+    for note in (*chat.template.notes, *chat.limits):
+        context.progress.note(note)
+    texts = [prompt.text for prompt in context.prompts.train]
+    return prove_thinking(chat, settings.thinking, settings.thinking_tokens, texts, context.progress)
 
 
 def open_run(

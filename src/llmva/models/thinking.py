@@ -33,7 +33,7 @@ from llmva.progress import Progress
 
 TOKENS = 512  # of thoughts, by default
 TRIED = 4  # prompts that are answered to see whether and how a model thinks
-OPENING = 24  # tokens of an answer that show whether it opens with a thought
+OPENING = 64  # tokens of an answer that show whether it opens with a thought
 CLOSING = 128  # tokens in which a model goes on with a thought that its template has closed
 MIN_ROOM = 16  # tokens of context for thoughts, below which a prompt counts as too long
 MARGIN = 24  # tokens of context for a closing mark that has to be written
@@ -87,16 +87,15 @@ def prove_thinking(
     if limit is not None:
         rows = [row for row in rows if len(row) + MIN_ROOM < limit]
         budget = min([budget, *(limit - len(row) for row in rows)])
-    first = [_first_thought(chat, row, budget, inside) for row in rows]
-    seen = [marks for marks, _ in first if marks is not None]
-    headless = next((marks for marks, opened in first if marks is not None and not opened), None)
+    seen = _first_thoughts(chat, rows, budget, inside) if rows else []
+    headless = next((marks for marks, opened in seen if not opened), None)
     if not on:
         if seen and progress is not None:
             progress.note(
                 "the model thinks although thinking is off: its thoughts are cut before judging; --thinking end reads "
                 "it where they end"
             )
-        return replace(asked, anyway=bool(seen), inside=headless if seen else None)
+        return replace(asked, anyway=bool(seen), inside=headless)
     if rows and not seen:
         block = "has no thinking block to wait for" if _silent(chat) else "offers thinking, and the model did not think"
         raise UsageError(
@@ -113,35 +112,42 @@ def _silent(chat: ChatModel) -> bool:
     return not switches and not any(one.open.search(text) or one.close.search(text) for one in chat.template.marks)
 
 
-def _first_thought(chat: ChatModel, row: list[int], budget: int, inside: Marks | None) -> tuple[Marks | None, bool]:
-    """The marks of the thought that the answer to `row` begins with, and whether its opening was seen.
+def _first_thoughts(
+    chat: ChatModel, rows: list[list[int]], budget: int, inside: Marks | None
+) -> list[tuple[Marks, bool]]:
+    """Of the answers that begin with a thought: its marks, and whether its opening was seen.
 
     A thought that the model ends its turn in, without ever closing it, is none: so ends an answer without thoughts to a
     prompt that opens one.
     """
+    from transformers import StoppingCriteriaList
+
     reader, ends = chat.reader, end_tokens(chat.model, chat.tokenizer)
-    ids, mask = chat.pad([row])
+    ids, mask = chat.pad(rows)
 
     def end(new: list[int]) -> int | None:
-        text = reader.text(new)
-        return len(new) if len(spans(text, reader.marks, inside)) > 1 and "".join(text.split()) else None
+        last = next((k for k, token in enumerate(new) if token in ends), None)
+        known = last is not None or len(spans(reader.text(new), reader.marks, inside)) > 1
+        return len(new) if known else None
 
-    stop = RowStop(ids.shape[1], 1, end)
+    stop = RowStop(ids.shape[1], len(rows), end)
     with torch.inference_mode(), hooked([contiguous_head(chat.model)]):
-        from transformers import StoppingCriteriaList
-
         new = generate_greedily(
             chat.model, chat.tokenizer, ids, mask, budget, stopping_criteria=StoppingCriteriaList([stop])
-        )[0].tolist()
-    last = next((k for k, token in enumerate(new) if token in ends), None)
-    text = reader.text(new[:last])
-    begin = spans(text, reader.marks, inside)[:1]
-    if not begin or begin[0].marks is None or (inside is not None and last is not None and not begin[0].closed):
-        return None, False
-    if inside is None and not content(text, begin[0]).strip():
-        return None, False
-    marks = begin[0].marks
-    return marks, inside is not None or marks.open.match(text, len(text) - len(text.lstrip())) is not None
+        )
+    seen = []
+    for row in new.tolist():
+        last = next((k for k, token in enumerate(row) if token in ends), None)
+        text = reader.text(row[:last])
+        begin = spans(text, reader.marks, inside)[:1]
+        if not begin or begin[0].marks is None:
+            continue
+        unclosed = inside is not None and last is not None and not begin[0].closed
+        if unclosed or (inside is None and not content(text, begin[0]).strip()):
+            continue
+        at = len(text) - len(text.lstrip())
+        seen.append((begin[0].marks, inside is not None or begin[0].marks.open.match(text, at) is not None))
+    return seen
 
 
 # -- answers -----------------------------------------------------------------------------------------------------

@@ -87,6 +87,14 @@ def unmeasured(record: Mapping[str, Any], iteration: int) -> str | None:
     return f"Iteration {iteration} was made by the run and never measured, so nothing is known of what it does."
 
 
+def is_finished(directory: Path) -> bool:
+    """Whether `directory` holds a run that has nothing left to do."""
+    try:
+        return bool((read_run(directory).get("test") or {}).get("after"))
+    except (UsageError, AttributeError):
+        return False
+
+
 def read_answers(directory: Path, record: Mapping[str, Any], *, mend: bool = False) -> list[dict[str, Any]]:
     """The answers that run.json counts. Lines after them come from an unfinished commit; `mend` cuts them off."""
     path, length = directory / "answers.jsonl", record["answers_bytes"]

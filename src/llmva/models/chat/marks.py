@@ -18,9 +18,10 @@ THINKS = re.compile(
 )
 _ANSWER_NAMES = "response|answer|solution"
 # around an answer that comes after thoughts: it is neither
-_WRAPPER = re.compile(rf"\s*(?:<(?:{_ANSWER_NAMES})>|<\|START_(?:RESPONSE|TEXT)\|>|<\|begin_of_solution\|>)", re.I)
-_WRAPPER_END = re.compile(rf"\s*</(?:{_ANSWER_NAMES})>\s*\Z", re.I)
-_WRAPPERS = ("<response>", "<answer>", "<solution>", "<|start_response|>", "<|start_text|>", "<|begin_of_solution|>")
+_WRAPPERS = ("<response>", "<answer>", "<solution>", "<|start_response|>", "<|start_text|>", "<|begin_of_solution|>",
+             "<|open|>response<|sep|>")  # fmt: skip
+_WRAPPER = re.compile(rf"\s*(?:{'|'.join(map(re.escape, _WRAPPERS))})", re.I)
+_WRAPPER_END = re.compile(rf"\s*(?:</(?:{_ANSWER_NAMES})>|\[END FINAL RESPONSE\])\s*\Z", re.I)
 LONGEST = 160  # letters of an opening mark, attributes included
 
 
@@ -109,7 +110,9 @@ KNOWN = (
     pair("<|begin_of_thought|>", "<|end_of_thought|>"),
     pair("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
     pair("<unused94>thought", "<unused95>"),  # MedGemma
-    pair("<|channel>thought", "<channel|>"),
+    pair("<|channel>thought", "<channel|>"),  # Gemma 4
+    pair("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]", only_first=True),  # Apriel
+    pair("<|open|>think<|sep|>", "<|close|>think<|sep|>"),  # Kimi K3
     Marks("<|think|>", "<|end|><|begin|>assistant<|content|>", _literal("<|think|>"), _CONTENT, after=""),  # Solar
 )
 
@@ -175,7 +178,8 @@ def _of_fields(response_template: Any, taken: set[str]) -> list[Marks]:
     of_model = []
     for name, field in fields.items() if isinstance(fields, dict) else ():
         both = [field.get(key) for key in ("open", "close")] if isinstance(field, dict) else []
-        opening, closing = [mark.strip() for mark in both if isinstance(mark, str) and mark.strip()] + [""] * 2
+        words = [mark.strip() for mark in both if isinstance(mark, str) and mark.strip()]
+        opening, closing = words if len(words) == 2 else ("", "")
         if closing and THINKS.search(str(name)) and opening.lower() not in taken:
             of_model.append(pair(opening, closing))
     return of_model
@@ -200,15 +204,15 @@ def spans(text: str, marks: Sequence[Marks], inside: Marks | None = None) -> lis
             end = inside.close.search(text, at)
             if end is None:
                 return [*cut, Span(inside, start, len(text), closed=False)]
-            cut.append(Span(inside, start, end.end()))
-            at = start = end.end()
-            inside = None
+            at = _past_wrapper(text, end.end())
+            cut.append(Span(inside, start, at))
+            start, inside = at, None
             continue
         begin, end_alone = _first(text, marks, at, "open"), _first(text, marks, at, "close")
         if end_alone is not None and (begin is None or end_alone[0].start() <= begin[0].start()):
             match, of = end_alone
-            cut = [Span(of, 0, match.end())]  # nothing before it was an answer
-            at = start = match.end()
+            at = start = _past_wrapper(text, match.end())
+            cut = [Span(of, 0, at)]  # nothing before it was an answer
         elif begin is not None:
             match, of = begin
             if match.start() > start:
@@ -216,6 +220,12 @@ def spans(text: str, marks: Sequence[Marks], inside: Marks | None = None) -> lis
             start, at, inside = match.start(), match.end(), of
         else:
             return [*cut, Span(None, start, len(text))] if start < len(text) else cut
+
+
+def _past_wrapper(text: str, at: int) -> int:
+    """What marks the beginning of the answer belongs to the thoughts before it."""
+    wrapper = _WRAPPER.match(text, at)
+    return wrapper.end() if wrapper else at
 
 
 def _first(text: str, marks: Sequence[Marks], at: int, what: str) -> tuple[re.Match[str], Marks] | None:
@@ -250,8 +260,7 @@ def answer_begins(text: str, marks: Sequence[Marks], inside: Marks | None = None
             if not span.closed:
                 return None
             continue
-        wrapper = _WRAPPER.match(text, span.start, span.end)
-        start = wrapper.end() if wrapper else span.start
+        start = _past_wrapper(text, span.start)
         rest = text[start : span.end]
         start += len(rest) - len(rest.lstrip())
         if start < span.end:
@@ -267,8 +276,8 @@ def content(text: str, span: Span) -> str:
         return inner
     opening = span.marks.open.match(inner)
     inner = inner[opening.end() :] if opening else inner
-    closing = list(span.marks.close.finditer(inner))
-    return inner[: closing[-1].start()] if closing else inner
+    closing = span.marks.close.search(inner)
+    return inner[: closing.start()] if closing else inner
 
 
 def growing(text: str, marks: Sequence[Marks]) -> Marks | None:
@@ -293,7 +302,4 @@ def _bare(text: str) -> str:
 
 def without_wrapper(answer: str) -> str:
     """An answer without the tags that some models put around one after they thought, and without blanks before it."""
-    begun = _WRAPPER.match(answer)
-    if begun is None:
-        return answer.lstrip()
-    return _WRAPPER_END.sub("", answer[begun.end() :]).lstrip()
+    return _WRAPPER_END.sub("", answer[_past_wrapper(answer, 0) :]).lstrip()

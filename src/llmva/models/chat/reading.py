@@ -19,7 +19,9 @@ class AnswerReader:
 
     @classmethod
     def of(cls, tokenizer: Any, marks: tuple[Marks, ...]) -> AnswerReader:
-        return cls(tokenizer, marks, frozenset(getattr(tokenizer, "all_special_ids", None) or ()))
+        added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", None) or {}
+        special = [i for i, token in added.items() if getattr(token, "special", False)]
+        return cls(tokenizer, marks, frozenset([*special, *(getattr(tokenizer, "all_special_ids", None) or ())]))
 
     def text(self, row: Sequence[int]) -> str:
         """All that the model wrote, special tokens included."""

@@ -20,8 +20,8 @@ NEVER = frozenset(  # what templates read that is no switch, and is not to be tr
 )  # fmt: skip
 OFF = ("off", "none", "no", "disabled", "disable", "false", "no_think", "nothink", "non_thinking", "non-thinking",
        "never", "chat", "instruct", "0")  # fmt: skip
-ON = ("on", "think", "thinking", "enabled", "enable", "true", "yes", "always", "reasoning", "medium", "high", "full",
-      "auto", "low")  # fmt: skip
+ON = ("on", "think", "thinking", "enabled", "enable", "true", "yes", "always", "reasoning")
+EFFORTS = ("medium", "high", "max", "full", "auto", "low")  # to a model that may also make none
 INVERTED = re.compile(r"^(?:no|not|non|disable|skip|without|hide|suppress|omit|exclude)(?:_|(?=think|reason))", re.I)
 AMOUNT = re.compile(r"budget|tokens|length|limit|effort|level", re.I)
 OF_HISTORY = re.compile(r"history|past|previous|keep|preserve|clear|strip|truncate|content", re.I)  # earlier thoughts
@@ -99,7 +99,8 @@ def _of_words(name: str, values: set[str | int], state: State) -> dict[bool, Any
         # an amount of zero may be anything to a template that does not compare it: only what renders is taken
         return ({False: 0} if 0 in values or "budget" in name.lower() else {}) if amount else None
     chosen = {}
-    for side, order in ((True, ON), (False, OFF)):
+    # of efforts alone the model's own default is best
+    for side, order in ((True, (*ON, *EFFORTS) if words.keys() & set(OFF) else ON), (False, OFF)):
         value = next((words[word] for word in order if word in words), None)
         if value is not None and state({name: value}) is not None:
             chosen[side] = value

@@ -132,7 +132,10 @@ class ChatTemplate:
 
     def _left_open(self, tail: str) -> Marks | None:
         last = spans(tail, self.marks)[-1:]
-        return last[0].marks if last and not last[0].closed else None
+        if last and not last[0].closed:
+            return last[0].marks
+        of_words = (one for one in self.marks if one.only_first)  # which here stand at the end, before the answer
+        return next((m for m in of_words if any(not tail[o.end() :].strip() for o in m.open.finditer(tail))), None)
 
     def _state(self, variables: Mapping[str, Any]) -> int | None:
         try:
