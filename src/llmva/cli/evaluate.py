@@ -114,11 +114,16 @@ def evaluate(
     # prompts, judge and edit are read before the model, so that a mistake in them costs no loading
     chosen_judge = make_judge(judge)
     loaded_edit = inputs.load_edit(edit, choice)
+    changes: list[str] = []
     with Display(output.quiet) as display:
 
         def load() -> tuple[Any, Any]:
             display.note(f"loading {model}")
-            return load_model(model, **asdict(loading))
+            loaded = load_model(model, **asdict(loading))
+            changes.extend(inputs.changes_since_fit(edit, *loaded))
+            for sentence in changes:
+                display.note(sentence)
+            return loaded
 
         how = {"edit": loaded_edit, "seed": seed, "batch_tokens": batch_tokens, "progress": display}
         if sources.data:
@@ -130,6 +135,8 @@ def evaluate(
             if sources.toxic or sources.benign:
                 metrics |= inputs.overlap_with_fit(prompts, edit)
     record = {"model": model, "edit": None if edit is None else str(edit), "judge": chosen_judge.name, **metrics}
+    if changes:
+        record["limits"] = [*record.get("limits", []), *changes]
     if set_options.markdown is not None:
         write_text(set_options.markdown, transfer_markdown(record))
     if not output.quiet:

@@ -12,6 +12,7 @@ from llmva.evaluation.utility import measure_utility
 from llmva.judges.base import Judge
 from llmva.method.observe import Observation, harmless_answers, observe
 from llmva.metrics.rates import summarise
+from llmva.models.at_rest import at_rest
 from llmva.models.chat_model import ChatModel
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
@@ -70,20 +71,21 @@ def evaluate(
             record.setdefault("parts", {}).setdefault(part, {})[name] = of_part
 
     record: dict[str, Any] = {"test": {}}
-    before = answers("original")
-    add_rates("before", before)
-    tokens = before.capture.tokens
-    if edit is not None:
-        with edit.apply(chat.model, check=False):
-            after = answers("edited")
-        tokens += after.capture.tokens
-        add_rates("after", after)
-        texts = harmless_answers(before.prompts, before.labels, before.capture.answers)
-        if texts:
-            record["utility"], more = measure_utility(
-                chat, edit, texts, endings_tokens=settings.endings_tokens, seed=seed, progress=progress
-            )
-            tokens += more
+    with at_rest(chat.model):
+        before = answers("original")
+        add_rates("before", before)
+        tokens = before.capture.tokens
+        if edit is not None:
+            with edit.apply(chat.model, check=False):
+                after = answers("edited")
+            tokens += after.capture.tokens
+            add_rates("after", after)
+            texts = harmless_answers(before.prompts, before.labels, before.capture.answers)
+            if texts:
+                record["utility"], more = measure_utility(
+                    chat, edit, texts, endings_tokens=settings.endings_tokens, seed=seed, progress=progress
+                )
+                tokens += more
     record["cost"] = {
         "seconds": round(time.monotonic() - started, 2),
         "peak_bytes": peak_bytes(),

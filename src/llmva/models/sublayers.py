@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from llmva.errors import LlmvaError, UsageError
+from llmva.models.at_rest import at_rest
 from llmva.models.chat import input_device
 from llmva.models.writers import is_linear
 
@@ -123,7 +124,8 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
     """
     prefix, blocks = _blocks(model)
     width = int(text_config(model).hidden_size)
-    updates = _probe(model, blocks) if verify else None
+    with at_rest(model):
+        updates = _probe(model, blocks) if verify else None
     sublayers: list[Sublayer] = []
     for index, block in enumerate(blocks):
         pair = _by_name(block)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from llmva.errors import UsageError
+from llmva.models.at_rest import reads_model
 from llmva.models.batching import longest_first
 from llmva.models.chat import encode, render
 from llmva.models.chat_model import ChatModel
@@ -89,6 +90,7 @@ class Thoughts:
     tokens: int  # generated
 
 
+@reads_model
 def think(chat: ChatModel, prompts: Sequence[str], thinking: Thinking, max_new_tokens: int = 0) -> Thoughts:
     """Let the model think about each prompt, greedily.
 
