@@ -11,15 +11,15 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from llmva.edit import Edit
 from llmva.errors import LlmvaError
 from llmva.files import write_json
 from llmva.judges.model_based.cache import cache_folder
@@ -33,12 +33,19 @@ FRESH = 2.0  # seconds: a file changed so recently may change again within the s
 FORMAT = 1
 
 
-def check_weights(checkpoint: Checkpoint, base: Mapping[str, Any]) -> list[str]:
-    """Compare every tensor with the `weights` of an edit's `base`; returns warnings on what could not be compared.
+def check_weights(checkpoint: Checkpoint, edit: Edit) -> list[str]:
+    """Compare every tensor with the base of an edit; returns warnings on what could not be compared.
+
+    The edited projections are left out, since they are checked where they are read.
 
     Raises LlmvaError that names the first module whose weights differ.
     """
-    wanted = {name: value for name, value in base.get("weights", {}).items() if not value.startswith(PACKED)}
+    base = edit.base
+    wanted = {
+        name: value
+        for name, value in base.get("weights", {}).items()
+        if not value.startswith(PACKED) and not (name in edit.factors and name in base.get("hashes", {}))
+    }
     if not wanted:
         return []
     here = _by_holder(_stored_hashes(checkpoint).items())

@@ -27,7 +27,7 @@ def diff(plan: Plan) -> list[dict[str, Any]]:
     if plan.base.endswith(".gguf"):
         raise UsageError("llmva cannot list the tensors of a .gguf file: export with --as merged and compare.")
     checkpoint = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
-    check_weights(checkpoint, plan.edit.base)
+    check_weights(checkpoint, plan.edit)
     ranks: dict[int, int] = {}  # by id of the factors, which experts share
     rows = []
     for name, change in edited_tensors(checkpoint, plan.edit, plan.base).items():

@@ -53,7 +53,7 @@ def export_lora(
     out = fresh(out)
     progress.stage("reading the base")
     checkpoint = _readable(plan)
-    warnings, errors = [] if checkpoint is None else check_weights(checkpoint, plan.edit.base), {}
+    warnings, errors = [] if checkpoint is None else check_weights(checkpoint, plan.edit), {}
     conv1d, parts = _from_model(plan) if checkpoint is None else _from_checkpoint(plan, checkpoint)
     if rank is not None:
         for name, part in parts.items():

@@ -66,7 +66,7 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
             )
         checkpoint = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
         edited = edited_tensors(checkpoint, plan.edit, plan.base)
-        warnings += check_weights(checkpoint, plan.edit.base)
+        warnings += check_weights(checkpoint, plan.edit)
         folder = checkpoint.folder
         reasons = belonging(folder, checkpoint.weights)
         others = left_out(folder, reasons)
