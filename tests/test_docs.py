@@ -310,7 +310,7 @@ def test_every_field_of_a_run_is_explained(tmp_path: Path, model: Any, tokenizer
         min_kept=0.0,
     )  # fmt: skip
     explained = set(re.findall(r"`(\w+)`", _text(ROOT / "docs" / "format.md")))
-    free = ("hashes", "by_source", "skills", "first_tokens")
+    free = ("hashes", "weights", "by_source", "skills", "first_tokens")
     record = json.loads(_text(tmp_path / "run.json"))
     settings = record.pop("settings")
     assert set(record["prompts"].pop("counts")) == {"train", "validation", "test"}

@@ -7,11 +7,12 @@ would then hide the public function `llmva.align`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmva.edit import Edit
+from llmva.edit import Edit, check_untouched
 from llmva.errors import UsageError
 from llmva.evaluation.final import HARMLESS_TEXTS, finish
 from llmva.evaluation.skills import PROBE_TOKENS, Probe
@@ -25,6 +26,7 @@ from llmva.method.observe import Observation, missing_class
 from llmva.method.rollback import Plan
 from llmva.metrics.objective import Objective
 from llmva.metrics.rates import point_rates
+from llmva.models.at_rest import at_rest
 from llmva.models.chat_model import ChatModel
 from llmva.models.checkpoint import export_notes
 from llmva.models.files.weights import findable
@@ -36,7 +38,9 @@ from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.entries import projection_record, vectors_record
 from llmva.runs.environment import versions
+from llmva.runs.identity import identity
 from llmva.runs.record import is_finished
+from llmva.runs.resumed import check_resumed
 from llmva.runs.run import Run
 from llmva.runs.warm_start import WarmStart, check_regression
 from llmva.settings import Settings, check_seed, make_settings
@@ -81,7 +85,7 @@ def align(
     """Align `model` without changing its weights; the result's edit can be applied or baked.
 
     Args:
-        model, tokenizer: as `load_model` gives them.
+        model, tokenizer: as `load_model` gives them. A model in training mode is in evaluation mode meanwhile.
         prompts: None takes the bundled set.
         judge: a Judge, or a value of `--judge`.
         seed: of the draws of training prompts and harmless positions, and of bootstrap intervals.
@@ -92,22 +96,26 @@ def align(
         settings: fields of `llmva.settings.Settings`.
 
     Raises:
-        UsageError, LlmvaError: one sentence that names the mend.
+        UsageError, LlmvaError: one sentence that names the mend; also where an edit is applied to the model, or another
+            thread works with it.
     """
     options, chat = options or RunOptions(), ChatModel.of(model, tokenizer, batch_tokens)
     context = make_context(chat, prompts, judge, seed, make_settings(**settings), progress, options)
-    if out is None or restart or not is_finished(Path(out)):
-        context = replace(context, thinking=prove(context))
-    run = open_run(context, None if out is None else Path(out), restart, skills, options)
-    if batch_tokens is None:
-        chat.batching.tokens = run.record.get("batch_tokens", chat.batching.tokens)  # as an interrupted run had it
-    while run.stopped is None:
-        state = observe_iteration(context, run)  # 1. Observe
-        plan = rollback.decide(context, [*run.iterations, measure(context, run, state)], missing_class(state.train))
-        state = restore(context, run, state, plan)  # ours; nothing unless the iteration is undone
-        update = fit_select_align(context, state, plan)  # 2. Identify  3. Score  4. Select  5. Align
-        record_iteration(context, run, state, plan, update)
-    return end_run(context, run, skills, options)
+    directory = None if out is None else Path(out)
+    with at_rest(chat.model):
+        if directory is None or restart or not is_finished(directory):
+            context = replace(context, thinking=prove(context))
+        with closing(open_run(context, directory, restart, skills, options)) as run:
+            if batch_tokens is None:
+                chat.batching.tokens = run.record.get("batch_tokens", chat.batching.tokens)  # as an interrupted run had
+            while run.stopped is None:
+                state = observe_iteration(context, run)  # 1. Observe
+                history = [*run.iterations, measure(context, run, state)]
+                plan = rollback.decide(context, history, missing_class(state.train))
+                state = restore(context, run, state, plan)  # ours; nothing unless the iteration is undone
+                update = fit_select_align(context, state, plan)  # 2. Identify  3. Score  4. Select  5. Align
+                record_iteration(context, run, state, plan, update)
+            return end_run(context, run, skills, options)
 
 
 def make_context(
@@ -153,20 +161,29 @@ def open_run(
 
     What the model cannot read, and a base that no export could write, are refused first.
     """
-    _check_lengths(context, skills)
+    check_untouched(context.chat.model)
+    rows = _check_lengths(context, skills)
     record, start = _describe(context, options), options.warm_start
     notes = export_notes(context.chat.decoder, record["base"])
+    record["identity"] = identity(context.chat, record["base"], rows, skills)
     if start is not None:
         record["extends"] = start.as_record()
     first_edit = start.edit if start else None
     run, resumed = Run.open(directory, record, context.prompts, restart=restart, start=first_edit)
     if start is not None and not resumed:
         run.answers += [dict(row) for row in start.answers]
+        notes += start.notes
     for note in notes:
         context.progress.note(note)
         run.record["limits"] += [note] if note not in run.record["limits"] else []
     if resumed:
         context.progress.note(f"going on with the run in {run.directory}, {run.done} iterations done")
+        try:
+            for sentence in check_resumed(context, run):
+                context.progress.note(sentence)
+        except BaseException:
+            run.close()
+            raise
     return run
 
 
@@ -258,14 +275,19 @@ def _recall(context: Context, run: Run, iteration: int, split: str) -> Observati
     return Observation(prompts, judgements, captured).judged()
 
 
-def _check_lengths(context: Context, skills: Sequence[Probe]) -> None:
-    """Refuse prompts and probes that the model cannot read before the run starts."""
+def _check_lengths(context: Context, skills: Sequence[Probe]) -> list[list[int]]:
+    """Token ids of all prompts. Refuses prompts and probes that the model cannot read before the run starts."""
+    chat, thinking = context.chat, context.thinking
     texts = [prompt.text for _, split in context.prompts.splits() for prompt in split]
-    tokens = context.settings.max_new_tokens + context.thinking.room
-    lengths = ((texts, tokens), ([probe.prompt for probe in skills], PROBE_TOKENS))
-    for asked, tokens in lengths:
+    probes = [probe.prompt for probe in skills]
+    rows = chat.rows(texts)
+    for asked, read, tokens in (
+        (texts, rows, context.settings.max_new_tokens + thinking.room),
+        (probes, chat.rows(probes), PROBE_TOKENS),
+    ):
         if asked:
-            check_rows(context.chat.model, asked, context.chat.rows(asked), tokens)
+            check_rows(chat.model, asked, read, tokens)
+    return [*rows, *chat.rows(texts, thinking=True)] if thinking.on else rows
 
 
 def _sublayer_count(decoder: Decoder, settings: Settings) -> int:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from llmva.edit_file import Parts, read_edit, write_edit
 from llmva.errors import LlmvaError, UsageError
-from llmva.models.fingerprint import module_hash
+from llmva.models.at_rest import check_thread
+from llmva.models.fingerprint import module_hash, other_weights, weight_hashes
 from llmva.models.writers import Writer, find_writers, left_map
 
 
@@ -49,6 +50,17 @@ class Factors:
             torch.cat([self.U, pulled_back[:, None].float()], 1),
             torch.cat([self.iteration, torch.tensor([iteration], dtype=torch.int32)]),
         )
+
+    def digest(self) -> str:
+        """sha256 of the map (16 hex digits)."""
+        digest = hashlib.sha256()
+        for part in (self.V, self.U):
+            digest.update(part.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+BAKED = "_llmva_baked"  # in a projection's own dict: the digest of the factors in its weights, and its hash since
+APPLIED = "An edit is applied to this model already: remove it first, by remove() of what apply() returned."
 
 
 @dataclass(frozen=True)
@@ -129,27 +141,32 @@ class Edit:
     def apply(self, model: nn.Module, *, check: bool = True) -> Applied:
         """Apply the edit to `model` by forward hooks, for any dtype or packing of the weights.
 
-        The hooks act from now until `.remove()`, or until the end of a `with` block. With `check`, raises LlmvaError if
-        the edit belongs to another model or changes nothing; the loop starts with an empty edit and does not check.
+        The hooks act from now until `.remove()`, or until the end of a `with` block.
+
+        Raises LlmvaError and leaves the model as it is: if the same edit is applied to the model or baked into it
+        already, or if another thread works with it. With `check` also if the edit belongs to another model or changes
+        nothing, or if another edit is applied; the loop starts with an empty edit and does not check.
         """
         factors = self.chosen.factors
         projections = self._projections(model, factors, check)
-        return Applied([_hook(projections[name], f) for name, f in factors.items()])
+        return Applied([projections[name].register_forward_hook(_Hook(f)) for name, f in factors.items()])
 
     @torch.no_grad()
     def bake(self, model: nn.Module, *, check: bool = True) -> None:
         """Write the edit into the weights: W' = W + V (U^T W), b' = b + V (U^T b), in float32, rounded once.
 
         In a mixture of experts, every expert is written. Raises LlmvaError, before anything is changed, if weights are
-        packed or offloaded.
+        packed or offloaded, if an edit is applied by hooks, and as `apply` does.
         """
         factors = self.chosen.factors
+        check_untouched(model)
         projections = self._projections(model, factors, check)
         plans = [(projections[name], f, _writable(name, projections[name], len(f.V))) for name, f in factors.items()]
         for projection, f, writers in plans:
             for writer in writers:
                 parameter = projection.get_parameter(writer.name)
                 parameter.data.copy_(left_map(parameter.data, writer.axis, f.V, f.U))
+            vars(projection)[BAKED] = (f.digest(), module_hash(projection))
 
     def _projections(self, model: nn.Module, names: Mapping[str, Factors], check: bool) -> dict[str, Any]:
         modules = dict(model.named_modules())
@@ -159,7 +176,25 @@ class Edit:
             raise LlmvaError(f"The edit belongs to {self._title()}: this model has no sublayer {missing[0]}.")
         if check:
             self._check_base(model, modules, names)
-        return {name: modules[name] for name in names}
+        projections = {name: modules[name] for name in names}
+        check_thread(model)
+        self._check_once(model, projections, check)
+        return projections
+
+    def _check_once(self, model: nn.Module, projections: Mapping[str, nn.Module], check: bool) -> None:
+        """Raises LlmvaError where this edit acts on the model already, or with `check` where any does."""
+        factors = self.chosen.factors
+        if check and factors:
+            check_untouched(model)
+        for name, projection in projections.items():
+            if any(hook.factors.digest() == factors[name].digest() for hook in _edit_hooks(projection)):
+                raise LlmvaError(APPLIED)
+            mark = vars(projection).get(BAKED)  # outlives weights that are loaded anew into the same module
+            if mark is not None and mark == (factors[name].digest(), module_hash(projection)):
+                raise LlmvaError(
+                    "This edit is written into the weights of this model already: load the model anew to apply it "
+                    "again."
+                )
 
     def _check_base(self, model: Any, modules: Mapping[str, nn.Module], names: Mapping[str, Factors]) -> None:
         if not names:
@@ -182,6 +217,11 @@ class Edit:
                     f"The edit belongs to {self._title()}, whose {name} has hash {hashes[name]}, and this model's "
                     f"has {here}: give the model that the edit was made from."
                 )
+        if self.base.get("weights") and (other := other_weights(self.base, weight_hashes(model))):
+            raise LlmvaError(
+                f"The edit belongs to {self._title()}, and {other} of this model has other weights: give the model "
+                "that the edit was made from."
+            )
 
     def _title(self) -> str:
         return f"the {self.base.get('model_type', '')} model '{self.base.get('model', 'unknown')}'".replace("  ", " ")
@@ -220,21 +260,33 @@ class Applied:
         self.remove()
 
 
-def _hook(projection: nn.Module, factors: Factors) -> Any:
-    moved: dict[torch.device, tuple[Tensor, Tensor]] = {}  # by device, which is known only at the first call
+class _Hook:
+    """Changes the output of a projection by `factors`."""
 
-    def edited(module: nn.Module, args: Any, output: Any) -> Any:
+    def __init__(self, factors: Factors) -> None:
+        self.factors = factors
+        self._moved: dict[torch.device, tuple[Tensor, Tensor]] = {}  # the output's device is known only when called
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         o = output[0] if isinstance(output, tuple) else output
-        if o.device not in moved:
+        if o.device not in self._moved:
             # copies: products round differently if memory is aligned differently, as in tensors read from a file
-            V, U = factors.V.to(o.device, copy=True), factors.U.to(o.device, copy=True)
-            moved[o.device] = (V.T.contiguous(), U)
-        V_t, U = moved[o.device]
+            V, U = (part.to(o.device, copy=True) for part in (self.factors.V, self.factors.U))
+            self._moved[o.device] = (V.T.contiguous(), U)
+        V_t, U = self._moved[o.device]
         wide = o.to(V_t.dtype)
         result = (wide + (wide @ U) @ V_t).to(o.dtype)
         return (result, *output[1:]) if isinstance(output, tuple) else result
 
-    return projection.register_forward_hook(edited)
+
+def _edit_hooks(module: nn.Module) -> list[_Hook]:
+    return [hook for hook in module._forward_hooks.values() if isinstance(hook, _Hook)]
+
+
+def check_untouched(model: nn.Module) -> None:
+    """Raises LlmvaError where an edit is applied to `model`, so that it does not answer as its weights say."""
+    if any(_edit_hooks(module) for module in model.modules()):
+        raise LlmvaError(APPLIED)
 
 
 def _writable(name: str, projection: nn.Module, width: int) -> tuple[Writer, ...]:

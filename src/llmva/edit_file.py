@@ -141,12 +141,16 @@ def _factors(tensors: Mapping[str, Tensor], damaged: Damaged) -> dict[str, Tenso
 
 def _is_base(base: Mapping[str, Any]) -> bool:
     """Whether the fields that messages, exports and checks use have their types, and fit into one line."""
-    hashes = base.get("hashes", {})
+    hashes, weights = base.get("hashes", {}), base.get("weights", {})
     texts = [base.get(name, "") for name in ("model", "sha256", "model_type", "dtype")]
     numbers = [base.get(name, 0) for name in ("blocks", "hidden_size", "parameters")]
     return (
         isinstance(hashes, dict)
-        and all(isinstance(text, str) and _one_line(text) for text in (*texts, *hashes, *hashes.values()))
+        and isinstance(weights, dict)
+        and all(
+            isinstance(text, str) and _one_line(text)
+            for text in (*texts, *hashes, *hashes.values(), *weights, *weights.values())
+        )
         and all(type(number) is int and 0 <= number < 2**63 for number in numbers)
     )
 

@@ -19,6 +19,7 @@ from llmva.errors import UsageError
 from llmva.prompts.add import add_prompts
 from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.types import Prompt
+from llmva.runs.identity import notes_on_edit
 from llmva.runs.record import read_answers, read_run
 from llmva.runs.run import UNTOUCHED
 from llmva.runs.warm_start import WarmStart
@@ -52,6 +53,7 @@ def extend(
     """
     start, everything, record = prepare(directory, prompts, out, seed)
     start.edit.apply(model).remove()  # raises for an edit of another model before anything is written
+    start = replace(start, notes=tuple(notes_on_edit(record, model, tokenizer)))
     given = options or RunOptions()
     earlier = {key: value for key, value in record["settings"].items() if key in Settings.model_fields}
     return align(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -51,29 +52,74 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_bytes(path, save({k: t.contiguous() for k, t in tensors.items()}, dict(metadata)))
 
 
-def lock(directory: Path) -> IO[bytes] | None:
-    """Make the folder and take its lock, which ends with the process however it dies; None where there are no locks.
+class FolderLock:
+    """A folder in the hands of one thread of one process, until `close()` or the end of the process."""
 
-    A record lock, unlike flock, does not shut out a later run of this same process, such as a notebook's next try.
+    def __init__(self, file: IO[bytes], place: Path, held: list[Path]) -> None:
+        self._file, self._place, self._held = file, place, held
+
+    def close(self) -> None:
+        """Give the folder back. May be called again."""
+        if not self._file.closed:
+            self._file.close()
+            self._held.remove(self._place)
+
+
+def lock(directory: Path) -> FolderLock:
+    """Make the folder and take its lock, which ends with the process however it dies.
+
+    The same thread may take it again, such as a notebook's next try. Raises UsageError where the folder cannot be
+    written, and LlmvaError where another process or another thread of this one is at work there.
     """
-    path = directory / ".lock"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
+        # before the file is opened: to close it again would end a record lock that another thread of ours has on it
+        place, held = _claim(directory)
+        try:
+            file = (directory / ".lock").open("ab")
+            try:
+                _lock_file(file, directory)
+            except BaseException:
+                file.close()
+                raise
+        except BaseException:
+            held.remove(place)
+            raise
     except OSError as error:
         raise UsageError(
             f"The folder '{directory}' cannot be written ({error.strerror}): choose another with --out."
         ) from error
+    return FolderLock(file, place, held)
+
+
+HELD = "_llmva_folders"  # in a thread's own dict: where it is at work. It ends with the thread, and copies nothing
+GATE = threading.Lock()  # between the look at what other threads hold and one's own claim
+
+
+def _claim(directory: Path) -> tuple[Path, list[Path]]:
+    """Note that this thread works in the folder; returns the note and the list that it is in."""
+    me, place = threading.current_thread(), directory.resolve()
+    with GATE:
+        if any(place in vars(thread).get(HELD, ()) for thread in threading.enumerate() if thread is not me):
+            raise _at_work(directory)
+        held: list[Path] = vars(me).setdefault(HELD, [])
+        held.append(place)
+    return place, held
+
+
+def _lock_file(file: IO[bytes], directory: Path) -> None:
     try:
         import fcntl
     except ImportError:  # Windows
-        return file
+        return
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except OSError as error:  # others say that the file system has no locks, which is no reason not to work there
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            file.close()
-            raise LlmvaError(
-                f"Another llmva is at work in '{directory}': wait for its end, or choose another folder with --out."
-            ) from error
-    return file  # a file system without locks is no reason not to work there
+            raise _at_work(directory) from error
+
+
+def _at_work(directory: Path) -> LlmvaError:
+    return LlmvaError(
+        f"Another llmva is at work in '{directory}': wait for its end, or choose another folder with --out."
+    )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llmva.errors import LlmvaError
+from llmva.models.at_rest import check_thread
 from llmva.models.chat import encode, render
 from llmva.models.sublayers import Decoder, first_tensor, hooked
 
@@ -124,6 +125,7 @@ def steered(
         return
     watch = _Watch(decoder.model, behaviour, suffix)
     modules = find_blocks(decoder)
+    check_thread(decoder.model)
     handles = [decoder.model.register_forward_pre_hook(watch.begin, with_kwargs=True)]
     for index in blocks:
         if place == "input":

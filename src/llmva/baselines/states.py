@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmva.baselines.hooks import Place, find_blocks
+from llmva.models.at_rest import reads_model
 from llmva.models.batching import longest_first
 from llmva.models.chat import forward_inputs, input_device, pad_left
 from llmva.models.chat_model import ChatModel
@@ -52,6 +53,7 @@ def prompt_rows(chat: ChatModel, prompts: Sequence[Prompt]) -> list[list[int]]:
     return chat.rows([prompt.text for prompt in prompts])
 
 
+@reads_model
 def read_states(
     chat: ChatModel,
     rows: Sequence[list[int]],

@@ -48,6 +48,8 @@ def chat(
     for limit in template.limits:
         Display(output.quiet).note(limit)
     if loaded_edit is not None:
+        for sentence in inputs.changes_since_fit(edit, loaded, tokenizer):
+            Display(output.quiet).note(sentence)
         loaded_edit.apply(loaded).remove()  # is it of this model? asked once, since hashing the weights takes time
     names = ["original", "edited"] if compare else ["edited" if loaded_edit else "original"]
     dialogues: dict[str, list[dict[str, str]]] = {name: [] for name in names}  # each has its own answers

@@ -114,6 +114,7 @@ def evaluate(
     # prompts, judge and edit are read before the model, so that a mistake in them costs no loading
     chosen_judge = make_judge(judge)
     about_edit: list[str] = []
+    changes: list[str] = []
     loaded_edit = inputs.load_edit(edit, choice, about_edit.append)
     with Display(output.quiet) as display:
         for sentence in about_edit:
@@ -121,7 +122,11 @@ def evaluate(
 
         def load() -> tuple[Any, Any]:
             display.note(f"loading {model}")
-            return load_model(model, **asdict(loading))
+            loaded = load_model(model, **asdict(loading))
+            changes.extend(inputs.changes_since_fit(edit, *loaded))
+            for sentence in changes:
+                display.note(sentence)
+            return loaded
 
         how = {"edit": loaded_edit, "seed": seed, "batch_tokens": batch_tokens, "progress": display}
         if sources.data:
@@ -138,6 +143,8 @@ def evaluate(
             metrics["limits"] = [*reading.warnings, *metrics["limits"]]
         metrics["limits"] = [*about_edit, *metrics["limits"]]
     record = {"model": model, "edit": None if edit is None else str(edit), "judge": chosen_judge.name, **metrics}
+    if changes:
+        record["limits"] = [*record.get("limits", []), *changes]
     if set_options.markdown is not None:
         write_text(set_options.markdown, transfer_markdown(record))
     if not output.quiet:

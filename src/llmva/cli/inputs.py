@@ -136,6 +136,17 @@ def thinking_mode(edit: Path | None, given: Mapping[str, Any]) -> dict[str, Any]
     return {"thinking": settings.thinking, "thinking_tokens": settings.thinking_tokens}
 
 
+def changes_since_fit(edit: Path | None, model: Any, tokenizer: Any) -> list[str]:
+    """Sentences on what of the model, beside its weights, is not as in the edit's run; [] where that is not known."""
+    from llmva.runs.identity import notes_on_edit
+    from llmva.runs.record import read_run
+
+    folder = edit_file(edit).parent if edit is not None else None
+    if folder is None or not (folder / "run.json").is_file():
+        return []
+    return notes_on_edit(read_run(folder), model, tokenizer)
+
+
 def fit_prompts(edit: Path | None) -> list[Prompt] | None:
     """What an edit was fitted on and chosen by: the train and validation prompts of its run; None if not known."""
     prompts = run_prompts(edit)

@@ -12,6 +12,7 @@ from llmva.evaluation.utility import measure_utility
 from llmva.judges.base import Judge
 from llmva.method.observe import Observation, harmless_answers, observe
 from llmva.metrics.rates import summarise
+from llmva.models.at_rest import at_rest
 from llmva.models.chat_model import ChatModel
 from llmva.models.thinking import prove_thinking, thought_limit
 from llmva.progress import Progress
@@ -75,21 +76,22 @@ def evaluate(
             record.setdefault("parts", {}).setdefault(part, {})[name] = of_part
 
     record: dict[str, Any] = {"test": {}}
-    before = answers("original")
-    add_rates("before", before)
-    tokens, thoughts = before.capture.tokens, before.thoughts
-    if edit is not None:
-        with edit.apply(chat.model, check=False):
-            after = answers("edited")
-        tokens += after.capture.tokens
-        thoughts += after.thoughts
-        add_rates("after", after)
-        texts = harmless_answers(before.prompts, before.labels, before.capture.answers)
-        if texts:
-            record["utility"], more = measure_utility(
-                chat, edit, texts, endings_tokens=settings.endings_tokens, seed=seed, progress=progress
-            )
-            tokens += more
+    with at_rest(chat.model):
+        before = answers("original")
+        add_rates("before", before)
+        tokens, thoughts = before.capture.tokens, before.thoughts
+        if edit is not None:
+            with edit.apply(chat.model, check=False):
+                after = answers("edited")
+            tokens += after.capture.tokens
+            thoughts += after.thoughts
+            add_rates("after", after)
+            texts = harmless_answers(before.prompts, before.labels, before.capture.answers)
+            if texts:
+                record["utility"], more = measure_utility(
+                    chat, edit, texts, endings_tokens=settings.endings_tokens, seed=seed, progress=progress
+                )
+                tokens += more
     rounds = 1 if edit is None else 2
     record["limits"] = [*chat.limits, *(thought_limit(thoughts, rounds * len(prompts)) if not thinking.on else [])]
     record["cost"] = {

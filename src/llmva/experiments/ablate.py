@@ -6,6 +6,7 @@ Each variant changes one step of a whole run; everything else stays the same, in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor
 
 from llmva.alignment import Result, RunOptions, align
-from llmva.edit import Edit
+from llmva.edit import Edit, check_untouched
 from llmva.errors import UsageError
-from llmva.experiments.cells import Cells
+from llmva.experiments.cells import Cells, study_identity
 from llmva.experiments.measure import ExperimentSetup
 from llmva.experiments.summary import method_rates
 from llmva.files import write_json
@@ -26,6 +27,7 @@ from llmva.method.identify import Vectors
 from llmva.method.observe import Observation
 from llmva.method.svm import angles, spread, unit
 from llmva.metrics.rates import point_rates
+from llmva.models.at_rest import at_rest
 from llmva.models.chat_model import ChatModel
 from llmva.models.fingerprint import fingerprint
 from llmva.models.sublayers import Decoder
@@ -77,66 +79,68 @@ def ablate(
     base = fingerprint(chat.decoder, name or getattr(model.config, "_name_or_path", "") or "unnamed")
     chosen = make_settings(**settings)
     identity = {
-        "model": base["sha256"],
+        **study_identity(chat, base, prompts, ()),
         "what": what,
         "judge": judge.name,
-        "prompts": prompts.hashes(),
         "settings": chosen.model_dump(),
     }
     directory = None if out is None else Path(out)
-    cells = Cells(directory, identity, restart=restart)
-    setup = ExperimentSetup(chat, prompts, judge, chosen.max_new_tokens, (), progress)
+    check_untouched(chat.model)
+    with at_rest(chat.model), closing(Cells(directory, identity, restart=restart)) as cells:
+        for sentence in cells.notes:
+            progress.note(sentence)
+        setup = ExperimentSetup(chat, prompts, judge, chosen.max_new_tokens, (), progress)
 
-    def run(variant: Variant, seed: int) -> Result:
-        _, _, _, make, changed = variant
-        return align(
-            model,
-            tokenizer,
-            prompts,
-            judge=judge,
-            seed=seed,
-            batch_tokens=chat.batching.tokens,
-            progress=progress,
-            options=RunOptions(
-                vector_hook=make(torch.Generator().manual_seed(seed)) if make else None, measure_test=False
-            ),
-            **{**chosen.model_dump(), **changed},
-        )
+        def run(variant: Variant, seed: int) -> Result:
+            _, _, _, make, changed = variant
+            return align(
+                model,
+                tokenizer,
+                prompts,
+                judge=judge,
+                seed=seed,
+                batch_tokens=chat.batching.tokens,
+                progress=progress,
+                options=RunOptions(
+                    vector_hook=make(torch.Generator().manual_seed(seed)) if make else None, measure_test=False
+                ),
+                **{**chosen.model_dump(), **changed},
+            )
 
-    def measured(edit: Edit, label: str) -> dict[str, Any]:
-        with edit.apply(model, check=False):
-            seen = setup.observe(prompts.test, f"{label}: test prompts")
-        return {**point_rates(seen.prompts, seen.labels), "labels": [label.value for label in seen.labels]}
+        def measured(edit: Edit, label: str) -> dict[str, Any]:
+            with edit.apply(model, check=False):
+                seen = setup.observe(prompts.test, f"{label}: test prompts")
+            return {**point_rates(seen.prompts, seen.labels), "labels": [label.value for label in seen.labels]}
 
-    untouched = cells.get("untouched", lambda: measured(Edit({}, base), "untouched model"))
-    series: dict[str, list[dict[str, Any]]] = {}
-    variants = _variants(what, chat.decoder)
-    for number, variant in enumerate(variants):
-        label = f"{variant[0]}, {variant[2]}"
-        by_seed: list[list[dict[str, Any]]] = []  # by seed, by iteration (one entry except for "iterations")
-        for seed in seeds:
+        untouched = cells.get("untouched", lambda: measured(Edit({}, base), "untouched model"))
+        series: dict[str, list[dict[str, Any]]] = {}
+        variants = _variants(what, chat.decoder)
+        for number, variant in enumerate(variants):
+            label = f"{variant[0]}, {variant[2]}"
+            by_seed: list[list[dict[str, Any]]] = []  # by seed, by iteration (one entry but for "iterations")
+            for seed in seeds:
 
-            def cell(variant: Variant = variant, seed: int = seed, label: str = label) -> dict[str, Any]:
-                progress.note(f"{label}, seed {seed}")
-                result = run(variant, seed)
-                best = result.record["best_iteration"]
-                last = len(result.record["iterations"]) - 1
-                steps_ = range(1, last + 1) if what == "iterations" else [best]
-                rows = []
-                for t in steps_:
-                    edit = result.every.at(t) if t else Edit({}, base)
-                    entry = measured(edit, f"{label}, iteration {t}") if t else dict(untouched)
-                    rows.append({**entry, "iteration": t, "seed": seed, "stopped": result.record["stopped"]})
-                return {"rows": rows}
+                def cell(variant: Variant = variant, seed: int = seed, label: str = label) -> dict[str, Any]:
+                    progress.note(f"{label}, seed {seed}")
+                    result = run(variant, seed)
+                    best = result.record["best_iteration"]
+                    last = len(result.record["iterations"]) - 1
+                    steps_ = range(1, last + 1) if what == "iterations" else [best]
+                    rows = []
+                    for t in steps_:
+                        edit = result.every.at(t) if t else Edit({}, base)
+                        entry = measured(edit, f"{label}, iteration {t}") if t else dict(untouched)
+                        rows.append({**entry, "iteration": t, "seed": seed, "stopped": result.record["stopped"]})
+                    return {"rows": rows}
 
-            by_seed.append(cells.get(f"{number:02d}-{seed}", cell)["rows"])
-        points = series.setdefault(variant[0], [])
-        if what != "iterations":
-            points.append(_point(variant[1], variant[2], [rows[0] for rows in by_seed], prompts))
-            continue
-        for t in range(1, max(len(rows) for rows in by_seed) + 1):
-            # a run that stopped earlier keeps its last value
-            points.append(_point(t, str(t), [rows[min(t, len(rows)) - 1] for rows in by_seed if rows], prompts))
+                by_seed.append(cells.get(f"{number:02d}-{seed}", cell)["rows"])
+            points = series.setdefault(variant[0], [])
+            if what != "iterations":
+                points.append(_point(variant[1], variant[2], [rows[0] for rows in by_seed], prompts))
+                continue
+            for t in range(1, max(len(rows) for rows in by_seed) + 1):
+                # a run that could go no further stays where it ended
+                points.append(_point(t, str(t), [rows[min(t, len(rows)) - 1] for rows in by_seed if rows], prompts))
 
     version = versions()
     record = {
@@ -146,14 +150,14 @@ def ablate(
         "llmva": version.pop("llmva"),
         "versions": version,
         "command": command,
-        "base": {key: value for key, value in base.items() if key != "hashes"},
+        "base": {key: value for key, value in base.items() if key not in ("hashes", "weights")},
         "judge": judge.name,
         "seeds": list(seeds),
         "settings": chosen.model_dump(),
         "untouched": {key: untouched[key] for key in ("f1", "asr", "orr", "garbled")},
         "x_label": {"vectors": "degrees", "iterations": "iteration", "layers": "sublayers"}[what],
         "series": [{"name": title, "points": points} for title, points in series.items()],
-        "limits": [*chat.limits, *prompts.warnings],
+        "limits": [*chat.limits, *prompts.warnings, *cells.sentences],
     }
     if directory is not None:
         write_json(directory / "ablate.json", record)

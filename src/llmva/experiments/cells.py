@@ -1,19 +1,23 @@
 """Finished parts of a long measurement, each in a JSON file, so that an interruption loses at most one.
 
 DIR/cells/NAME.json    the measurement, with every answer
-DIR/identity.json      what all cells share: model, prompts, judge, settings
+DIR/identity.json      what all cells share: model, prompts, judge, settings; and what computed the first one
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.files import lock, write_json
+from llmva.files import FolderLock, lock, write_json
+from llmva.models.chat_model import ChatModel
+from llmva.prompts.prompt_set import PromptSet
+from llmva.runs.environment import versions
+from llmva.runs.identity import difference, identity
 
 
 def file_name(method: str, setting: str | None) -> str:
@@ -26,15 +30,25 @@ class Cells:
 
     def __init__(self, directory: Path | None, identity: Mapping[str, Any], *, restart: bool = False) -> None:
         self.directory = directory
+        self.notes: list[str] = []  # what is not as it was when the first cell was measured, and need not matter
         self._kept: dict[str, dict[str, Any]] = {}
+        self._lock: FolderLock | None = None
         if directory is None:
             return
-        self._lock = lock(directory)  # locked while it is open
+        self._lock = lock(directory)
+        try:
+            self._begin(directory, identity, restart)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, directory: Path, identity: Mapping[str, Any], restart: bool) -> None:
         path = directory / "identity.json"
         if restart:
             shutil.rmtree(directory / "cells", ignore_errors=True)
         elif path.exists():
-            _same(_read(path), identity, directory)
+            self.notes = _same(_read(path), json.loads(json.dumps(identity)), directory)
+            return
         elif any(directory.glob("*.json")):
             raise UsageError(f"'{directory}' holds other files: choose another --out.")
         try:
@@ -44,6 +58,16 @@ class Cells:
                 f"The folder '{directory}' cannot be written ({error.strerror}): choose another with --out."
             ) from error
         write_json(path, dict(identity))
+
+    @property
+    def sentences(self) -> list[str]:
+        """The notes as limits of a record."""
+        return [f"Some figures are of an earlier measurement: {'; '.join(self.notes)}."] if self.notes else []
+
+    def close(self) -> None:
+        """Let others work in the folder."""
+        if self._lock is not None:
+            self._lock.close()
 
     def get(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The cell `name`, read from disk if it was measured before."""
@@ -69,13 +93,38 @@ def _read(path: Path) -> dict[str, Any]:
     return cell
 
 
-def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
-    for name, value in json.loads(json.dumps(now)).items():
-        if before.get(name) != value:
-            raise UsageError(
-                f"'{directory}' was measured with {name} {_short(before.get(name))}, and this is {_short(value)}: "
-                "pass --restart to discard it, or another --out."
-            )
+def study_identity(
+    chat: ChatModel, base: Mapping[str, Any], prompts: PromptSet, probes: Sequence[Any]
+) -> dict[str, Any]:
+    """What the cells of every study have in common; `base` is the model's `fingerprint`."""
+    rows = chat.rows([prompt.text for _, split in prompts.splits() for prompt in split])
+    return {
+        "dtype": str(chat.model.dtype).removeprefix("torch."),
+        "prompts": prompts.hashes(),
+        "base": {"weights": base["weights"]},
+        "identity": identity(chat, base, rows, probes),
+        "versions": versions(),
+    }
+
+
+def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> list[str]:
+    """Refuse to add to cells of something else, naming the first difference; notes on what need not be the same."""
+
+    def refuse(what: str, old: object, new: object) -> UsageError:
+        return UsageError(
+            f"'{directory}' was measured with {what} {old}, and this is {new}: pass --restart to discard it, or "
+            "another --out."
+        )
+
+    for name in [name for name in now if name not in ("base", "identity", "versions")]:
+        if before.get(name) != now[name]:
+            raise refuse(name, _short(before.get(name)), _short(now[name]))
+    if "identity" not in now:
+        return []
+    changed, notes = difference({"base": {}, **before}, now)
+    if changed is not None:
+        raise refuse(*changed)
+    return notes
 
 
 def _short(value: Any) -> str:

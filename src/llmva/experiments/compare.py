@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ import torch
 from llmva.alignment import RunOptions, align
 from llmva.baselines import BASELINES, make_baseline
 from llmva.baselines.base import FACTORS, STRENGTH, Steering
-from llmva.edit import Edit
+from llmva.edit import Edit, check_untouched
 from llmva.errors import UsageError
 from llmva.evaluation.skills import Probe
-from llmva.experiments.cells import Cells, file_name
+from llmva.experiments.cells import Cells, file_name, study_identity
 from llmva.experiments.choice import Choices, curve, note
 from llmva.experiments.measure import HARMLESS_TEXTS, Applied, ExperimentSetup
 from llmva.experiments.summary import NONE, OURS, method_rates, title, versus
 from llmva.files import write_json
 from llmva.judges.base import Judge, Label
 from llmva.method.observe import harmless_answers
+from llmva.models.at_rest import at_rest
 from llmva.models.chat_model import ChatModel
 from llmva.models.fingerprint import fingerprint
 from llmva.progress import Progress
@@ -101,41 +102,45 @@ def compare(
     chat = ChatModel.of(model, tokenizer, batch_tokens)
     base = fingerprint(chat.decoder, name or getattr(model.config, "_name_or_path", "") or "unnamed")
     identity = {
-        "model": base["sha256"],
-        "dtype": str(model.dtype).removeprefix("torch."),
+        **study_identity(chat, base, prompts, skills),
         "judge": judge.name,
-        "prompts": prompts.hashes(),
         "settings": chosen.model_dump(),
         "seed of tuning": check_seed(seeds[0]),
         "magnitudes of baselines": list(FACTORS),
     }
     directory = None if out is None else Path(out)
-    cells = Cells(directory, identity, restart=restart)
-    setup = ExperimentSetup(chat, prompts, judge, chosen.max_new_tokens, skills, progress)
-    comparison = _Comparison(
-        setup, cells, directory, [check_seed(seed) for seed in seeds], chosen.model_dump(), restart
-    )
+    check_untouched(chat.model)
+    with at_rest(chat.model), closing(Cells(directory, identity, restart=restart)) as cells:
+        for sentence in cells.notes:
+            progress.note(sentence)
+        setup = ExperimentSetup(chat, prompts, judge, chosen.max_new_tokens, skills, progress)
+        comparison = _Comparison(
+            setup, cells, directory, [check_seed(seed) for seed in seeds], chosen.model_dump(), restart
+        )
 
-    ours_first = sorted(dict.fromkeys(methods), key=lambda method: (method != NONE, method != OURS))
-    for method in ours_first:  # the baselines may use as many answers
-        for row in comparison.rows_of(method, tuned):
-            comparison.measure(row, curves)
+        ours_first = sorted(dict.fromkeys(methods), key=lambda method: (method != NONE, method != OURS))
+        for method in ours_first:  # its answers are the baselines' budget
+            for row in comparison.rows_of(method, tuned):
+                comparison.measure(row, curves)
 
-    version = versions()
-    rows = [comparison.summary(row) for method in dict.fromkeys(methods) for row in comparison.rows_of(method, tuned)]
-    tests = versus(rows, comparison.by_title, prompts.test)
-    untouched = next((entry for entry in rows if entry["method"] == NONE), None)
-    held = comparison.choices.untouched()["asr"] if set(methods) & set(BASELINES) else None
-    for entry in rows:
-        entry["versus"] = tests.get(title(entry))
-        entry["note"] = note(entry, untouched, held)
+        version = versions()
+        rows = [
+            comparison.summary(row) for method in dict.fromkeys(methods) for row in comparison.rows_of(method, tuned)
+        ]
+        tests = versus(rows, comparison.by_title, prompts.test)
+        untouched = next((entry for entry in rows if entry["method"] == NONE), None)
+        held = comparison.choices.untouched()["asr"] if set(methods) & set(BASELINES) else None
+        for entry in rows:
+            entry["versus"] = tests.get(title(entry))
+            entry["note"] = note(entry, untouched, held)
+
     record: dict[str, Any] = {
         "format": 1,
         "kind": "comparison",
         "llmva": version.pop("llmva"),
         "versions": version,
         "command": command,
-        "base": {key: value for key, value in base.items() if key != "hashes"},
+        "base": {key: value for key, value in base.items() if key not in ("hashes", "weights")},
         "judge": judge.name,
         "seeds": list(seeds),
         "settings": chosen.model_dump(),
@@ -144,7 +149,7 @@ def compare(
         "rows": rows,
         "best_baseline": next(iter(tests.values()))["baseline"] if tests else None,
         "peak_bytes": peak_bytes(),
-        "limits": [*chat.limits, *prompts.warnings, *LIMITS],
+        "limits": [*chat.limits, *prompts.warnings, *cells.sentences, *LIMITS],
     }
     if directory is not None:
         write_json(directory / "compare.json", record)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from llmva.errors import UsageError
+from llmva.export.base import check_weights
 from llmva.export.merged import edited_tensors, read_proved
 from llmva.export.plan import Plan
 from llmva.models.checkpoint import Checkpoint
@@ -26,6 +27,7 @@ def diff(plan: Plan) -> list[dict[str, Any]]:
     if plan.base.endswith(".gguf"):
         raise UsageError("llmva cannot list the tensors of a .gguf file: export with --as merged and compare.")
     checkpoint = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
+    check_weights(checkpoint, plan.edit)
     ranks: dict[int, int] = {}  # by id of the factors, which experts share
     rows = []
     for name, change in edited_tensors(checkpoint, plan.edit, plan.base).items():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from llmva.edit import Factors
 from llmva.errors import LlmvaError, UsageError
+from llmva.export.base import check_weights
 from llmva.export.folder import describe, fresh, in_workplace, written
 from llmva.export.merged import Change, edited_tensors, read_proved
 from llmva.export.plan import Plan
@@ -52,8 +53,8 @@ def export_lora(
     out = fresh(out)
     progress.stage("reading the base")
     checkpoint = _readable(plan)
+    warnings, errors = [] if checkpoint is None else check_weights(checkpoint, plan.edit), {}
     conv1d, parts = _from_model(plan) if checkpoint is None else _from_checkpoint(plan, checkpoint)
-    warnings, errors = [], {}
     if rank is not None:
         for name, part in parts.items():
             parts[name], errors[name] = _at_rank(part, rank)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from llmva.edit import Edit, Factors
 from llmva.errors import LlmvaError
+from llmva.export.base import check_weights
 from llmva.export.folder import describe, fresh, in_workplace, written
 from llmva.export.plan import Plan
 from llmva.models.checkpoint import Checkpoint
@@ -51,7 +52,7 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
     started = time.monotonic()
     progress = progress or Progress()
     out = fresh(out)
-    others: list[str] = []
+    others, warnings = list[str](), list[str]()
     if plan.base.endswith(".gguf"):
         with in_workplace(out) as work:
             changed, reasons = _from_gguf(plan, work)
@@ -65,6 +66,7 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
             )
         checkpoint = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
         edited = edited_tensors(checkpoint, plan.edit, plan.base)
+        warnings += check_weights(checkpoint, plan.edit)
         folder = checkpoint.folder
         reasons = belonging(folder, checkpoint.weights)
         others = left_out(folder, reasons)
@@ -80,7 +82,7 @@ def export_merged(plan: Plan, out: str | Path, *, progress: Progress | None = No
         **written(out, reasons),
         "changed": changed,
         "left_out": others,
-        "warnings": _of_left_out(others),
+        "warnings": [*warnings, *_of_left_out(others)],
         "seconds": round(time.monotonic() - started, 2),
         "peak_bytes": peak_bytes(),
     }

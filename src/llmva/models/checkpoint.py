@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,7 @@ class Checkpoint:
         self.folder, self.weights, self.fields, self._trust = folder, weights, fields, trust
         self.files = [folder / name for name in weights.shards]
         self.stored, self.twice = read_headers(self.files)
+        self._order: dict[str, int] = {}  # position of a tensor among those that transformers joins it with
         self._known: tuple[Any, dict[str, list[str]], dict[str, list[Any]]] | None = None
 
     @classmethod
@@ -213,6 +214,34 @@ class Checkpoint:
             )
         return names
 
+    def skeleton(self) -> tuple[Any, Collection[str]]:
+        """The model on the meta device, and which of its parameters and buffers the files hold."""
+        return self._model()[:2]
+
+    def parts(self, name: str) -> Iterator[Tensor]:
+        """The tensors of a parameter or buffer, as in memory. Raises LlmvaError for missing ones or unknown storage."""
+        model, sources, operations = self._model()
+        names, shape = sources.get(name, []), tuple(model.state_dict()[name].shape)
+        if len(names) == 1 and not operations[names[0]]:
+            yield self.tensor(names[0])
+        elif names and "Concatenate" in {type(step).__name__ for step in operations[names[0]]}:
+            yield from self._joined(names, shape)
+        else:
+            for stored in self._sources(name):
+                tensor = self.tensor(stored)
+                yield tensor.mT.contiguous() if self._turned(stored, name) else tensor
+
+    def _joined(self, names: list[str], shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """The parts of a parameter that transformers joins from several tensors, such as an expert's gate and up."""
+        steps = {type(step).__name__: step for step in self._model()[2][names[0]]}
+        patterns = len({self._order[name] for name in names})
+        merged = "MergeModulelist" in steps
+        if steps.keys() - {"MergeModulelist", "Concatenate"} or len(names) != patterns * (shape[0] if merged else 1):
+            raise LlmvaError(f"{names[0]} is stored in a way that is unknown: serve the edit by hook.")
+        for start in range(0, len(names), patterns):
+            together = sorted(names[start : start + patterns], key=self._order.__getitem__)
+            yield torch.cat([self.tensor(name) for name in together], steps["Concatenate"].dim - merged)
+
     def _hash(self, parameter: str) -> str:
         """The `tensor_hash` of the parameter in memory."""
         names = self._sources(parameter)
@@ -265,6 +294,7 @@ class Checkpoint:
             converters = [t for t in mapping if isinstance(t, WeightConverter)]
             renamings: Any = [t for t in mapping if not isinstance(t, WeightConverter)]
             by_pattern = {pattern: c.operations for c in converters for pattern in c.source_patterns}
+            order = {pattern: place for c in converters for place, pattern in enumerate(c.source_patterns)}
             state = model.state_dict()
             sources: dict[str, list[str]] = {}
             operations: dict[str, list[Any]] = {}
@@ -272,6 +302,7 @@ class Checkpoint:
                 target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
                 sources.setdefault(target, []).append(name)
                 operations[name] = by_pattern[pattern] if pattern is not None else []
+                self._order[name] = order.get(pattern or "", 0)
             self._known = model, sources, operations
         return self._known
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llmva.errors import UsageError
+from llmva.models.at_rest import at_rest, reads_model
 from llmva.models.batching import longest_first
 from llmva.models.chat import forward_inputs, pad_token
 from llmva.models.chat_model import ChatModel
@@ -71,6 +72,7 @@ def capture(
     return answer_prompts(ChatModel.of(model, tokenizer, batch_tokens), prompts, max_new_tokens=max_new_tokens)
 
 
+@reads_model
 def answer_prompts(
     chat: ChatModel,
     prompts: Sequence[str],
@@ -199,18 +201,19 @@ def generate_greedily(
     """
     from transformers import GenerationConfig
 
-    own = model.generation_config
     plain = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=sorted(end_tokens(model, tokenizer)) or None,
         pad_token_id=pad_token(model, tokenizer),
     )
-    model.generation_config = plain
-    try:
-        sequences: Tensor = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain, **options)
-    finally:
-        model.generation_config = own
+    with at_rest(model):
+        own = model.generation_config
+        model.generation_config = plain
+        try:
+            sequences: Tensor = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain, **options)
+        finally:
+            model.generation_config = own
     return sequences[:, ids.shape[1] :]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmva.models.at_rest import reads_model
 from llmva.models.batching import Batching, longest_first
 from llmva.models.chat import forward_inputs, takes
 from llmva.models.chat_model import ChatModel
@@ -53,6 +54,7 @@ def gradients(chat: ChatModel, prompts: Sequence[str], score: Score) -> Iterator
         yield batch, scores, outputs, slopes
 
 
+@reads_model
 def _backward(
     chat: ChatModel, rows: list[list[int]], score: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:

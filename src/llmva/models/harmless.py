@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llmva.errors import LlmvaError
+from llmva.models.at_rest import reads_model
 from llmva.models.batching import Batching, longest_first
 from llmva.models.chat import decode, forward_inputs
 from llmva.models.chat_model import ChatModel
@@ -57,6 +58,7 @@ class Agreement:
         return math.exp(min(mean, math.log(MAX_RATIO)))
 
 
+@reads_model
 def agreement(
     chat: ChatModel,
     texts: Sequence[tuple[str, str]],
@@ -91,6 +93,7 @@ def agreement(
     return Agreement(kept, kl, rise, [len(answer) for _, answer in pairs])
 
 
+@reads_model
 @torch.inference_mode()
 def outputs_on_text(
     chat: ChatModel, texts: Sequence[tuple[str, str]], limit: int, generator: torch.Generator

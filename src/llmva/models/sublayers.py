@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from llmva.errors import LlmvaError, UsageError
+from llmva.models.at_rest import at_rest
 from llmva.models.chat.inputs import input_device, takes
 from llmva.models.writers import is_linear
 
@@ -128,7 +129,8 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
         raise UsageError(
             f"The config of this {kind} model names no hidden_size: add it, or an attribute_map that leads to it."
         )
-    updates = _probe(model, blocks) if verify else None
+    with at_rest(model):
+        updates = _probe(model, blocks) if verify else None
     sublayers: list[Sublayer] = []
     for index, block in enumerate(blocks):
         pair = _by_name(block)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from llmva.errors import UsageError
+from llmva.models.at_rest import reads_model
 from llmva.models.batching import longest_first
 from llmva.models.chat.marks import Marks, content, spans
 from llmva.models.chat_model import ChatModel
@@ -230,6 +231,7 @@ class Thoughts:
     tokens: int  # generated
 
 
+@reads_model
 def think(chat: ChatModel, prompts: Sequence[str], thinking: Thinking, max_new_tokens: int = 0) -> Thoughts:
     """Let the model think about each prompt, greedily, in no more tokens than its context has room for.
 

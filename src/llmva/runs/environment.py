@@ -17,6 +17,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
+        "tokenizers": version("tokenizers"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
     }
 

@@ -17,29 +17,33 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from llmva.edit import Edit
 from llmva.edit_file import edit_file
 from llmva.errors import LlmvaError, UsageError
-from llmva.files import lock, write_bytes, write_json
+from llmva.files import FolderLock, lock, write_bytes, write_json
 from llmva.method.observe import Observation, harmless_answers
 from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.environment import peak_bytes
+from llmva.runs.identity import difference, other_versions
 from llmva.runs.record import FORMAT, VERSION, read_answers, read_run
 
 BEFORE = ".before.safetensors"
 UNTOUCHED = -1  # iteration of the untouched model's answers in a run that extends another, copied from the first run
-IDENTITY = ("seed", "judge")  # must not change on resume, as settings, base.sha256 and prompts.hashes
+UNCHANGED = ("seed", "judge")  # must not change on resume, as settings, prompts.hashes and identity
 
 
 class Run:
     """State of one run; `record` is the content of run.json. Without a directory it is kept in memory only."""
 
-    def __init__(self, directory: Path | None, record: dict[str, Any], edit: Edit, held: IO[bytes] | None) -> None:
+    def __init__(self, directory: Path | None, record: dict[str, Any], edit: Edit, held: FolderLock | None) -> None:
         self.directory, self.record, self.edit = directory, record, edit
         self._started = time.monotonic() - record["cost"]["seconds"]
-        self._lock = held  # locked while it is open
+        self._lock = held
+        # differences from the start of the run that need not change its answers; `elsewhere` are those of versions
+        self.notes: list[str] = []
+        self.elsewhere: list[str] = []
         self.answers: list[dict[str, Any]] = []
 
     @classmethod
@@ -74,30 +78,46 @@ class Run:
         if directory is None:
             return cls(None, record, Edit(factors, record["base"]), None), False
         held = lock(directory)
-        if not restart and (directory / "run.json").exists():
-            before = read_run(directory)
-            _same(before, record, directory)
-            if before["iterations"]:
-                return cls._resume(directory, before, held), True
-            record = before  # interrupted before the end of the first iteration: other files may be missing
-        elif not restart:
-            _empty(directory)
-        run = cls(directory, record, Edit(factors, record["base"]), held)
-        write_json(directory / "run.json", record)
-        _remove(directory / "report.html")
-        prompts.to_jsonl(directory / "prompts.jsonl")
-        run.edit.save(directory)
-        write_bytes(directory / "answers.jsonl", b"")
-        _remove(directory / BEFORE)
+        try:
+            if not restart and (directory / "run.json").exists():
+                before = read_run(directory)
+                notes = _same(before, record, directory)
+                if before["iterations"]:
+                    run = cls._resume(directory, before, held)
+                    run.notes, run.elsewhere = notes, other_versions(before, record)
+                    return run, True
+                record = before  # interrupted before the end of the first iteration: other files may be missing
+            elif not restart:
+                _empty(directory)
+            run = cls(directory, record, Edit(factors, record["base"]), held)
+            run._begin(prompts)
+        except BaseException:
+            held.close()
+            raise
         return run, False
 
+    def _begin(self, prompts: PromptSet) -> None:
+        """Write the files of a run that has done nothing yet."""
+        assert self.directory is not None
+        write_json(self.directory / "run.json", self.record)
+        _remove(self.directory / "report.html")
+        prompts.to_jsonl(self.directory / "prompts.jsonl")
+        self.edit.save(self.directory)
+        write_bytes(self.directory / "answers.jsonl", b"")
+        _remove(self.directory / BEFORE)
+
     @classmethod
-    def _resume(cls, directory: Path, record: dict[str, Any], held: IO[bytes] | None) -> Run:
+    def _resume(cls, directory: Path, record: dict[str, Any], held: FolderLock) -> Run:
         edit = _edit_of(directory, record)
         answers = read_answers(directory, record, mend=True)
         run = cls(directory, record, edit, held)
         run.answers = answers
         return run
+
+    def close(self) -> None:
+        """Let others work in the folder."""
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def iterations(self) -> list[dict[str, Any]]:
@@ -207,8 +227,8 @@ def _edit_of(directory: Path, record: Mapping[str, Any]) -> Edit:
     return edit
 
 
-def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
-    """Refuse to continue one run as another, naming the first difference."""
+def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> list[str]:
+    """Refuse to continue one run as another, naming the first difference; notes on what need not be the same."""
 
     def refuse(what: str, old: object, new: object) -> UsageError:
         return UsageError(
@@ -219,13 +239,9 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) ->
     for name, new in now["settings"].items():
         if before["settings"].get(name) != new:
             raise refuse(f"the setting {name}", before["settings"].get(name), new)
-    for name in IDENTITY:
+    for name in UNCHANGED:
         if before[name] != now[name]:
             raise refuse(f"the {name}", before[name], now[name])
-    if before["base"]["sha256"] != now["base"]["sha256"]:
-        raise refuse("the model", *(f"'{r['base']['model']}' ({r['base']['sha256'][:12]})" for r in (before, now)))
-    if before["base"]["dtype"] != now["base"]["dtype"]:
-        raise refuse("the dtype", before["base"]["dtype"], now["base"]["dtype"])
     old, new = (r.get("extends") or {} for r in (before, now))
     if old.get("edit") != new.get("edit"):
         raise refuse("the edit it began with,", old.get("edit"), new.get("edit"))
@@ -233,6 +249,14 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) ->
         raise refuse(
             "the prompts", sorted(before["prompts"]["hashes"]), f"{sorted(now['prompts']['hashes'])} with other texts"
         )
+    if before["base"]["dtype"] != now["base"]["dtype"]:
+        raise refuse("the dtype", before["base"]["dtype"], now["base"]["dtype"])
+    changed, notes = difference(before, now)
+    if changed is not None:
+        raise refuse(*changed)
+    if before["base"]["sha256"] != now["base"]["sha256"]:
+        raise refuse("the model", *(f"'{r['base']['model']}' ({r['base']['sha256'][:12]})" for r in (before, now)))
+    return notes
 
 
 def _append(path: Path, rows: list[dict[str, Any]], known: int) -> int:

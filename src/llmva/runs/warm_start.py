@@ -23,6 +23,7 @@ class WarmStart:
     iteration: int  # of the earlier run
     strength: float
     answers: Sequence[Mapping[str, Any]] = ()  # of the untouched model, as lines of answers.jsonl
+    notes: tuple[str, ...] = ()  # on what has changed since the earlier run
 
     def as_record(self) -> dict[str, Any]:
         """The field `extends` of run.json."""

@@ -1,0 +1,68 @@
+"""A model while we read it: in evaluation mode, and in the hands of one thread.
+
+Hooks, the generation config and the mode belong to the model, not to a call. Two threads that read one model at once
+would see each other's edits and captures, so the second one is refused.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from llmva.errors import LlmvaError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+OWNER = "_llmva_owner"  # in the model's own dict: the thread that reads it, and the id of the model, which copies lose
+
+
+@contextmanager
+def at_rest(model: Any) -> Iterator[None]:
+    """Keep `model` in evaluation mode and to this thread for the length of a block, and restore its mode after it.
+
+    A module in training mode drops activations at random, so its answers would differ from one reading to the next.
+    May be entered again by the thread that holds it. Raises LlmvaError where another thread does.
+    """
+    mine = (threading.get_ident(), id(model))
+    kept = vars(model)
+    if kept.get(OWNER, mine)[1] != id(model):  # of the model that this one was copied from
+        kept.pop(OWNER, None)
+    first = kept.setdefault(OWNER, mine) is mine  # one step, so that of two threads only one succeeds
+    try:
+        check_thread(model)
+        training = [module for module in model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+    finally:
+        if first:
+            kept.pop(OWNER, None)
+
+
+def reads_model(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function whose first argument is a ChatModel work with its model `at_rest`."""
+
+    @wraps(function)
+    def at_work(*args: P.args, **kwargs: P.kwargs) -> T:
+        chat: Any = args[0] if args else kwargs["chat"]
+        with at_rest(chat.model):
+            return function(*args, **kwargs)
+
+    return at_work
+
+
+def check_thread(model: Any) -> None:
+    """Raises LlmvaError where another thread is reading `model`."""
+    thread, of = vars(model).get(OWNER, (None, None))
+    if of == id(model) and thread != threading.get_ident():
+        raise LlmvaError(
+            "Another thread of this program is working with this model: wait for its end, or load the model a second "
+            "time."
+        )
