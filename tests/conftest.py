@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,11 @@ def teach(
 
 def taught_model(seed: int = 0, steps: int = 70) -> Any:
     """A tiny model, trained for a second, that answers and refuses for the wrong reason but knows the right one."""
+    return copy.deepcopy(_taught_once(seed, steps))
+
+
+@cache
+def _taught_once(seed: int, steps: int) -> Any:
     return teach(tiny_model(seed=seed), requests_as_rows(tiny_tokenizer()), seed=seed, steps=steps)
 
 
