@@ -160,12 +160,13 @@ def teach(
 
 def taught_model(seed: int = 0, steps: int = 70) -> Any:
     """A tiny model, trained for a second, that answers and refuses for the wrong reason but knows the right one."""
-    return copy.deepcopy(_taught_once(seed, steps))
+    return copy.deepcopy(_taught_once(tiny_model, seed, steps))
 
 
 @cache
-def _taught_once(seed: int, steps: int) -> Any:
-    return teach(tiny_model(seed=seed), requests_as_rows(tiny_tokenizer()), seed=seed, steps=steps)
+def _taught_once(make: Callable[..., Any], seed: int, steps: int) -> Any:
+    """`make` is `tiny_model`, or what a test puts in its place."""
+    return teach(make(seed=seed), requests_as_rows(tiny_tokenizer()), seed=seed, steps=steps)
 
 
 @pytest.fixture(scope="session")
