@@ -208,14 +208,11 @@ def entry(iteration: int, f1: float | None, kept: float | None = 1.0) -> dict[st
     [
         ([entry(0, 0.5)], 0),
         ([entry(0, 0.5), entry(1, 0.7)], 1),
-        ([entry(0, 0.5), entry(1, 0.7), entry(2, 0.7)], 1),  # the earliest of equals
         ([entry(0, 0.5), entry(1, 0.4)], 0),  # the untouched model is a candidate
         ([entry(0, 0.5), entry(1, 0.9, 0.89), entry(2, 0.6, 0.9)], 2),  # below the floor it does not count
-        ([entry(0, 0.5), entry(1, 0.9, 0.1)], 0),
         ([entry(0, 0.5, None), entry(1, 0.7, None)], 1),  # no harmless text to measure on
         ([entry(0, None), entry(1, 0.0)], 0),
         ([entry(0, None), entry(1, 0.1)], 1),
-        ([entry(0, 0.5, 0.0), entry(1, 0.4)], 0),  # nothing can be asked of the untouched model
     ],
 )
 def test_choose(entries: list[dict[str, Any]], best: int) -> None:
