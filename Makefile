@@ -17,8 +17,8 @@ $(VENV)/.dev: $(VENV)/.run
 demo: $(VENV)/.run  ## the main job on the bundled model: align it, show before and after
 	$(BIN)/llmva demo --restart
 
-test: $(VENV)/.dev  ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## the whole test suite, files shared out between two processes
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks

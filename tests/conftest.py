@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +168,13 @@ def teach(
 
 def taught_model(seed: int = 0, steps: int = 70) -> Any:
     """A tiny model, trained for a second, that answers and refuses for the wrong reason but knows the right one."""
-    return teach(tiny_model(seed=seed), requests_as_rows(tiny_tokenizer()), seed=seed, steps=steps)
+    return copy.deepcopy(_taught_once(tiny_model, seed, steps))
+
+
+@cache
+def _taught_once(make: Callable[..., Any], seed: int, steps: int) -> Any:
+    """`make` is `tiny_model`, or what a test puts in its place."""
+    return teach(make(seed=seed), requests_as_rows(tiny_tokenizer()), seed=seed, steps=steps)
 
 
 @pytest.fixture(scope="session")

@@ -248,24 +248,19 @@ def test_logistic_normal_is_scale_free(generator: torch.Generator) -> None:
 METHODS = ("none", "vectorsteer", "alphasteer", "alphasteer+", "scans", "cast", "llmva")
 
 
-def test_compare_of_a_taught_model(taught_folder: Path, tmp_path: Path, capsys: Any) -> None:
+FAST = ("--per-source", 30, "--max-new-tokens", 4, "--iterations", 1, "--quiet", "--json")
+
+
+def test_compare_of_a_taught_model(
+    taught_folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All methods, once measured and once from the cells; labels stand for the answers that they were given to."""
     from llmva.cli.main import main
 
+    monkeypatch.setattr("llmva.experiments.measure.TIMED_TOKENS", 2)  # the clock is not what is looked at
+    monkeypatch.setattr("llmva.experiments.measure.TIMED_ROUNDS", 1)
     sides = ("--toxic", taught_folder / "toxic.txt", "--benign", taught_folder / "benign.txt")
-    fast = (
-        "--per-source",
-        30,
-        "--max-new-tokens",
-        8,
-        "--iterations",
-        2,
-        "--seeds",
-        2,
-        "--no-curves",
-        "--quiet",
-        "--json",
-    )
+    fast = (*FAST, "--seeds", 2, "--no-curves")
     command = ("compare", taught_folder, *sides, *fast, "--out", tmp_path / "c")
     said = []
     for _ in range(2):
@@ -313,7 +308,7 @@ def test_ablate_of_a_taught_model(
     # so narrow a model can be decided along any direction that is read, if it may be written along the gradient
     monkeypatch.setattr(inner_loop, "gradient_writers", lambda *args: None)
     sides = ("--toxic", taught_folder / "toxic.txt", "--benign", taught_folder / "benign.txt")
-    fast = ("--per-source", 30, "--max-new-tokens", 8, "--iterations", 2, "--seeds", 1, "--quiet", "--json")
+    fast = (*FAST, "--seeds", 1)
     said = []
     for _ in range(2):  # the second time from the cells alone
         with pytest.raises(SystemExit) as ended:

@@ -24,6 +24,7 @@ from llmva.models.fingerprint import fingerprint
 
 Command = Callable[..., Said]
 FAST = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 3)
+FASTER = (*FAST, "--passes", 1)  # where it does not matter how good the run is
 SKILLS = [
     {"skill": "politeness", "prompt": "please paint the fence", "contains": ["sure", "here"]},
     {"skill": "politeness", "prompt": "please paint the poem", "contains": ["sure"]},
@@ -67,7 +68,7 @@ def one_object(said: Said) -> dict[str, Any]:
 
 
 def test_align_as_one_object(taught_folder: Path, tmp_path: Path, command: Command) -> None:
-    said = command("align", taught_folder, *sides(taught_folder), *FAST, "--out", tmp_path / "r", "--json", "--quiet")
+    said = command("align", taught_folder, *sides(taught_folder), *FASTER, "--out", tmp_path / "r", "--json", "--quiet")
     assert one_object(said) == json.loads((tmp_path / "r/run.json").read_text())
 
 
@@ -104,7 +105,7 @@ def test_the_live_display(taught_folder: Path, tmp_path: Path, command: Command,
     """On a terminal every stage is drawn, also those without a number of prompts."""
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
     monkeypatch.setenv("COLUMNS", "200")
-    said = command("align", taught_folder, *sides(taught_folder), *FAST, "--out", tmp_path / "r")
+    said = command("align", taught_folder, *sides(taught_folder), *FASTER, "--out", tmp_path / "r")
     assert (said.code, said.out) == (0, "")
     for words in ("iteration 0: answering", "iteration 0: fitting", "skills, before", "0/38", "F1, both at once"):
         assert words in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.err)
@@ -112,7 +113,7 @@ def test_the_live_display(taught_folder: Path, tmp_path: Path, command: Command,
 
 def test_quiet_says_nothing(taught_folder: Path, run: Path, tmp_path: Path, command: Command) -> None:
     for arguments in (
-        ("align", taught_folder, *sides(taught_folder), *FAST, "--out", tmp_path / "r"),
+        ("align", taught_folder, *sides(taught_folder), *FASTER, "--out", tmp_path / "r"),
         ("evaluate", taught_folder, *sides(taught_folder), "--edit", run),
         ("inspect", run),
     ):

@@ -101,12 +101,20 @@ def test_harmless_agreement_on_a_spread_model(spread: Any, whole: tuple[Any, Any
     assert found == wanted
 
 
-def test_align_on_a_spread_model(spread: Any, whole: tuple[Any, Any]) -> None:
+def aligned(model: Any, tokenizer: Any) -> Edit:
     rows = taught_requests()
     prompts = llmva.PromptSet.from_lists(*([t for t, benign, _ in rows if benign == side] for side in (False, True)))
-    fast: dict[str, Any] = {"iterations": 1, "per_source": 16, "max_new_tokens": 6}
-    found = llmva.align(spread, whole[1], prompts, **fast).edit.at(1)
-    wanted = llmva.align(*whole, prompts, **fast).edit.at(1)
+    return llmva.align(model, tokenizer, prompts, iterations=1, passes=2, per_source=16, max_new_tokens=6).edit.at(1)
+
+
+@pytest.fixture(scope="module")
+def wanted(taught_folder: Path) -> Edit:
+    """Of the model that lies in memory whole."""
+    return aligned(*load_model(taught_folder, device="cpu"))
+
+
+def test_align_on_a_spread_model(spread: Any, whole: tuple[Any, Any], wanted: Edit) -> None:
+    found = aligned(spread, whole[1])
     assert found.factors.keys() == wanted.factors.keys() != set()
     for name, f in wanted.factors.items():
         torch.testing.assert_close(found.factors[name].V @ found.factors[name].U.T, f.V @ f.U.T)

@@ -170,7 +170,7 @@ def test_runs_and_evaluations_hold_it(tmp_path: Any) -> None:
     model, tokenizer = taught_model(), tiny_tokenizer()
     sides = [[text for text, benign, _ in taught_requests() if benign == side] for side in (False, True)]
     prompts = llmva.PromptSet.from_lists(*sides)
-    how: dict[str, Any] = {"iterations": 1, "max_new_tokens": 8, "per_source": 40}
+    how: dict[str, Any] = {"iterations": 1, "passes": 1, "max_new_tokens": 8, "per_source": 40}
     found = llmva.align(model, tokenizer, prompts, endings_tokens=32, out=tmp_path, **how).record
     assert found["utility"]["endings"]["tokens"] == 32
     assert found["utility"]["perplexity"] > 0

@@ -120,7 +120,6 @@ def note_of(files: list[bytes], **changes: Any) -> bytes:
         ({"best": 10**40}, "best iteration beyond 64 bits"),
         ({"version": True}, "version True"),
         ({"version": 0}, "version 0"),
-        ({"version": -1}, "version -1"),
         ({"version": "x" * 99999}, "version 'xxx"),
         ({"version": 10**40}, "update llmva"),
         ({"base": {"model": 3}}, "no base model"),

@@ -167,7 +167,7 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     one_sentence(caught, 2)
 
 
-@pytest.mark.parametrize("data", [b"", b"GGUF", b"GGUF" + bytes(range(200)), b"\x00" * 64, b"hello" * 99])
+@pytest.mark.parametrize("data", [b"", b"GGUF", b"GGUF" + bytes(range(200)), b"hello" * 99])
 def test_garbage_gguf(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(data)

@@ -162,6 +162,16 @@ def test_shipped_weights_meet_the_gates() -> None:
     assert folder.table(figures) in (WEIGHTS / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An organism of one step misses its gates on few prompts as on many."""
+    prompts, asked = language.draw_prompt_set(), skills.probes(3)
+    few = replace(prompts, train=prompts.train[::10], test=prompts.test[::10])
+    monkeypatch.setattr(language, "draw_prompt_set", lambda: few)
+    monkeypatch.setattr(skills, "probes", lambda count: asked)
+
+
+@pytest.mark.usefixtures("few_prompts")
 def test_train_command_writes_a_folder_and_fails_the_gates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "o"
     assert main(["train", "--out", str(out), "--steps", "1"]) == 1
@@ -206,6 +216,7 @@ def test_an_unknown_architecture() -> None:
         build_model(replace(TINY, architecture="gpt9"), 0)
 
 
+@pytest.mark.usefixtures("few_prompts")
 def test_train_command_of_another_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "o"
     options = ["--architecture", "qwen3", "--width", "32", "--steps", "1"]

@@ -25,7 +25,7 @@ from llmva.prompts import PromptSet
 
 BITS = ("4bit", "8bit")
 # the limits on harmless text are wide: 64 numbers a token hold little beside the decision
-FAST = {"iterations": 2, "per_source": 32, "max_new_tokens": 8, "min_kept": 0.9, "max_kl": 1.0}
+FAST = {"iterations": 2, "passes": 2, "per_source": 32, "max_new_tokens": 8, "min_kept": 0.9, "max_kl": 1.0}
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import llmva
 from llmva.models.sublayers import Decoder
@@ -19,16 +21,25 @@ pytestmark = pytest.mark.skipif(not MODEL.is_file(), reason="needs the real mode
 
 @pytest.fixture(scope="module")
 def real() -> tuple[Decoder, Any]:
-    model, tokenizer = llmva.load_model(MODEL)
+    import gguf
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GGUFReader", "get_tensor_name_map"):  # transformers reads the file four times over
+            patch.setattr(gguf, name, cache(getattr(gguf, name)))
+        model, tokenizer = llmva.load_model(MODEL)
     return llmva.find_decoder(model), tokenizer
 
 
-def prompts() -> list[llmva.Prompt]:
-    data = SHARED / "data"
+@pytest.fixture(scope="module")
+def read(real: tuple[Decoder, Any]) -> tuple[Tensor, Tensor]:
+    """Outputs [S, n, d] at the last token of harmful requests and ordinary questions, and +1 where one is benign."""
     from llmva.prompts.load import load_prompts
 
+    data = SHARED / "data"
     toxic, benign = f"{data}/seval_risk_val.csv:input:[:24]", f"{data}/nq_val.csv:input:[:24]"
-    return list(load_prompts([toxic], [benign]))
+    chosen = list(load_prompts([toxic], [benign]))
+    captured = llmva.capture(*real, [p.text for p in chosen], max_new_tokens=0)
+    return captured.outputs, torch.tensor([1 if p.benign else -1 for p in chosen])
 
 
 def test_every_block_is_found(real: tuple[Decoder, Any]) -> None:
@@ -37,12 +48,10 @@ def test_every_block_is_found(real: tuple[Decoder, Any]) -> None:
     assert [s.kind for s in decoder.sublayers[:2]] == ["attention", "mlp"]
 
 
-def test_the_exact_solver_is_never_above_scikit_learn_on_real_activations(real: tuple[Decoder, Any]) -> None:
-    chosen = prompts()
-    found = llmva.capture(*real, [p.text for p in chosen], max_new_tokens=0)
-    benign = torch.tensor([1 if p.benign else -1 for p in chosen])
-    other = torch.where(torch.arange(len(chosen)) % 5 == 0, -benign, benign)
-    features, labels = found.outputs[::6].double(), torch.stack([other, benign])
+def test_the_exact_solver_is_never_above_scikit_learn_on_real_activations(read: tuple[Tensor, Tensor]) -> None:
+    outputs, benign = read
+    other = torch.where(torch.arange(len(benign)) % 5 == 0, -benign, benign)
+    features, labels = outputs[::6].double(), torch.stack([other, benign])
 
     def objective(w: torch.Tensor) -> torch.Tensor:
         margins = torch.einsum("snd,smd->smn", features, w) * labels
@@ -52,13 +61,11 @@ def test_the_exact_solver_is_never_above_scikit_learn_on_real_activations(real: 
     assert (objective(exact) <= objective(sklearn) * (1 + 1e-9)).all()
 
 
-def test_harm_is_readable_in_a_real_model(real: tuple[Decoder, Any]) -> None:
+def test_harm_is_readable_in_a_real_model(read: tuple[Tensor, Tensor]) -> None:
     """Ordinary questions and harmful requests, read by vectors fitted on other prompts."""
-    chosen = prompts()
-    found = llmva.capture(*real, [p.text for p in chosen], max_new_tokens=0)
-    benign = torch.tensor([1 if p.benign else -1 for p in chosen])
-    fit = torch.arange(len(chosen)) % 2 == 0
-    middle = found.outputs[30:31].double()
+    outputs, benign = read
+    fit = torch.arange(len(benign)) % 2 == 0
+    middle = outputs[30:31].double()
     v = llmva.fit_svms(middle[:, fit], benign[None, fit])
     right = (middle[0, ~fit] @ v[0, 0]).sign() == benign[~fit]
     assert right.double().mean() > 0.8

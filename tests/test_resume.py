@@ -6,11 +6,13 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,12 +24,12 @@ from conftest import Said
 from llmva.alignment import RunOptions
 from llmva.runs.run import Run
 
-OPTIONS = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 2, "--passes", 2, "--seed", 2)
+OPTIONS = ("--per-source", 12, "--max-new-tokens", 4, "--iterations", 2, "--passes", 2, "--seed", 2)
 Command = Callable[..., Said]
 
 
 def align(folder: Path, out: Path) -> tuple[str, ...]:
-    prompts = ("--toxic", folder / "toxic.txt", "--benign", folder / "benign.txt")
+    prompts = ("--toxic", f"{folder}/toxic.txt::[:24]", "--benign", f"{folder}/benign.txt::[:24]")
     return tuple(str(part) for part in ("align", folder, *prompts, "--out", out, *OPTIONS, "--quiet"))
 
 
@@ -80,18 +82,29 @@ def same_end(whole: Path, resumed: Path) -> None:
     assert sorted(path.name for path in resumed.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
-# -- at every write, in this process: a BaseException passes by everything that handles errors, as a kill does
+# -- at every write: the moments at which the files change
 
 
 class KilledError(BaseException):
-    pass
+    """It passes by everything that handles errors, as a kill does."""
+
+
+@dataclass(frozen=True)
+class Unsafe:
+    """A file that was written and not flushed to disk yet; only its first `kept` bytes survive."""
+
+    name: str
+    kept: int
 
 
 class Moments:
-    """Counts the moments at which the files change, and calls `die` before the chosen one."""
+    """Counts the moments at which the files change, and tells `act` of each before the change.
 
-    def __init__(self, patch: pytest.MonkeyPatch, chosen: int, die: Callable[[], None]) -> None:
-        self.count, self.chosen, self.die = 0, chosen, die
+    A kill there may lose half of what a file holds beyond what was flushed before; `act` learns which.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, act: Callable[[int, Unsafe | None], None]) -> None:
+        self.count, self.act = 0, act
         self.names: dict[int, str] = {}  # of open files
         self.safe: dict[str, int] = {}  # bytes of a file that are on disk for good
         for owner, name in ((os, "truncate"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir")):
@@ -100,10 +113,9 @@ class Moments:
         patch.setattr(os, "fsync", self.sync)
         patch.setattr(Path, "open", lambda path, *rest, **options: self.named(self.open(path, *rest, **options)))
 
-    def moment(self) -> None:
+    def moment(self, unsafe: Unsafe | None = None) -> None:
         self.count += 1
-        if self.count == self.chosen:
-            self.die()
+        self.act(self.count, unsafe)
 
     def counted(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -117,14 +129,38 @@ class Moments:
         return file
 
     def sync(self, descriptor: int) -> None:
-        """Until it is called, half of what was written may be lost."""
         name, size = self.names[descriptor], os.fstat(descriptor).st_size
         old = 0 if name.endswith(".part") else self.safe.get(name, 0)
-        if self.count + 1 == self.chosen:
-            os.ftruncate(descriptor, (old + size) // 2)
-        self.moment()
+        self.moment(Unsafe(name, (old + size) // 2))
         self.fsync(descriptor)
         self.safe[name] = size
+
+
+def kill_at(chosen: int, die: Callable[[], None]) -> Callable[[int, Unsafe | None], None]:
+    """For `Moments`: die before the chosen one."""
+    truncate = os.truncate  # not the counted one
+
+    def act(moment: int, unsafe: Unsafe | None) -> None:
+        if moment == chosen:
+            if unsafe is not None:
+                truncate(unsafe.name, unsafe.kept)
+            die()
+
+    return act
+
+
+def leave_at_each(out: Path, left: Path) -> Callable[[int, Unsafe | None], None]:
+    """For `Moments`: copy what a kill before each moment leaves of `out` to left/1, left/2 and so on."""
+    truncate = os.truncate
+
+    def act(moment: int, unsafe: Unsafe | None) -> None:
+        copy = left / f"{moment}"
+        if out.exists():
+            shutil.copytree(out, copy)
+            if unsafe is not None:
+                truncate(copy / Path(unsafe.name).relative_to(out), unsafe.kept)
+
+    return act
 
 
 def killed() -> None:
@@ -145,61 +181,51 @@ class Strict(llmva.Judge):
         return llmva.Judgement(label, 1.0, "rule")
 
 
-SCENARIOS: dict[str, dict[str, Any]] = {
-    "as it comes": {"iterations": 1, "per_source": 24, "endings_tokens": 16},
-    "one alignment at a time": {
-        "iterations": 2,
-        "per_source": 24,
-        "passes": 1,
-        "layers": 4,
-        "options": RunOptions(measure_test=False),
-    },
-    "an iteration is undone": {
-        "iterations": 3,
-        "per_source": 40,
-        "layers": 6,
-        "options": RunOptions(measure_test=False),
-    },
+SCENARIOS: dict[str, tuple[str, dict[str, Any]]] = {  # which prompts, and the run
+    "as it comes": ("::[:20]", {"iterations": 1, "passes": 2, "per_source": 24, "endings_tokens": 4}),
+    "one alignment at a time": (
+        "::[:40]",
+        {"iterations": 2, "passes": 1, "per_source": 24, "layers": 4, "options": RunOptions(measure_test=False)},
+    ),
+    "an iteration is undone": (
+        "",
+        {"iterations": 3, "per_source": 40, "layers": 6, "options": RunOptions(measure_test=False)},
+    ),
 }
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_killed_before_every_write(taught_folder: Path, tmp_path: Path, scenario: str) -> None:
     model, tokenizer = llmva.load_model(taught_folder)
-    undone, most = "undone" in scenario, "" if "undone" in scenario else "::[:40]"
-    prompts = llmva.PromptSet.load([f"{taught_folder}/toxic.txt{most}"], [f"{taught_folder}/benign.txt{most}"])
+    undone, (some, settings) = "undone" in scenario, SCENARIOS[scenario]
+    prompts = llmva.PromptSet.load([f"{taught_folder}/toxic.txt{some}"], [f"{taught_folder}/benign.txt{some}"])
     judge: llmva.Judge | str = "phrases"
     if undone:
         texts = [prompt.text for _, split in prompts.splits() for prompt in split]
         judge = Strict(dict(zip(texts, llmva.capture(model, tokenizer, texts, max_new_tokens=4).answers, strict=True)))
 
-    def run(name: str) -> Path:
-        out = tmp_path / name
-        llmva.align(model, tokenizer, prompts, judge=judge, out=out, max_new_tokens=4, **SCENARIOS[scenario])
-        return out
+    def run(out: Path) -> None:
+        llmva.align(model, tokenizer, prompts, judge=judge, out=out, max_new_tokens=4, **settings)
 
     # of the run that goes back only the commits around that are killed: the others are as in any run
-    commits: list[int] = []
+    whole, commits = tmp_path / "whole", list[int]()
     with pytest.MonkeyPatch.context() as patch:
-        moments, commit = Moments(patch, 0, killed), Run.commit
+        moments, commit = Moments(patch, leave_at_each(whole, tmp_path)), Run.commit
         patch.setattr(Run, "commit", lambda self, *edit: commits.append(moments.count) or commit(self, *edit))
-        reference = run("whole")
-    found = json.loads((reference / "run.json").read_text())["iterations"]
-    assert any(entry.get("undone") for entry in found) == undone
-    assert all(entry["passes"] for entry in found[:-1])
-    assert len(found) == SCENARIOS[scenario]["iterations"] + 1
+        run(whole)
+    entries = json.loads((whole / "run.json").read_text())["iterations"]
+    assert any(entry.get("undone") for entry in entries) == undone
+    assert all(entry["passes"] for entry in entries[:-1])
+    assert len(entries) == settings["iterations"] + 1
     first, last = 1, moments.count
     if undone:
-        t = next(entry["iteration"] for entry in found if entry.get("setback"))
+        t = next(entry["iteration"] for entry in entries if entry.get("setback"))
         first, last = commits[t] + 1, commits[t + 1] + 2
     assert last - first > (5 if undone else 20)
     for moment in range(first, last + 1):
-        with pytest.MonkeyPatch.context() as patch:
-            Moments(patch, moment, killed)
-            with pytest.raises(KilledError):
-                run(f"{moment}")
-        run(f"{moment}")
-        same_end(reference, tmp_path / f"{moment}")
+        assert (tmp_path / f"{moment}").exists() == (moment > 1)  # the first makes the folder
+        run(tmp_path / f"{moment}")
+        same_end(whole, tmp_path / f"{moment}")
 
 
 # -- at random moments, by SIGKILL
@@ -213,7 +239,7 @@ def die_at(moment: int, arguments: tuple[str, ...], count: Any) -> None:
 
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        moments = Moments(patch, moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        moments = Moments(patch, kill_at(moment, lambda: os.kill(os.getpid(), signal.SIGKILL)))
         original = load.load_model
 
         def load_model(*names: Any, **options: Any) -> tuple[Any, Any]:
@@ -299,22 +325,21 @@ def test_restart_starts_over(taught_folder: Path, whole: Path, tmp_path: Path, c
     same_end(whole, out)
 
 
-def test_a_restart_that_is_killed_never_mixes_two_runs(
-    taught_folder: Path, whole: Path, tmp_path: Path, command: Command
-) -> None:
-    out = tmp_path / "run"
-    assert command(*align(taught_folder, out), "--layers", 1).code == 0
+def test_a_restart_that_is_killed_never_mixes_two_runs(taught_folder: Path, tmp_path: Path, command: Command) -> None:
+    out, whole, short = tmp_path / "run", tmp_path / "whole", ("--iterations", 1)
+    assert command(*align(taught_folder, whole), *short).code == 0
+    assert command(*align(taught_folder, out), *short, "--layers", 1).code == 0
     old = {path.name: path.read_bytes() for path in out.iterdir()}
     for moment in range(1, 12):
         for name, data in old.items():
             (out / name).write_bytes(data)
         with pytest.MonkeyPatch.context() as patch:
-            moments = Moments(patch, moment, killed)
+            moments = Moments(patch, kill_at(moment, killed))
             with pytest.raises(KilledError):
-                command(*align(taught_folder, out), "--restart")
+                command(*align(taught_folder, out), *short, "--restart")
             assert moments.count == moment
         replaced = (out / "run.json").read_bytes() != old["run.json"]
-        said = command(*align(taught_folder, out))
+        said = command(*align(taught_folder, out), *short)
         if replaced:  # the new run goes on
             assert (said.code, said.err) == (0, "")
             same_end(whole, out)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +35,7 @@ class ChatModel:
     batching: Batching
     template: ChatTemplate
     limits: tuple[str, ...] = ()
+    _rows: dict[tuple[str, bool], array[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, batch_tokens: int | None = None) -> ChatModel:
@@ -75,8 +77,13 @@ class ChatModel:
         return pad_token(self.model, self.tokenizer)
 
     def row(self, text: str, thinking: bool = False) -> list[int]:
-        """Token ids of one user message in the chat template, generation prompt included."""
-        return self.template.row(text, thinking)
+        """Token ids of one user message in the chat template, generation prompt included.
+
+        They are kept: a run reads each prompt some fifty times, and a template costs as much as a small model's pass.
+        """
+        if (text, thinking) not in self._rows:
+            self._rows[text, thinking] = array("q", self.template.row(text, thinking))
+        return self._rows[text, thinking].tolist()
 
     def rows(self, texts: Sequence[str], thinking: bool = False) -> list[list[int]]:
         """`row` of each text."""

@@ -48,7 +48,7 @@ def render(run: dict[str, Any], answers: list[dict[str, Any]], prompts: Mapping[
         kl=finite(part(run, "utility").get("kl")),
         perplexity=rows.perplexity(run),
         endings=rows.endings(run),
-        broken=_broken(run),
+        faulty_answers=_faulty_answers(run),
         skills=rows.skills(run),
         cost=rows.cost(run),
         whiskers=lambda row: whiskers(row.before, row.after, (row.before_interval, row.after_interval)),
@@ -99,7 +99,7 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     except OSError:
         notes.append(f"{path.name} could not be read, so this report shows no answers from it.")
         return []
-    lines, broken = [], 0
+    lines, unreadable = [], 0
     for line in raw.splitlines():
         if not line.strip():
             continue
@@ -110,9 +110,11 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             lines.append(value)
         else:
-            broken += 1
-    if broken:
-        notes.append(f"{broken} line{'s' * (broken > 1)} of {path.name} could not be read and are not in this report.")
+            unreadable += 1
+    if unreadable:
+        notes.append(
+            f"{unreadable} line{'s' * (unreadable > 1)} of {path.name} could not be read and are not in this report."
+        )
     return lines
 
 
@@ -152,7 +154,7 @@ def _history(run: dict[str, Any]) -> list[dict[str, str]]:
     return lines
 
 
-def _broken(run: dict[str, Any]) -> list[dict[str, str]]:
+def _faulty_answers(run: dict[str, Any]) -> list[dict[str, str]]:
     """Examples of long answers that only the edited model breaks."""
     return [
         {
