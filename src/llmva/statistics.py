@@ -44,24 +44,14 @@ def mcnemar(first: Bools, second: Bools) -> float:
 
 def majority(good: Bools) -> Bools:
     """[prompts]: right in more than half of the seeds. One verdict a prompt, which is what `mcnemar` may count."""
-<<<<<<< HEAD
     by_majority: Bools = 2 * good.sum(0) > len(good)
     return by_majority
-=======
-    right: Bools = 2 * good.sum(0) > len(good)
-    return right
->>>>>>> 94bf870 (tests/test_structure.py: sizes, one-way imports, names; make test in two processes)
 
 
 def f1_of(good: Bools, benign: Bools) -> Floats:
     """F1 of each seed, [seeds]. NaN where a side has no prompts."""
-<<<<<<< HEAD
     each: Floats = _f1(good, benign, np.ones((1, len(benign))))[0]
     return each
-=======
-    by_seed: Floats = _f1(good, benign, np.ones((1, len(benign))))[0]
-    return by_seed
->>>>>>> 94bf870 (tests/test_structure.py: sizes, one-way imports, names; make test in two processes)
 
 
 def bootstrap_f1(good: Bools, benign: Bools, strata: Sequence[Any], seed: int = 0, resamples: int = 2000) -> Interval:
