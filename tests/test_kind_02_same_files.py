@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from conftest import Said, chat_model, tiny_model, tiny_tokenizer
 from llmva.errors import LlmvaError, UsageError
+from llmva.export.exportable import export_notes
 from llmva.export.lora import export_lora
 from llmva.export.merged import export_merged
 from llmva.export.plan import make_plan
-from llmva.models.checkpoint import Checkpoint, export_notes
+from llmva.models.checkpoint import Checkpoint
 from llmva.models.files.weights import INDEX, SINGLE, Weights, find_weights
 from llmva.models.fingerprint import fingerprint
 from llmva.models.load import load_model

@@ -23,8 +23,8 @@ import torch
 from rich.console import Console
 
 from conftest import Said
-from llmva.cli.console import Display
-from llmva.cli.streams import Shown, safe_streams
+from llmva.cli.terminal.console import Display
+from llmva.cli.terminal.streams import Shown, safe_streams
 from llmva.edit import Edit
 from llmva.report.fitting import Fitting
 from llmva.runs.run import Run

@@ -16,6 +16,7 @@ from llmva.edit import Edit, check_untouched
 from llmva.errors import UsageError
 from llmva.evaluation.final import HARMLESS_TEXTS, finish
 from llmva.evaluation.skills import PROBE_TOKENS, Probe
+from llmva.export.exportable import export_notes
 from llmva.judges.base import Judge, Judgement, Label
 from llmva.method import rollback
 from llmva.method.context import Context, State, VectorHook
@@ -28,7 +29,6 @@ from llmva.metrics.objective import Objective
 from llmva.metrics.rates import point_rates
 from llmva.models.at_rest import at_rest
 from llmva.models.chat_model import ChatModel
-from llmva.models.checkpoint import export_notes
 from llmva.models.files.weights import findable
 from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import answer_prompts, check_rows

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmva.cli.interrupt import interruptible, of_run
 from llmva.cli.options import (
     BatchTokens,
     JudgeName,
@@ -21,9 +20,10 @@ from llmva.cli.options import (
     Skills,
     Sources,
 )
+from llmva.cli.terminal.interrupt import interruptible, of_run
 
 if TYPE_CHECKING:
-    from llmva.cli.console import Display
+    from llmva.cli.terminal.console import Display
 
 
 def align(
@@ -94,7 +94,7 @@ def demo(
 
 def show_run(record: Mapping[str, Any], directory: Path, display: Display, output: Output) -> None:
     """Draw the report of a finished run, and print its table, its outcome and its limits."""
-    from llmva.cli.console import emit
+    from llmva.cli.terminal.console import emit
     from llmva.report import before_after_table, write_report
     from llmva.report.run.outcome import outcome
 

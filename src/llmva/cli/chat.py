@@ -34,7 +34,7 @@ def chat(
     from llmva.cli import inputs
 
     inputs.quiet_libraries(model)
-    from llmva.cli.console import Display, emit, say
+    from llmva.cli.terminal.console import Display, emit, say
     from llmva.models.chat import ChatTemplate
     from llmva.models.forward import check_features
     from llmva.models.load import load_model

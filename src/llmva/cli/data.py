@@ -16,7 +16,7 @@ HEADS = ("name", "sides", "prompts", "licence", "login", "home")
 
 def data_list(*, output: Output) -> None:
     """List the data sets that --data knows: sides, number of prompts, licence, login, home page."""
-    from llmva.cli.console import emit, say
+    from llmva.cli.terminal.console import emit, say
     from llmva.prompts.public.registry import list_data
 
     data_sets = list_data()

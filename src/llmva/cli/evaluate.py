@@ -24,7 +24,7 @@ from llmva.cli.options import (
 from llmva.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmva.cli.console import Display
+    from llmva.cli.terminal.console import Display
     from llmva.judges.base import Judge
     from llmva.prompts.types import Prompt
 
@@ -105,7 +105,7 @@ def evaluate(
     _check(sources, set_options, thinking, benchmarks)
     hub = ["data of benchmarks"] if benchmarks.utility else []
     inputs.quiet_libraries(model, *sources.places, *hub)
-    from llmva.cli.console import Display, emit
+    from llmva.cli.terminal.console import Display, emit
     from llmva.files import write_text
     from llmva.judges import make_judge
     from llmva.models.load import load_model

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from llmva.cli.interrupt import interruptible, of_run
 from llmva.cli.options import (
     Base,
     BatchTokens,
@@ -20,6 +19,7 @@ from llmva.cli.options import (
     Sides,
     Skills,
 )
+from llmva.cli.terminal.interrupt import interruptible, of_run
 from llmva.errors import UsageError
 from llmva.settings import SEEDS
 
@@ -65,7 +65,7 @@ def extend(
         inputs.quiet_libraries(*sides.toxic, *sides.benign)
         from llmva.alignment import RunOptions
         from llmva.cli.align import show_run
-        from llmva.cli.console import Display
+        from llmva.cli.terminal.console import Display
         from llmva.extension import extend as run
         from llmva.extension import prepare
         from llmva.judges import make_judge

@@ -25,7 +25,7 @@ from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.types import Prompt
 
 if TYPE_CHECKING:
-    from llmva.cli.console import Display
+    from llmva.cli.terminal.console import Display
     from llmva.prompts.public.wanted import Wanted
 
 DEMO = "demo"
@@ -78,7 +78,7 @@ def load(
     Prompts and judge are read before the model, so that a mistake in them costs no loading.
     """
     quiet_libraries(place, *sources.places)
-    from llmva.cli.console import Display
+    from llmva.cli.terminal.console import Display
     from llmva.judges import make_judge
     from llmva.models.load import load_model
 

@@ -11,7 +11,7 @@ from llmva.errors import UsageError
 
 def inspect(directory: RunDir, *, seed: Seed = 42, output: Output) -> None:
     """Show what a run or an edit holds: base model, sublayers, iterations, metrics."""
-    from llmva.cli.console import Display, emit
+    from llmva.cli.terminal.console import Display, emit
     from llmva.edit import Edit
     from llmva.edit_file import edit_file
     from llmva.report import before_after_table

@@ -16,11 +16,11 @@ from llmva.cli.data import data_list
 from llmva.cli.evaluate import evaluate
 from llmva.cli.extend import extend
 from llmva.cli.inspect import inspect
-from llmva.cli.interrupt import EXIT_CODE, NOTHING_KEPT, Interrupted, remembered, was_interrupted
 from llmva.cli.options import expand
 from llmva.cli.ship import export, front, push, verify
-from llmva.cli.streams import PLAIN, safe_streams, unicode
 from llmva.cli.study import ablate, compare, judge_check
+from llmva.cli.terminal.interrupt import EXIT_CODE, NOTHING_KEPT, Interrupted, remembered, was_interrupted
+from llmva.cli.terminal.streams import PLAIN, safe_streams, unicode
 from llmva.errors import LlmvaError, UsageError
 
 app = typer.Typer(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmva.cli.interrupt import interruptible, of_export, of_upload
 from llmva.cli.options import Base, Choice, Loading, Output, Rank, RunDir, Seed, TrustCode
+from llmva.cli.terminal.interrupt import interruptible, of_export, of_upload
 from llmva.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def front(
     output: Output,
 ) -> None:
     """Show every point that a run measured, as a table and in DIR/front.svg. llmva export --point ships any of them."""
-    from llmva.cli.console import Display, emit
+    from llmva.cli.terminal.console import Display, emit
     from llmva.report import front_table, write_front
     from llmva.runs.record import read_run
 
@@ -74,7 +74,7 @@ def export(
     with interruptible() as kept:
         kept.say = of_export(out)
         plan = _plan(directory, choice, base, trust_remote_code)
-        from llmva.cli.console import Display, emit
+        from llmva.cli.terminal.console import Display, emit
 
         record: dict[str, Any] = {
             "as": kind,
@@ -126,7 +126,7 @@ def verify(
     from llmva.cli import inputs
 
     inputs.quiet_libraries(base)
-    from llmva.cli.console import Display, emit
+    from llmva.cli.terminal.console import Display, emit
     from llmva.export.verify import verify as run
 
     with Display(output.quiet) as display:
@@ -171,7 +171,7 @@ def push(
     _check(kind, PUSHED, rank)
     with interruptible() as kept:
         plan = _plan(directory, choice, base, trust_remote_code)
-        from llmva.cli.console import Display, emit
+        from llmva.cli.terminal.console import Display, emit
         from llmva.export.push import push as run
 
         kept.say = of_upload(repo, dry_run)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmva.cli.interrupt import interruptible, of_study
 from llmva.cli.options import (
     BatchTokens,
     JudgeName,
@@ -21,10 +20,11 @@ from llmva.cli.options import (
     Skills,
     Sources,
 )
+from llmva.cli.terminal.interrupt import interruptible, of_study
 from llmva.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmva.cli.console import Display
+    from llmva.cli.terminal.console import Display
 
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Repeat with this many seeds, beginning with --seed.")]
 StudySettings = Annotated[dict[str, Any], SettingOptions("iterations", "per_source", "max_new_tokens")]
@@ -166,7 +166,7 @@ def ablate(
 
 
 def _show(record: Mapping[str, Any], pages: Sequence[Path], table: Any, display: Display, output: Output) -> None:
-    from llmva.cli.console import emit
+    from llmva.cli.terminal.console import emit
 
     if not output.quiet:
         display.console.print(table)
@@ -190,7 +190,7 @@ def judge_check(
     output: Output,
 ) -> None:
     """Measure how often a judge agrees with hand labels: accuracy, Cohen's kappa, confusion, and its mistakes."""
-    from llmva.cli.console import Display, emit
+    from llmva.cli.terminal.console import Display, emit
     from llmva.judges import make_judge
     from llmva.judges.check import check_judge, lines
 

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from llmva import progress
-from llmva.cli.interrupt import was_interrupted
-from llmva.cli.streams import Shown, discard, unicode
+from llmva.cli.terminal.interrupt import was_interrupted
+from llmva.cli.terminal.streams import Shown, discard, unicode
 from llmva.errors import LlmvaError
 
 
