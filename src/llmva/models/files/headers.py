@@ -46,26 +46,26 @@ def read_headers(files: Iterable[Path]) -> tuple[dict[str, Stored], set[str]]:
 
 def read_header(file: Path) -> tuple[int, dict[str, Stored]]:
     """Where the data begins, and each tensor's place. Raises LlmvaError where the file is no whole safetensors file."""
-    broken = LlmvaError(f"'{file}' is no whole safetensors file: download the model again.")
+    not_whole = LlmvaError(f"'{file}' is no whole safetensors file: download the model again.")
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
         if len(start) < 8:
-            raise broken
+            raise not_whole
         (length,) = struct.unpack("<Q", start)
         if length > min(MAX_HEADER, size - 8):
-            raise broken
+            raise not_whole
         try:
             header = json.loads(stream.read(length))
             begin = 8 + length
             stored = {name: _entry(file, begin, entry) for name, entry in header.items() if name != "__metadata__"}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise broken from error
+            raise not_whole from error
     last = begin
     for place in sorted(stored.values(), key=lambda place: (place.begin, place.end)):
         bits = DTYPES[place.dtype].itemsize * math.prod(place.shape) if place.dtype in DTYPES else None
         if not last <= place.begin <= place.end <= size or (bits is not None and bits != place.end - place.begin):
-            raise broken
+            raise not_whole
         last = place.end
     return begin, stored
 
