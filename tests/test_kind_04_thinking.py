@@ -293,7 +293,7 @@ def test_the_figures_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     (limit,) = record["limits"]
     assert f"thought before {len(PROMPTS)} of {len(PROMPTS)} answers although thinking was off" in limit
     chat = speaker(FORMS["tags"], monkeypatch)
-    assert "limits" not in evaluate(chat, PROMPTS, make_judge("phrases"), settings)
+    assert evaluate(chat, PROMPTS, make_judge("phrases"), settings)["limits"] == []
 
 
 def test_skills_are_measured_without_thoughts(monkeypatch: pytest.MonkeyPatch) -> None:

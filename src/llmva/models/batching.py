@@ -80,15 +80,14 @@ def first_guess(model: Any, tokens: int | None = None) -> Batching:
     free = sum(p.numel() * p.element_size() for p in model.parameters()) * CPU_SHARE + SPARE
     if parameter.device.type == "cuda":
         free = 0.7 * torch.cuda.mem_get_info(parameter.device)[0]
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries = getattr(config, "num_attention_heads", None) or max(1, config.hidden_size // 64)
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    head = getattr(config, "head_dim", None) or config.hidden_size // queries
     cached = 2 * config.num_hidden_layers * heads * head * parameter.element_size()
     passing = 12 * config.hidden_size * 4  # activations of one block
     each = cached + passing
     # off CUDA, attention under a padding mask holds its scores: float32, and once more in the model's dtype
-    square = (
-        0.0 if parameter.device.type == "cuda" else config.num_attention_heads * (4 + parameter.element_size()) / each
-    )
+    square = 0.0 if parameter.device.type == "cuda" else queries * (4 + parameter.element_size()) / each
     return Batching(tokens or 2 ** max(0, int(free / each).bit_length() - 1), square)
 
 

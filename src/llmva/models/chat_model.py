@@ -51,15 +51,14 @@ class ChatModel:
         known = model.model if isinstance(model, Decoder) else model
         check_features(known)
         template = ChatTemplate.of(tokenizer)
-        decoder = model if isinstance(model, Decoder) else find_decoder(model)
-        batching, limits = first_guess(known, batch_tokens), [*loading_limits(known), *template.limits]
+        limits, alone = [*loading_limits(known), *template.limits], False
         if not is_of_transformers(known):
-            rows = [template.row(text) for text in UNEVEN]
-            vocabulary = int(known.get_input_embeddings().weight.shape[0])
-            tried = [[min(i, vocabulary - 1) for i in row] or [0] for row in rows]
-            if not batches_well(known, pad_token(known, tokenizer), tried):
-                batching, limits = Batching(1), [*limits, ALONE]
-        return cls(decoder, tokenizer, batching, template, tuple(limits))
+            last = int(known.get_input_embeddings().weight.shape[0]) - 1
+            rows = [[min(i, last) for i in template.row(text)] or [0] for text in UNEVEN]
+            alone = not batches_well(known, pad_token(known, tokenizer), rows)
+        decoder = model if isinstance(model, Decoder) else find_decoder(model)
+        batching = Batching(1) if alone else first_guess(known, batch_tokens)
+        return cls(decoder, tokenizer, batching, template, tuple([*limits, ALONE] if alone else limits))
 
     @property
     def model(self) -> Any:

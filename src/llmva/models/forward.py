@@ -17,6 +17,7 @@ from llmva.models.sublayers import contiguous_head, hooked
 
 TOLERANCE = 0.02  # of the largest logit, in float32; half precision rounds sums of another order
 HALF_TOLERANCE = 0.1
+STEPS = 6  # tokens that are generated to see whether the cache holds what was read
 
 
 def is_of_transformers(model: Any) -> bool:
@@ -112,10 +113,15 @@ def batches_well(model: Any, pad: int, rows: list[list[int]]) -> bool:
             result = run_forward(model, forward_inputs(model, *pad_left([row], pad, device)), keep=1)
             alone.append(logits_of(result, 1)[:, -1].float())
         ids, mask = pad_left(rows[:1], pad, device)
-        plain = GenerationConfig(max_new_tokens=2, do_sample=False, pad_token_id=pad)  # type: ignore[no-untyped-call]
-        new = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
-        read = run_forward(model, forward_inputs(model, new[:, :-1], torch.ones_like(new[:, :-1])), keep=1)
-        second = logits_of(read, 1)[0, -1].float()
+        plain: Any = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=STEPS, do_sample=False, pad_token_id=pad, output_logits=True, return_dict_in_generate=True
+        )
+        made = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
+        step_by_step = torch.cat(made.logits).float()
+        whole = made.sequences[:, :-1]
+        steps = len(step_by_step)
+        read = run_forward(model, forward_inputs(model, whole, torch.ones_like(whole)), keep=steps)
+        at_once = logits_of(read, steps)[0].float().to(step_by_step.device)
     except torch.OutOfMemoryError:
         raise
     except LlmvaError:
@@ -127,9 +133,9 @@ def batches_well(model: Any, pad: int, rows: list[list[int]]) -> bool:
         ) from error
     allowed = TOLERANCE if model.dtype in (torch.float32, torch.float64) else HALF_TOLERANCE
     scale = float(side_by_side.abs().max().clamp_min(1e-6))
-    if float(second.max() - second[new[0, -1]]) > allowed * scale:
+    if float((step_by_step - at_once).abs().max()) > allowed * scale:
         raise UsageError(
-            f"The code of the model's class {kind} generates other tokens than its forward pass gives, so its cache is "
-            "broken: mend it, or choose a release of transformers that it was written for."
+            f"The code of the model's class {kind} generates something else than its forward pass gives, so its "
+            "cache is broken: mend it, or choose a release of transformers that it was written for."
         )
     return float((side_by_side - torch.cat(alone)).abs().max()) <= allowed * scale

@@ -244,23 +244,29 @@ def _takes_parts(template: ChatTemplate) -> bool:
             continue
         if QUESTION in rendered or QUESTION.lower() in rendered.lower():
             return in_parts
-    name = getattr(template.tokenizer, "name_or_path", "") or "this model"
+    place = getattr(template.tokenizer, "name_or_path", "")
+    name = f"'{place}'" if place else "this model"
     if raised is None:
         raise LlmvaError(
-            f"The chat template of '{name}' leaves the user's message out: mend it, or remove it for a plain dialogue."
+            f"The chat template of {name} leaves the user's message out: mend it, or remove it for a plain dialogue."
         )
-    system = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": QUESTION}]
-    try:
-        template._fill(system, Switch())
-    except Exception:
+    if _needs_a_system_turn(template):
         raise LlmvaError(
-            f"The chat template of '{name}' cannot be rendered ({first_line(raised)}): mend it, or remove it for a "
-            "plain dialogue."
+            f"The chat template of {name} asks for a system turn ({first_line(raised)}), and llmva asks without one: "
+            "let the template write its own where there is none."
         ) from raised
     raise LlmvaError(
-        f"The chat template of '{name}' asks for a system turn ({first_line(raised)}), and llmva asks without one: let "
-        "the template write its own where there is none."
+        f"The chat template of {name} cannot be rendered ({first_line(raised)}): mend it, or remove it for a plain "
+        "dialogue."
     ) from raised
+
+
+def _needs_a_system_turn(template: ChatTemplate) -> bool:
+    system = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": QUESTION}]
+    try:
+        return QUESTION in template._fill(system, Switch())
+    except Exception:  # as before
+        return False
 
 
 def _faults(template: ChatTemplate) -> list[str]:
