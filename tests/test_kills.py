@@ -48,7 +48,7 @@ def arm(moment):
 
     def heard(event, args):
         writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-        if event in CHANGES or event == "socket.connect" or (writes and not str(args[0]).endswith(".pyc")):
+        if event in CHANGES or event == "socket.connect" or writes:
             step()
 
     def in_halves(call, at):
@@ -99,7 +99,7 @@ class Worker:
         variables = {
             "HF_ENDPOINT": hub, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN,
             "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "TMPDIR": str(self.temporary),
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",  # or the first of all has moments of its own
         }  # fmt: skip
         self._process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT], env=inherited | variables, text=True,
