@@ -272,16 +272,16 @@ def test_chat_reads_lines(taught_folder: Path, command: Command, typed: Callable
 def test_chat_remembers_the_dialogue(
     taught_folder: Path, command: Command, typed: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmva.models import chat
+    from llmva.models.chat import ChatTemplate
 
     heard: list[list[str]] = []
-    original = chat.render_dialogue
+    original = ChatTemplate.render
 
-    def render(tokenizer: Any, dialogue: list[dict[str, str]], *more: Any) -> str:
+    def render(self: ChatTemplate, dialogue: list[dict[str, str]], *more: Any) -> str:
         heard.append([turn["role"] for turn in dialogue])
-        return original(tokenizer, dialogue, *more)
+        return original(self, dialogue, *more)
 
-    monkeypatch.setattr(chat, "render_dialogue", render)
+    monkeypatch.setattr(ChatTemplate, "render", render)
     typed("please paint the fence\nplease paint the door")
     assert command("chat", taught_folder, "--max-new-tokens", 8).code == 0
     assert heard[-2:] == [["user"], ["user", "assistant", "user"]]

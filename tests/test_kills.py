@@ -147,7 +147,8 @@ def test_exports(kind: str, served: tuple[Hub, Worker], tmp_path: Path) -> None:
     last = {"lora": "adapter_config.json", "merged": "config.json"}[kind]
     before = sorted(tmp_path.iterdir())
     for moment in drawn(count):
-        assert work("export", kind, tmp_path, str(out), moment)[0]
+        killed, _ = work("export", kind, tmp_path, str(out), moment)
+        assert killed or out.exists()  # writes are not counted alike in two processes: it may end before the moment
         if out.exists():
             assert content(out) == whole
             shutil.rmtree(out)

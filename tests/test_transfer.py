@@ -324,7 +324,8 @@ def test_a_comparison_on_public_sets(taught_folder: Path, copies: Path, command:
 # --- data list -------------------------------------------------------------------------------------------------------
 
 
-def test_the_list(command: Command) -> None:
+def test_the_list(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # which pytest-xdist sets
     said = command("data", "list")
     assert (said.code, said.err) == (0, "")
     lines = said.out.splitlines()

@@ -91,7 +91,7 @@ def is_finished(directory: Path) -> bool:
     """Whether `directory` holds a run that has nothing left to do."""
     try:
         return bool((read_run(directory).get("test") or {}).get("after"))
-    except (UsageError, AttributeError):
+    except (UsageError, AttributeError, OSError):  # a name too long, or no folder: opening the run will say so
         return False
 
 
