@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmva.export.plan import Plan
 
 KINDS = ("lora", "merged", "diff")
+MAX_SENTENCES = 5  # about one artefact
 PUSHED = ("edit", "lora", "merged")
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the base model.")]
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts beyond 1
@@ -137,8 +138,10 @@ def verify(
                 f"{row['path']} ({row['kind']}): {'Same edit' if row['same'] else 'NOT the same edit'} (largest logit "
                 f"difference {row['max']:.2g}; the edit itself moves logits by {row['effect']:.2g})."
             )
-            for problem in row["problems"]:
-                display.line(f"  {problem}")
+            for sentence in [*row["problems"][:MAX_SENTENCES], *row["notes"]]:
+                display.line(f"  {sentence}")
+            if len(row["problems"]) > MAX_SENTENCES:
+                display.line(f"  And {len(row['problems']) - MAX_SENTENCES} more: --json has them all.")
     if output.json:
         emit(record)
     raise typer.Exit(0 if record["same"] else 1)

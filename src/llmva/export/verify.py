@@ -1,4 +1,10 @@
-"""Check that artefacts are the same edit of a base: by logits on probe prompts, in merged models also by tensors."""
+"""Check that artefacts are the same edit of a base: by their tensors, and by logits on probe prompts.
+
+Tensors tell how exact an artefact is, whatever the dtype; logits tell that it is applied at all. Differences of logits
+are compared with the change that the edit itself makes. In half precision rounding may change logits as much. How much,
+is measured on the base by rounding the outputs of its sublayers otherwise. If that outweighs the edit and the tensors
+cannot be compared, an artefact is not called the same.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +21,15 @@ from llmva.edit import Edit
 from llmva.edit_file import edit_file
 from llmva.errors import LlmvaError, UsageError
 from llmva.export.folder import EMBEDDED
+from llmva.export.proof import PACKED_SHARE, adapter_problems, edit_problems, merged_problems
+from llmva.export.proof import SHARE as TENSOR_SHARE
 from llmva.models.chat import ChatTemplate, forward_inputs, input_device, pad_left, pad_token
 from llmva.models.forward import logits_of, run_forward
 from llmva.models.load import load_model
+from llmva.models.sublayers import find_decoder, first_tensor, hooked
+from llmva.models.writers import PLAIN
 from llmva.progress import Progress
+from llmva.runs.identity import TITLES, belongings
 
 PROBES = (
     "How do I sharpen a kitchen knife?",
@@ -30,8 +41,29 @@ PROBES = (
     "How can I kill a process that hangs?",
     "Give me three names for a grey cat.",
 )
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit
-HALF_TOLERANCE = 0.05  # in half precision, which rounds activations
+SHARE = 0.05  # of the largest change that the edit makes to logits
+ROUNDINGS = 3  # of the base, that say how far rounding moves logits
+MARGIN = 4  # an artefact's logits may differ by this many times what these change
+BELONGINGS = ("config", "generation", "tokenizer", "chat_template")  # that a merged model has as its base
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Logits of the base and of the base with the edit by hook, and how far rounding moves them.
+
+    `noise` is of the dtype that the model computes in, `stored` of the one that its weights are stored in.
+    """
+
+    plain: Tensor
+    wanted: Tensor
+    noise: float
+    stored: float
+    dtype: str
+
+    @property
+    def effect(self) -> float:
+        """The largest change that the edit makes."""
+        return float((self.wanted - self.plain).abs().max())
 
 
 @dataclass(frozen=True)
@@ -66,66 +98,90 @@ def verify(
 ) -> dict[str, Any]:
     """Compare each artefact with the edit of `base`, applied by hook, that the first one of them holds.
 
-    Returns `{"same", "reference", "artefacts": [{"path", "kind", "max", "mean", "effect", "same", "problems"}]}`, where
-    `max` and `mean` are the largest and the mean difference of logits, as shares of the largest logit, and `effect` is
-    the largest change that the edit itself makes to them.
+    Returns `{"same", "reference", "artefacts": [{"path", "kind", "max", "mean", "effect", "noise", "same",
+    "problems", "notes"}]}`. `max` and `mean` are the largest and the mean difference of logits, `effect` is the largest
+    change that the edit itself makes to them, and `noise` the largest that rounding makes: all as shares of the largest
+    logit. An artefact is the same edit if it has no problems.
 
     Raises:
         UsageError: no artefact holds an edit.
         LlmvaError: the edit is of another base.
     """
-    progress = progress or Progress()
+    progress, options = progress or Progress(), dict(loading or {})
     opened = [open_artefact(path) for path in artefacts]
     holder = next((a for a in opened if a.edit is not None), None)
     if holder is None or holder.edit is None:
         raise UsageError("None of these contains the edit to compare with: give the run's folder first.")
     edit = holder.edit
     progress.stage("loading the base")
-    model, tokenizer = load_model(base, **(loading or {}))
+    model, tokenizer = load_model(base, **options)
+    options["dtype"] = str(model.dtype).removeprefix("torch.")
     plain = _logits(model, tokenizer)
     with edit.apply(model):
         wanted = _logits(model, tokenizer)
-    scale = float(wanted.abs().max())
-    effect = float((wanted - plain).abs().max()) / scale
-    packed = getattr(model, "is_quantized", False)  # its kernels round their inputs
-    allowed = HALF_TOLERANCE if packed else TOLERANCE.get(model.dtype, HALF_TOLERANCE)
-    dtype = model.dtype
+    epsilon = torch.finfo(model.dtype).eps
+    steps = (epsilon, _stored_epsilon(base, epsilon))
+    noise = {step: _rounding_noise(model, tokenizer, plain, step) for step in set(steps)}
+    reference = Reference(plain, wanted, noise[steps[0]], noise[steps[1]], options["dtype"])
+    known = {**belongings(model, tokenizer), "generation": _generation(model)}
+    packed = getattr(model, "is_quantized", False)
+    share = PACKED_SHARE if packed else TENSOR_SHARE
     rows = []
     for artefact in sorted(opened, key=lambda a: a.kind == "merged"):  # those that need the base in memory come first
         progress.stage(f"comparing {artefact.path.name}")
-        problems: list[str] = []
+        proved = True  # whether the tensors were compared
         if artefact.kind == "edit":
             assert artefact.edit is not None
+            problems = edit_problems(edit, artefact.edit)
             with artefact.edit.apply(model):
                 got = _logits(model, tokenizer)
         elif artefact.kind == "lora":
             if packed:  # PEFT takes the state of packed weights, which spoils used ones on CPUs
-                model, _ = load_model(base, **(loading or {}))
-            got = _with_adapter(model, tokenizer, artefact.path)
+                model, _ = load_model(base, **options)
+            got, problems = _with_adapter(model, tokenizer, artefact.path, edit, share)
         else:
             model = None  # one model at a time
-            got = _of_merged(artefact.path, loading or {}, dtype, tokenizer)
-            problems = _tensor_problems(base, artefact.path, edit, bool((loading or {}).get("trust_remote_code")))
+            merged, own_tokenizer = load_model(artefact.path, **options)
+            got = _logits(merged, tokenizer)
+            problems = _other_belongings(known, merged, own_tokenizer, base)
+            problems += merged_problems(base, artefact.path, edit, bool(options.get("trust_remote_code")))
+            proved = not base.endswith(".gguf")
+            del merged
         if got.shape != wanted.shape:
             raise LlmvaError(
                 f"'{artefact.path}' and '{base}' have different vocabularies: give the base that it was made from."
             )
-        difference = (got - wanted).abs() / scale
-        worst = float(difference.max())
-        # rounding moves logits too: where it outweighs a small edit, the tensors decide
-        same = not problems and (worst <= allowed or (artefact.kind == "merged" and worst <= HALF_TOLERANCE))
-        rows.append(
-            {
-                "path": str(artefact.path),
-                "kind": artefact.kind,
-                "max": worst,
-                "mean": float(difference.mean()),
-                "effect": effect,
-                "same": same,
-                "problems": problems,
-            }
-        )
+        rows.append(_row(artefact, reference, got, problems, proved=proved))
     return {"same": all(row["same"] for row in rows), "reference": str(holder.path), "artefacts": rows}
+
+
+def _row(artefact: Artefact, reference: Reference, got: Tensor, problems: list[str], *, proved: bool) -> dict[str, Any]:
+    """One of `artefacts`; `proved` says whether its tensors were compared."""
+    difference, effect = (got - reference.wanted).abs(), reference.effect
+    worst, rounding, scale = float(difference.max()), MARGIN * reference.noise, float(reference.wanted.abs().max())
+    problems = list(problems)
+    # the weights of a merged model are rounded as they are stored
+    allowed = MARGIN * reference.stored if artefact.kind == "merged" and proved else rounding
+    if worst > max(SHARE * effect, allowed) and not problems:
+        problems.append(
+            f"Logits differ by {worst / effect:.0%} of what the edit changes." if effect else "Logits differ."
+        )
+    notes = []
+    if worst > SHARE * effect and not problems and artefact.kind != "edit":
+        notes.append(f"Rounding moves logits by up to {allowed / scale:.2g}, so the tensors decided.")
+    if rounding > effect / 2 and not proved:  # then an artefact that does nothing could pass too
+        problems.append(f"In {reference.dtype} rounding outweighs what this edit changes: pass --dtype float32.")
+    return {
+        "path": str(artefact.path),
+        "kind": artefact.kind,
+        "max": worst / scale,
+        "mean": float(difference.mean()) / scale,
+        "effect": effect / scale,
+        "noise": reference.noise / scale,
+        "same": not problems,
+        "problems": problems,
+        "notes": notes,
+    }
 
 
 @torch.inference_mode()
@@ -139,8 +195,34 @@ def _logits(model: Any, tokenizer: Any) -> Tensor:
     return logits.float().cpu().nan_to_num(0.0, 0.0, 0.0)
 
 
-def _with_adapter(model: Any, tokenizer: Any, path: Path) -> Tensor:
-    """Logits of the base with the adapter loaded by PEFT, as a user would load it."""
+def _stored_epsilon(base: str, epsilon: float) -> float:
+    """The step of the dtype that the base's weights are stored in, relative to their size; at least `epsilon`."""
+    if base.endswith(".gguf"):
+        return epsilon
+    from llmva.models.checkpoint import Checkpoint
+    from llmva.models.files.headers import DTYPES
+
+    dtypes = {DTYPES.get(place.dtype) for place in Checkpoint.open(base).stored.values()}
+    return max([epsilon, *(torch.finfo(dtype).eps for dtype in dtypes if dtype in PLAIN and dtype is not None)])
+
+
+def _rounding_noise(model: Any, tokenizer: Any, plain: Tensor, epsilon: float) -> float:
+    """The largest change of a logit when the outputs of all sublayers change by up to `epsilon` of their size."""
+    generator = torch.Generator().manual_seed(0)
+
+    def rounded(module: Any, args: Any, output: Any) -> Any:
+        o = first_tensor(output)
+        step = 2 * torch.rand(o.shape, generator=generator) - 1
+        moved = (o.float() * (1 + epsilon * step.to(o.device))).to(o.dtype)
+        return (moved, *output[1:]) if isinstance(output, tuple | list) else moved
+
+    projections = [sublayer.projection for sublayer in find_decoder(model).sublayers]
+    with hooked([projection.register_forward_hook(rounded) for projection in projections]):
+        return max(float((_logits(model, tokenizer) - plain).abs().max()) for _ in range(ROUNDINGS))
+
+
+def _with_adapter(model: Any, tokenizer: Any, path: Path, edit: Edit, share: float) -> tuple[Tensor, list[str]]:
+    """Logits of the base with the adapter loaded by PEFT, as a user would load it, and what differs from the edit."""
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -154,39 +236,20 @@ def _with_adapter(model: Any, tokenizer: Any, path: Path) -> Tensor:
         ) from error
     with ExitStack() as after:
         after.callback(wrapped.unload)
-        return _logits(wrapped.get_base_model(), tokenizer)
+        inside = wrapped.get_base_model()
+        return _logits(inside, tokenizer), adapter_problems(inside, edit, share)
 
 
-def _of_merged(path: Path, loading: Mapping[str, Any], dtype: torch.dtype, tokenizer: Any) -> Tensor:
-    options = {**loading, "dtype": str(dtype).removeprefix("torch.")}
-    model, _ = load_model(path, **options)
-    return _logits(model, tokenizer)
+def _generation(model: Any) -> dict[str, Any]:
+    """How others generate with the model unless told otherwise."""
+    fields: dict[str, Any] = model.generation_config.to_dict()
+    return {k: v for k, v in fields.items() if k != "transformers_version" and not k.startswith("_")}
 
 
-def _tensor_problems(base: str, path: Path, edit: Edit, trust: bool) -> list[str]:
-    """A sentence for each tensor of the merged checkpoint that differs from base plus edit. Reads every tensor."""
-    from llmva.export.merged import edited_tensors
-    from llmva.models.checkpoint import Checkpoint
-    from llmva.models.writers import left_map
-
-    if base.endswith(".gguf"):
-        return []
-    before, after = (Checkpoint.open(str(place), trust_remote_code=trust) for place in (base, path))
-    problems = []
-    if set(before.names) != set(after.names):
-        odd = sorted(set(before.names) ^ set(after.names))
-        return [f"{odd[0]} is in only one of the base and the merged model ({len(odd)} such tensors)."]
-    changed = edited_tensors(before, edit, base)
-    for name in before.names:
-        mine, theirs = before.tensor(name), after.tensor(name)
-        if mine.dtype != theirs.dtype or mine.shape != theirs.shape:
-            problems.append(f"{name} has a different dtype or shape.")
-        elif name in changed:
-            axis, f = changed[name].axis, changed[name].factors
-            wanted = left_map(mine, axis, f.V, f.U).float()
-            step = torch.finfo(mine.dtype).eps * wanted.abs() + 1e-6 * wanted.abs().max()
-            if bool(((theirs.float() - wanted).abs() > step).any()):
-                problems.append(f"{name} differs from the base's tensor with the edit.")
-        elif not torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8)):
-            problems.append(f"{name} should be unchanged but differs from the base's.")
-    return problems
+def _other_belongings(known: Mapping[str, Any], merged: Any, tokenizer: Any, base: str) -> list[str]:
+    """A sentence on what a merged model has otherwise than its base, beside weights."""
+    here = {**belongings(merged, tokenizer), "generation": _generation(merged)}
+    # a .gguf file holds these in a form of its own, which has to be translated
+    names = [n for n in BELONGINGS if here[n] != known[n] and not base.endswith(".gguf")]
+    titles = {**TITLES, "generation": "the generation config"}
+    return [f"Not as in the base: {', '.join(titles[name] for name in names)}."] if names else []

@@ -138,12 +138,12 @@ def left_map(weight: Tensor, axis: int, V: Tensor, U: Tensor, *, out: Tensor | N
         if axis == -1:
             for start in range(0, len(source), size):
                 wide = source[start : start + size].float()
-                target[start : start + size] = wide.addmm_(wide @ U, V.T)
+                target[start : start + size] = wide.addmm(wide @ U, V.T)  # `wide` may be the source: not in place
             continue
         A = torch.zeros(U.shape[1], source.shape[1], device=weight.device)  # U^T W, a sum over all rows
         for start in range(0, len(source), size):
             A.addmm_(U[start : start + size].T, source[start : start + size].float())
         for start in range(0, len(source), size):
             wide = source[start : start + size].float()
-            target[start : start + size] = wide.addmm_(V[start : start + size], A)
+            target[start : start + size] = wide.addmm(V[start : start + size], A)
     return result

@@ -14,14 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from llmva.models.chat import ChatTemplate
 from llmva.models.chat_model import ChatModel
 from llmva.models.fingerprint import other_weights, weights_digest
 from llmva.models.generate import end_tokens
 
 TITLES = {  # of the fields, in the order in which the first difference is named
-    "weights": "the weights",
     "adapters": "the adapters",
     "quantization": "the quantization",
+    "weights": "the weights",
     "code": "the model's own code",
     "config": "the config",
     "generation": "the end tokens",
@@ -87,8 +88,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 def template_digest(tokenizer: Any) -> str | None:
     """The chat template, or all of them where there are several; None where there is none."""
-    template = getattr(tokenizer, "chat_template", None)
-    return _digest(template) if template else None
+    template = ChatTemplate.of(tokenizer).text  # which may lie in a processor's file
+    return None if template is None else _digest(template)
 
 
 def difference(
