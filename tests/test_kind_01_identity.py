@@ -35,6 +35,7 @@ from llmva.models.fingerprint import fingerprint, weight_hashes, whole_hash
 from llmva.models.load import load_model
 from llmva.progress import Progress
 from llmva.prompts import PromptSet
+from llmva.runs.identity import belongings
 
 FAST: dict[str, Any] = {"iterations": 2, "per_source": 32, "max_new_tokens": 8, "endings_tokens": 0}
 Change = Callable[[Path], None]
@@ -159,8 +160,10 @@ def test_what_changes_answers_is_refused_by_name(case: str, finished: tuple[Path
 def test_an_adapter_on_the_model_is_refused(finished: tuple[Path, Path]) -> None:
     peft = pytest.importorskip("peft")
     model, tokenizer = load_model(finished[0])
+    assert belongings(model, tokenizer)["adapters"] is None
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False), model)
-    with pytest.raises(UsageError, match="the adapters none"):
+    assert belongings(model, tokenizer)["adapters"] is not None
+    with pytest.raises(UsageError, match="An adapter is on the model, which no export would contain"):
         align(model, tokenizer, finished[1])
     edit = Edit.load(finished[1])
     with pytest.raises(LlmvaError, match="of this model has other weights"):
