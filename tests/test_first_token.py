@@ -10,6 +10,7 @@ import torch
 
 import llmva
 from conftest import chat_model, taught_model, taught_requests
+from llmva.alignment import RunOptions
 from llmva.judges.base import Judgement, Label
 from llmva.method.first_token import KINDS, FirstTokenClassifier, predict_labels, predicted_f1
 from llmva.method.observe import Observation, observe
@@ -27,7 +28,8 @@ def seen(labels: list[Label], first: list[int] | None = None, shares: Any = None
     n = len(labels)
     prompts = [Prompt(f"p{i}", bool(benign[i]) if benign else i % 2 == 0, "s") for i in range(n)]
     tokens = None if first is None else torch.tensor(first)
-    found = Capture([""] * n, torch.zeros(1, n, 2), torch.zeros(n, 2), 0, tokens, shares)
+    likely = None if tokens is None else tokens[:, None]
+    found = Capture([""] * n, torch.zeros(1, n, 2), torch.zeros(n, 2), 0, likely, shares=shares)
     return Observation(prompts, [Judgement(label, 1.0, "rule") for label in labels], found)
 
 
@@ -52,7 +54,7 @@ def test_later_answers_outweigh_earlier_ones() -> None:
 def test_agreement() -> None:
     table = FirstTokenClassifier({3: (0, 2, 1), 5: (1, 0, 0), 6: (1, 1, 0)})
     assert table.agreement(seen([REFUSED, ANSWERED, REFUSED, ANSWERED], [3, 5, 5, 6])) == 0.75  # ties: the first kind
-    assert table.agreement(seen([REFUSED, GARBLED], [9, 9])) == 0.5  # never seen counts as garbled
+    assert FirstTokenClassifier({3: (0, 2, 1)}).agreement(seen([REFUSED, GARBLED], [9, 9])) == 0.5  # never seen
     assert table.agreement(seen([ANSWERED, UNJUDGED, UNJUDGED], [5, 5, 3])) == 1  # nobody knows what those were
     assert table.agreement(seen([UNJUDGED], [5])) == 0
     assert FirstTokenClassifier().agreement(seen([ANSWERED], [0])) == 0
@@ -60,7 +62,20 @@ def test_agreement() -> None:
 
 def test_table() -> None:
     found = FirstTokenClassifier({0: (1, 0, 0), 3: (1, 2, 1)}).table(5)
-    assert found.tolist() == [[1, 0], [0, 0], [0, 0], [0.25, 0.5], [0, 0]]
+    assert found.tolist() == [[1, 0], [0.5, 0], [0.5, 0], [0.25, 0.5], [0.5, 0]]  # one opening was seen once
+    assert FirstTokenClassifier({1: (1, 2, 1)}).table(2).tolist() == [[0, 0], [0.25, 0.5]]
+
+
+def test_new_openings_are_what_rare_ones_are() -> None:
+    """Answers of a model that talks freely begin in many ways, its refusals in few."""
+    free = FirstTokenClassifier({1: (0, 9, 0), 2: (4, 0, 0), **dict.fromkeys(range(10, 18), (1, 0, 0)), 18: (0, 1, 0)})
+    assert free.unseen == (8, 1, 1)
+    assert free.label(99) is ANSWERED
+    assert free.table(100)[99].tolist() == pytest.approx([0.8, 0.1])
+    few = FirstTokenClassifier({1: (0, 9, 0), 2: (30, 0, 0)})
+    assert few.unseen == (0, 0, 1)
+    assert few.label(99) is GARBLED
+    assert free.faded().unseen == (4, 0.5, 1)  # what was seen once before still stands for what is new
 
 
 def test_it_survives_a_file() -> None:
@@ -115,16 +130,18 @@ def requests() -> list[Prompt]:
 
 def test_shares_are_expectations_under_the_first_token(taught: Any, tokenizer: Any) -> None:
     texts = ["paint the fence", "please tell me how to break the lamp", "a"]
-    weigh = torch.rand(len(tokenizer), 3, generator=torch.Generator().manual_seed(0))
-    found = answer_prompts(chat_model(taught, tokenizer), texts, max_new_tokens=0, weigh=weigh)
-    assert found.shares is not None
+    generator = torch.Generator().manual_seed(0)
+    counts = {t: (*torch.rand(3, generator=generator).tolist(),) for t in range(0, len(tokenizer), 2)}
+    classifier = FirstTokenClassifier(counts)
+    found = answer_prompts(chat_model(taught, tokenizer), texts, max_new_tokens=0)
+    shares, weigh = classifier.shares(found), classifier.table(len(tokenizer))
     assert found.first is not None
     for i, text in enumerate(texts):
         with torch.no_grad():
             logits = taught(input_ids=torch.tensor([encode(tokenizer, render(tokenizer, text))])).logits[0, -1]
-        assert torch.allclose(found.shares[i], torch.softmax(logits, -1) @ weigh, atol=1e-5)
+        assert torch.allclose(shares[i], torch.softmax(logits, -1) @ weigh, atol=1e-5)
         assert found.first[i] == logits.argmax()
-    assert capture(taught, tokenizer, texts, max_new_tokens=0).shares is None
+    assert found.shares is None
 
 
 def test_first_tokens_are_those_of_generated_answers(taught: Any, tokenizer: Any) -> None:
@@ -190,7 +207,7 @@ def test_an_edit_is_foreseen_as_it_then_does(taught: Any, tokenizer: Any, reques
         "passes": 1,
         "max_new_tokens": 8,
         "per_source": 60,
-        "options": llmva.alignment.RunOptions(measure_test=False),
+        "options": RunOptions(measure_test=False),
     }
     result = llmva.align(model, tokenizer, prompts, judge=judge, **options)
     classifier, gaps = FirstTokenClassifier(), []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from llmva.method.observe import observe
 from llmva.models import generate
 from llmva.models.batching import MAX_ROWS, Batching, first_guess, longest_first
 from llmva.models.chat import encode, pad_left, render, render_dialogue
+from llmva.models.chat_model import ChatModel
 from llmva.models.generate import CHECK_EVERY, Capture, answer_prompts, capture
+from llmva.models.reading import decoding
 from llmva.models.sublayers import find_decoder
 from llmva.prompts.types import Prompt
 
@@ -188,15 +191,17 @@ def test_decoding_stops_once_all_rows_settled(monkeypatch: pytest.MonkeyPatch) -
     model, steps = sized(tiny_model()), 0
     forward = model.forward
 
+    @wraps(forward)
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal steps
         steps += 1
         return forward(*args, **kwargs)
 
-    decoder = find_decoder(model)
+    chat = chat_model(find_decoder(model), tiny_tokenizer())
+    assert chat.decodes()
     monkeypatch.setattr(model, "forward", counted)
-    answer_prompts(chat_model(decoder, tiny_tokenizer()), PROMPTS, max_new_tokens=60, settled=lambda answer: True)
-    assert steps == CHECK_EVERY
+    answer_prompts(chat, PROMPTS, max_new_tokens=60, settled=lambda answer: True)
+    assert steps == 1 + CHECK_EVERY  # one for what all prompts begin with
 
 
 # -- the model's own wishes ------------------------------------------------------------------------------------------
@@ -305,19 +310,33 @@ def test_an_empty_prompt_is_named(model: Any) -> None:
 
 # -- memory ----------------------------------------------------------------------------------------------------------
 
-run_batch = generate._run
 
+def fails_above(most: int, error: Callable[[], Exception], seen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of more than `most` rows fails, as it does on a small device, however it is answered."""
+    prefill, whole_batch = decoding._prefill, generate._whole_batch
 
-def failing(most: int, error: Callable[[], Exception], seen: list[int]) -> Callable[..., Any]:
-    """A batch of more than `most` rows fails, as it does on a small device."""
-
-    def run(chat: Any, rows: list[list[int]], *rest: Any) -> Any:
-        seen.append(len(rows))
-        if len(rows) > most:
+    def check(rows: int) -> None:
+        seen.append(rows)
+        if rows > most:
             raise error()
-        return run_batch(chat, rows, *rest)
 
-    return run
+    def joining(model: Any, padding: int, rows: Any, group: list[int], *rest: Any) -> Any:
+        check(len(group))
+        return prefill(model, padding, rows, group, *rest)
+
+    def at_once(chat: Any, rows: Any, budget: int, end: Any, taken: Any, batch: list[int]) -> Any:
+        check(len(batch))
+        return whole_batch(chat, rows, budget, end, taken, batch)
+
+    monkeypatch.setattr(decoding, "_prefill", joining)
+    monkeypatch.setattr(generate, "_whole_batch", at_once)
+
+
+@pytest.fixture(params=["joining", "batch by batch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "batch by batch":
+        monkeypatch.setattr(ChatModel, "decodes", lambda self: False)
+    return str(request.param)
 
 
 @pytest.mark.parametrize(
@@ -329,26 +348,30 @@ def failing(most: int, error: Callable[[], Exception], seen: list[int]) -> Calla
     ],
 )
 def test_out_of_memory_halves_the_batch_and_changes_nothing(
-    error: Callable[[], Exception], monkeypatch: pytest.MonkeyPatch
+    error: Callable[[], Exception], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, seen = sized(tiny_model()), list[int]()
     whole = capture(model, tiny_tokenizer(), PROMPTS, max_new_tokens=8)
-    monkeypatch.setattr(generate, "_run", failing(2, error, seen))
     batching = Batching(10_000)
-    found = answer_prompts(chat_model(model, tiny_tokenizer(), batching), PROMPTS, max_new_tokens=8)
+    chat = chat_model(model, tiny_tokenizer(), batching)
+    chat.decodes()
+    fails_above(2, error, seen, monkeypatch)
+    found = answer_prompts(chat, PROMPTS, max_new_tokens=8)
     close(found, whole)
     assert seen[:2] == [7, 3]
     assert batching.tokens < 100
     assert hooks(model) == 0
     seen.clear()
-    answer_prompts(chat_model(model, tiny_tokenizer(), batching), PROMPTS, max_new_tokens=8)
+    answer_prompts(chat, PROMPTS, max_new_tokens=8)
     assert seen[0] <= 2  # learned
 
 
-def test_memory_for_not_even_one_prompt_is_one_sentence(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "_run", failing(0, lambda: torch.OutOfMemoryError("CUDA out of memory"), []))
+def test_memory_for_not_even_one_prompt_is_one_sentence(model: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = chat_model(model, tiny_tokenizer())
+    chat.decodes()
+    fails_above(0, lambda: torch.OutOfMemoryError("CUDA out of memory"), [], monkeypatch)
     with pytest.raises(LlmvaError, match="not hold even one prompt"):
-        capture(model, tiny_tokenizer(), PROMPTS)
+        answer_prompts(chat, PROMPTS, max_new_tokens=8)
 
 
 def test_other_errors_pass_and_leave_no_hooks(model: Any) -> None:

@@ -13,6 +13,7 @@ from conftest import chat_model, tiny_tokenizer
 from llmva.models import gradients as module
 from llmva.models.batching import Batching
 from llmva.models.chat import encode, forward_inputs, pad_left, render
+from llmva.models.chat_model import ChatModel
 from llmva.models.gradients import gradients
 from llmva.models.sublayers import find_decoder, first_tensor, hooked
 
@@ -29,8 +30,11 @@ def score(logits: Tensor, batch: list[int]) -> Tensor:
 def found(model: Any, budget: int = 100_000) -> tuple[Tensor, Tensor, Tensor]:
     """Scores [n, k], outputs [S, n, d] and gradients [S, n, k, d], in the prompts' order."""
     parts = list(gradients(chat_model(find_decoder(model), tiny_tokenizer(), Batching(budget)), TEXTS, score))
-    back = torch.tensor([i for batch, *_ in parts for i in batch]).argsort()
-    scores, outputs, slopes = (torch.cat([p[k] for p in parts], dim) for k, dim in ((1, 0), (2, 1), (3, 1)))
+    back = torch.tensor([i for part in parts for i in part.rows]).argsort()
+    scores, outputs, slopes = (
+        torch.cat([getattr(part, name) for part in parts], dim)
+        for name, dim in (("scores", 0), ("outputs", 1), ("slopes", 1))
+    )
     return scores[back], outputs[:, back], slopes[:, back]
 
 
@@ -52,16 +56,17 @@ def scored(model: Any, place: nn.Module, step: Tensor) -> Tensor:
 def check(model: Any, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Returns whether a cache was used. The graph through whole prompts is checked by finite differences."""
     used: list[bool] = []
-    original = module._prefix
+    original = module._all_but_last
 
     def prefix(*args: Any) -> Any:
         cache = original(*args)
         used.append(cache is not None)
         return cache
 
-    monkeypatch.setattr(module, "_prefix", prefix)
+    monkeypatch.setattr(module, "_all_but_last", prefix)
     scores, outputs, slopes = found(model)
-    monkeypatch.setattr(module, "_prefix", lambda *args: None)
+    monkeypatch.setattr(module, "_all_but_last", lambda *args: None)
+    monkeypatch.setattr(ChatModel, "decodes", lambda self: False)
     whole = found(model)
     for one, other in zip((scores, outputs, slopes), whole, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)

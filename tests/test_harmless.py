@@ -201,3 +201,37 @@ def test_random_messages_are_repeatable_and_free_of_special_tokens() -> None:
         assert 3 <= len(message.split()) <= 14
         assert "<" not in message
     assert len({word for message in drawn[0] for word in message.split()}) > 40
+
+
+def test_what_the_original_says_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = find_decoder(sized(tiny_model()))
+    chat, known = chat_model(decoder, tiny_tokenizer()), harmless.Known()
+    edit, rows = random_edit(decoder, 0.7), list[int]()
+    whole = agreement(chat, TEXTS, applied(decoder, edit))
+    agreement(chat, TEXTS[:2], applied(decoder, Edit()), known=known)
+    assert set(known) == set(TEXTS[:2])
+    read = harmless.read_rows
+
+    def noted(model: Any, padding: int, some: Any, *rest: Any) -> Tensor:
+        rows.append(len(some))
+        return read(model, padding, some, *rest)
+
+    monkeypatch.setattr(harmless, "read_rows", noted)
+    found = agreement(chat, TEXTS, applied(decoder, edit), known=known)
+    assert sum(rows) == 2 + 4  # two originals were missing
+    assert found.kept == whole.kept
+    assert found.kl == pytest.approx(whole.kl, rel=1e-3)
+    assert found.rise == pytest.approx(whole.rise, rel=1e-3, abs=1e-5)
+
+
+def test_tokens_that_are_hardly_ever_said_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The divergence is that of a coarser look: never more, and nearly all of it."""
+    decoder = find_decoder(sized(tiny_model()))
+    edit = random_edit(decoder, 0.7)
+    whole = compare(decoder, edit)
+    for kept, share in ((40, 0.95), (3, 0.3)):
+        monkeypatch.setattr(harmless, "KEPT_TOKENS", kept)
+        found = compare(decoder, edit)
+        assert found.kept == whole.kept
+        assert found.rise == pytest.approx(whole.rise)
+        assert share * whole.mean_kl < found.mean_kl < whole.mean_kl

@@ -358,27 +358,29 @@ def test_chances_must_gain_enough_to_be_worth_a_pass(
         monkeypatch, [(1.0, 0.7), (1.0, 0.7 + 1.01 * MIN_GAIN), *[(1.0, 0.7 + 1.01 * MIN_GAIN + short)] * 6]
     )
     found = run_inner_loop(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
-    # a whole step, then three that gain too little, and so does the last pass, towards surer decisions
-    assert (found.passes, found.predicted, steps) == (1, 1.0, [1.0, *[1.0, 0.5, 0.25] * 2])
+    # all labels are right after a whole step; in the pass towards surer decisions three steps gain too little
+    assert (found.passes, found.predicted, steps) == (1, 1.0, [1.0, 1.0, 0.5, 0.25])
 
 
 def test_once_labels_are_right_one_more_pass_makes_them_surer(
     make: Any, answered: Any, texts: Any, told: FirstTokenClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It reads twice r benign, and counts like any other: only if more labels, or surer ones, are foreseen."""
-    given = [(0.5, 0.5), (1.0, 0.7), *[(1.0, 0.7)] * 3]
-    scripted(monkeypatch, [*given, (1.0, 0.7 + 2 * MIN_GAIN)])
+    given = [(0.5, 0.5), (1.0, 0.7)]
     ratios: list[float] = []
-    original = line_search.align_sublayers
+    for scale in (1.0, inner_loop.MARGIN_SCALE):
+        scripted(monkeypatch, [*given, (1.0, 0.7 + 2 * MIN_GAIN)])
+        monkeypatch.setattr(inner_loop, "MARGIN_SCALE", scale)
+        original = line_search.align_sublayers
 
-    def align(*args: Any) -> Edit:
-        ratios.append(float(args[2].ratio.max()))
-        return original(*args)
+        def align(*args: Any, original: Any = original) -> Edit:
+            ratios.append(float(args[2].ratio.max()))
+            return original(*args)
 
-    monkeypatch.setattr(line_search, "align_sublayers", align)
-    found = run_inner_loop(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
-    assert (found.passes, found.predicted) == (2, 1.0)
-    assert ratios[-1] == pytest.approx(inner_loop.MARGIN_SCALE * ratios[-2])
+        monkeypatch.setattr(line_search, "align_sublayers", align)
+        found = run_inner_loop(make(passes=8), Edit(), *answered, told, texts, 1, 1.0)
+        assert (found.passes, found.predicted) == (2, 1.0)
+    assert ratios[-1] == pytest.approx(inner_loop.MARGIN_SCALE * ratios[1])
     scripted(monkeypatch, [*given, *[(1.0, 0.7)] * 3])
     assert run_inner_loop(make(passes=8), Edit(), *answered, told, texts, 1, 1.0).passes == 1
     scripted(monkeypatch, [(0.5, 0.5), (0.9, 0.7), *[(0.9, 0.7)] * 3])  # much is left to do: no such pass

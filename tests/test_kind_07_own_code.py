@@ -96,7 +96,7 @@ def test_gradients_and_harmless_text_are_the_same(kind: type) -> None:
     for where, one in ((found, kind), (right, LlamaForCausalLM)):
         chat = llmva.ChatModel.of(made(one), tiny_tokenizer())
         parts = gradients(chat, [text for text, _ in texts], lambda logits, batch: logits[:, :2])
-        where.extend(tensor for part in parts for tensor in part[1:])
+        where.extend(x for part in parts for x in (part.scores, part.outputs, part.slopes))
         lens = agreement(chat, texts, lambda chat=chat: torch.no_grad())
         assert lens.kept == [1.0] * 6
         where.append(torch.tensor(lens.rise))

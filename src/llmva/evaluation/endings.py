@@ -13,14 +13,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from llmva.judges.garbled import why_garbled
 from llmva.judges.text import Folder
-from llmva.models.batching import longest_first
 from llmva.models.chat_model import ChatModel
-from llmva.models.generate import context_length, end_tokens, generate_greedily
-from llmva.models.sublayers import contiguous_head, hooked
+from llmva.models.generate import context_length, end_tokens, generate
 from llmva.statistics import wilson
 
 PROMPTS = 16
@@ -125,23 +121,13 @@ def breaks_off(text: str) -> bool:
     return prose and bool(bare) and bare == text and bare[-1].isalnum()
 
 
-@torch.inference_mode()
 def _long_answers(
-    chat: ChatModel, rows: Sequence[Sequence[int]], max_new_tokens: int, on_progress: Callable[[int], None]
+    chat: ChatModel, rows: Sequence[list[int]], max_new_tokens: int, on_progress: Callable[[int], None]
 ) -> list[LongAnswer]:
-    model, answers = chat.model, dict[int, LongAnswer]()
-    ending = end_tokens(model, chat.tokenizer)
-
-    def work(batch: list[int]) -> list[LongAnswer]:
-        ids, mask = chat.pad([rows[i] for i in batch])
-        with hooked([contiguous_head(model)]):
-            new = generate_greedily(model, chat.tokenizer, ids, mask, max_new_tokens).tolist()
-        return [_answer(chat.tokenizer, row, ending) for row in new]
-
-    lengths = [len(row) + max_new_tokens for row in rows]
-    for batch, batch_answers in chat.batching.over(longest_first(lengths), lengths.__getitem__, work):
-        answers.update(zip(batch, batch_answers, strict=True))
-        on_progress(len(batch))
+    answers, ending = dict[int, LongAnswer](), end_tokens(chat.model, chat.tokenizer)
+    for i, new in generate(chat, rows, [max_new_tokens] * len(rows)):
+        answers[i] = _answer(chat.tokenizer, new, ending)
+        on_progress(1)
     return [answers[i] for i in range(len(rows))]
 
 

@@ -10,6 +10,8 @@ from llmva.edit import Edit
 from llmva.evaluation.skills import Probe, measure_skills
 from llmva.evaluation.utility import measure_utility
 from llmva.method.context import Context
+from llmva.method.first_token import FirstTokenClassifier
+from llmva.method.rollback import MIN_AGREEMENT
 from llmva.metrics.objective import Objective
 from llmva.metrics.pareto import RATES, find_front
 from llmva.metrics.rates import point_rates, summarise
@@ -27,9 +29,7 @@ def finish(context: Context, run: Run, probes: Sequence[Probe]) -> None:
     if run.record.get("test", {}).get("after"):
         return
     record, best = run.record, run.record["best_iteration"]
-    if best:
-        _measure_strengths(context, run)
-    strength = context.objective.choose_strength(record["iterations"][best], record.get("strengths", []))
+    strength = _choose_strength(context, run) if best else 1.0
     record["best_strength"] = strength
     validation = context.prompts.validation
     benign = sum(prompt.benign for prompt in validation)
@@ -125,14 +125,16 @@ def _limits(record: dict[str, Any], objective: Objective) -> list[str]:
     return sentences
 
 
-def _measure_strengths(context: Context, run: Run) -> None:
-    """Rates of the chosen edit at other strengths.
+def _choose_strength(context: Context, run: Run) -> float:
+    """Look at the chosen iteration's edit at other strengths; 1, unless limits demand another.
 
-    They are measured on validation prompts, because a choice on test prompts would make the test results worthless.
-    Each strength is committed, so an interruption loses at most one.
+    Validation prompts decide, because a choice on test prompts would make the test results worthless. Where first
+    tokens predict the labels of this run, they do so here, and no answers are generated; a strength that would be
+    chosen by them is measured before.
     """
     record, best = run.record, run.record["best_iteration"]
-    rows = record.setdefault("strengths", [])
+    rows: list[dict[str, Any]] = record.setdefault("strengths", [])
+    predicts = context.predicts_labels and record["iterations"][-1]["foretold"] >= MIN_AGREEMENT
     # measured already; in a run that extends another, strength 0 is not iteration 0
     known = (1.0,) if run.edit.at(0).factors else (0.0, 1.0)
     for strength in STRENGTHS:
@@ -141,16 +143,30 @@ def _measure_strengths(context: Context, run: Run) -> None:
         if strength in known:
             entry = record["iterations"][best if strength else 0]
             rows.append({"strength": strength, **{name: entry.get(name) for name in RATES}})
-            continue
-        rows.append({"strength": strength, **_rates_at(context, run, run.edit.at(best).scaled(strength), strength)})
+        else:
+            rows.append(_rates_at(context, run, strength, predicts))
+            run.commit()  # an interruption loses at most one
+    while True:
+        chosen = context.objective.choose_strength(record["iterations"][best], rows)
+        place = next((i for i, row in enumerate(rows) if row["strength"] == chosen and row.get("predicted")), None)
+        if place is None:
+            return chosen
+        rows[place] = _rates_at(context, run, chosen, predict=False)
         run.commit()
 
 
-def _rates_at(context: Context, run: Run, edit: Edit, strength: float) -> dict[str, Any]:
-    with edit.apply(context.chat.model, check=False):
-        seen = context.observe(context.prompts.validation, f"strength {strength}")
-    run.record["cost"]["generated_tokens"] += seen.capture.tokens
+def _rates_at(context: Context, run: Run, strength: float, predict: bool) -> dict[str, Any]:
+    """Rates of the chosen iteration's edit at a strength: of predicted labels, or of answers."""
+    edit, prompts = run.edit.at(run.record["best_iteration"]).scaled(strength), context.prompts.validation
+    if predict:
+        classifier = FirstTokenClassifier.from_record(run.record["first_tokens"])
+        seen = context.predict_labels(edit, prompts, classifier)
+    else:
+        with edit.apply(context.chat.model, check=False):
+            seen = context.observe(prompts, f"strength {strength}")
+        run.record["cost"]["generated_tokens"] += seen.capture.tokens
     texts = run.harmless_texts(context.prompts, "validation", HARMLESS_TEXTS)
     harm: Mapping[str, Any] = context.harm(edit, texts).as_record()
     rates = point_rates(seen.prompts, seen.labels)
-    return {**rates, **harm, **check_regression(run.record, seen.prompts, seen.labels)}
+    row = {"strength": strength, **rates, **harm, **check_regression(run.record, seen.prompts, seen.labels)}
+    return {**row, "predicted": True} if predict else row

@@ -17,7 +17,7 @@ from llmva.method.observe import Observation, observe
 from llmva.metrics.objective import LEANS, Objective
 from llmva.models.chat_model import ChatModel
 from llmva.models.generate import answer_prompts
-from llmva.models.harmless import Agreement, agreement, outputs_on_text, random_messages
+from llmva.models.harmless import Agreement, Known, agreement, outputs_on_text, random_messages
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
@@ -45,6 +45,7 @@ class Context:
     progress: Progress
     thinking: Thinking = field(default_factory=Thinking)
     vector_hook: VectorHook | None = None
+    untouched: Known = field(default_factory=dict)  # what the untouched model says on harmless texts
 
     @property
     def predicts_labels(self) -> bool:
@@ -73,16 +74,18 @@ class Context:
 
     def harm(self, edit: Edit, texts: Texts, on_progress: Callable[[int], None] = lambda n: None) -> Agreement:
         """Agreement of the model with `edit` with the untouched model, on harmless texts."""
-        return agreement(self.chat, texts, partial(edit.apply, self.chat.model, check=False), on_progress)
+        applied = partial(edit.apply, self.chat.model, check=False)
+        return agreement(self.chat, texts, applied, on_progress, known=self.untouched)
 
-    def first_token_kl(self, before: Edit, after: Edit, iteration: int) -> float:
+    def first_token_kl(self, before: Edit, after: Edit, iteration: int, known: Known | None = None) -> float:
         """Mean KL divergence between `before` and `after` of the first tokens of answers to random messages, in nats.
 
-        Random messages ask for nothing, so a step should not change what follows them.
+        Random messages ask for nothing, so a step should not change what follows them. `known` keeps what the model
+        says with `before`.
         """
         messages = random_messages(self.chat, TRUST_MESSAGES, self.generator(iteration, -1))
         one, other = (partial(edit.apply, self.chat.model, check=False) for edit in (before, after))
-        return agreement(self.chat, [(message, "") for message in messages], other, against=one).mean_kl
+        return agreement(self.chat, [(message, "") for message in messages], other, against=one, known=known).mean_kl
 
     def fit(self, train: Observation, validation: Observation, harmless: Tensor | None, iteration: int) -> Vectors:
         """Both vectors of every sublayer, in the metric of the outputs `harmless` [S, q, d]; None means M = I."""

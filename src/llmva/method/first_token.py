@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from llmva.judges.base import Judgement, Label
 from llmva.method.observe import Observation
 from llmva.metrics.rates import f_beta
 from llmva.models.chat_model import ChatModel
-from llmva.models.generate import answer_prompts
+from llmva.models.generate import Capture, answer_prompts
 from llmva.prompts.types import Prompt
 
 KINDS = (Label.ANSWERED, Label.REFUSED, Label.GARBLED)
@@ -47,11 +48,33 @@ class FirstTokenClassifier:
         return replace(self, counts=faded)
 
     def table(self, vocabulary: int) -> Tensor:
-        """float32 [vocabulary, 2]: chances that an answer with this first token answers, and refuses; 0 if unknown."""
-        chances = torch.zeros(vocabulary, 2)
-        for token, (answered, refused, garbled) in self.counts.items():
-            chances[token] = torch.tensor([answered, refused]) / (answered + refused + garbled)
+        """float32 [vocabulary, 2]: chances that an answer with this first token answers, and refuses."""
+        chances = _chances(self.unseen).repeat(vocabulary, 1)
+        for token, counts in self.counts.items():
+            chances[token] = _chances(counts)
         return chances
+
+    @cached_property
+    def unseen(self) -> tuple[float, float, float]:
+        """Counts that stand for first tokens that no answer began with.
+
+        Answers of many models begin in ever new ways and their refusals in few. How it is with new ones, those show
+        that were seen once (as in Good and Turing's estimate). One count says garbled: where there are no such
+        openings, as in a model of few words, a new one is a sign of damage.
+        """
+        once = [counts for counts in self.counts.values() if sum(counts) <= 1.0]
+        answered, refused, garbled = (sum(counts[k] for counts in once) for k in range(3))
+        return answered, refused, garbled + 1.0
+
+    def shares(self, captured: Capture) -> Tensor:
+        """float32 [n, 2]: chances that each answer answers, and refuses, over all tokens that it may begin with."""
+        assert captured.likely is not None
+        assert captured.chances is not None
+        tokens = torch.unique(captured.likely)
+        each = torch.stack([_chances(self.counts.get(token, self.unseen)) for token in tokens.tolist()])
+        known = captured.chances[:, :, None] * each[torch.searchsorted(tokens, captured.likely)]
+        rest = (1.0 - captured.chances.sum(1, keepdim=True)).clamp_min(0.0)
+        return known.sum(1) + rest * _chances(self.unseen)
 
     def agreement(self, seen: Observation) -> float:
         """Share of judged answers whose label the first token predicts."""
@@ -61,9 +84,9 @@ class FirstTokenClassifier:
         return sum(one is label for one, label in judged) / max(1, len(judged))
 
     def label(self, token: int) -> Label:
-        """The most frequent label of answers that began with `token`; garbled if there were none."""
-        counts = self.counts.get(token)
-        return Label.GARBLED if counts is None else KINDS[max(range(3), key=lambda k: (counts[k], -k))]
+        """The most frequent label of answers that began with `token`, or of those whose beginning was seen once."""
+        counts = self.counts.get(token, self.unseen)
+        return KINDS[max(range(3), key=lambda k: (counts[k], -k))]
 
     # -- JSON
 
@@ -79,20 +102,24 @@ def predict_labels(chat: ChatModel, prompts: Sequence[Prompt], classifier: First
     """Captures and predicted labels of `prompts` with the current model; nothing is generated.
 
     The label is that of the most likely first token, which greedy generation would take and which `agreement`
-    measures. Its confidence is the chance of the label over all tokens. A first token that was never seen counts as
-    garbled.
+    measures. Its confidence is the chance of the label over all tokens.
     """
-    captured = answer_prompts(
-        chat,
-        [prompt.text for prompt in prompts],
-        max_new_tokens=0,
-        weigh=classifier.table(chat.decoder.vocabulary),
-    )
-    assert captured.first is not None
-    assert captured.shares is not None
-    labels = [classifier.label(token) for token in captured.first.tolist()]
-    rows = zip(labels, captured.shares.tolist(), strict=True)
-    return Observation(list(prompts), [_judgement(label, shares) for label, shares in rows], captured)
+    captured = answer_prompts(chat, [prompt.text for prompt in prompts], max_new_tokens=0)
+    return foretell(Observation(list(prompts), [], captured), classifier)
+
+
+def foretell(seen: Observation, classifier: FirstTokenClassifier) -> Observation:
+    """`seen` with the labels that the first tokens predict, in place of its own."""
+    assert seen.capture.first is not None
+    labels = [classifier.label(token) for token in seen.capture.first.tolist()]
+    shares = classifier.shares(seen.capture)
+    judgements = [_judgement(label, row) for label, row in zip(labels, shares.tolist(), strict=True)]
+    return replace(seen, judgements=judgements, capture=replace(seen.capture, shares=shares))
+
+
+def _chances(counts: tuple[float, float, float]) -> Tensor:
+    """Chances of answered and refused."""
+    return torch.tensor(counts[:2]) / sum(counts)
 
 
 def _judgement(label: Label, shares: list[float]) -> Judgement:

@@ -30,16 +30,18 @@ from torch import Tensor
 from llmva.edit import Edit
 from llmva.errors import LlmvaError
 from llmva.method.context import Context
-from llmva.method.first_token import FirstTokenClassifier
+from llmva.method.first_token import FirstTokenClassifier, foretell
 from llmva.method.identify import Vectors
+from llmva.method.observe import Observation
 from llmva.method.svm import unit
 from llmva.metrics.objective import LEANS
+from llmva.models.generate import Capture, Taken
 from llmva.models.gradients import gradients
 from llmva.models.harmless import random_messages
 from llmva.prompts.types import Prompt
 
 ALONG_V_A = "The edit is written along v_a, as in the paper"
-MESSAGES = 256  # random messages, on which K is measured
+MESSAGES = 128  # random messages, on which K is measured
 TOKENS = 2  # next tokens drawn for each message
 EVERY = 2  # gradients are computed for one training prompt in so many
 RIDGE = 0.1  # times the mean of K's diagonal
@@ -47,40 +49,88 @@ FLOOR = 1e-9  # added to the chances of answer and refusal, so that z stays fini
 MIN_CHANCE = 1e-4  # minimum chance in the spread of z, so that a few very sure prompts do not dominate it
 
 
+@dataclass(frozen=True)
+class Slopes:
+    """How the decisions on m of n prompts depend on the sublayers' outputs."""
+
+    prompts: list[Prompt]  # the m
+    outputs: Tensor  # [S, m, d], in the model's dtype
+    slopes: Tensor  # of z, [S, m, d]
+    chances: Tensor  # of answered and refused, float32 [m, 2]
+
+
+def measure_slopes(
+    context: Context, edit: Edit, prompts: Sequence[Prompt], classifier: FirstTokenClassifier
+) -> tuple[Slopes, Capture] | None:
+    """The slopes on one in EVERY of `prompts`, for the model with `edit`, and the captures of the same prompts.
+
+    Returns:
+        None if gradients cannot pass through the model.
+    """
+    chat, some = context.chat, list(prompts)[::EVERY]
+    if any(p.device.type == "meta" for p in chat.model.parameters()):
+        context.progress.note(f"{ALONG_V_A}: a graph would hold all the weights that are offloaded.")
+        return None
+    table, chances = classifier.table(chat.decoder.vocabulary), torch.zeros(len(some), 2)
+    taken = Taken(chat.decoder, len(some))
+
+    def score(logits: Tensor, batch: list[int]) -> Tensor:
+        shares = torch.softmax(logits, -1) @ table.to(logits)
+        chances[batch] = shares.detach().cpu()
+        taken.take_logits(batch, logits.detach())
+        return _odds(shares)[:, None]
+
+    try:
+        with edit.apply(chat.model, check=False):
+            parts = list(gradients(chat, [prompt.text for prompt in some], score))
+    except (RuntimeError, LlmvaError):  # weights that gradients cannot pass, or too little memory
+        context.progress.note(f"{ALONG_V_A}: this model lets no gradients through, or there is no memory for them.")
+        return None
+    back = torch.tensor([row for part in parts for row in part.rows]).argsort()
+    outputs = torch.cat([part.outputs for part in parts], 1)[:, back]
+    slopes = torch.cat([part.slopes[:, :, 0] for part in parts], 1)[:, back]
+    final = torch.cat([part.final for part in parts])[back]
+    captured = Capture([""] * len(some), outputs, final, 0, taken.likely, taken.chances)
+    return Slopes(some, outputs, slopes, chances), captured
+
+
+def predict_with_slopes(
+    context: Context, edit: Edit, prompts: Sequence[Prompt], classifier: FirstTokenClassifier
+) -> tuple[Observation, Slopes | None]:
+    """`Context.predict_labels` and `measure_slopes` of the same prompts, none of which is read twice."""
+    measured = measure_slopes(context, edit, prompts, classifier)
+    if measured is None:
+        return context.predict_labels(edit, prompts, classifier), None
+    slopes, captured = measured
+    rest = [prompt for i, prompt in enumerate(prompts) if i % EVERY]
+    if rest:
+        captured = captured.interleave(context.predict_labels(edit, rest, classifier).capture, EVERY)
+    return foretell(Observation(list(prompts), [], captured), classifier), slopes
+
+
 def gradient_writers(
-    context: Context,
-    edit: Edit,
-    vectors: Vectors,
-    candidates: Sequence[int],
-    prompts: Sequence[Prompt],
-    classifier: FirstTokenClassifier,
-    iteration: int,
+    context: Context, edit: Edit, vectors: Vectors, candidates: Sequence[int], slopes: Slopes, iteration: int
 ) -> Tensor | None:
     """Writers alpha_s p_s of one alignment of the model with `edit`, float64 [S, d]; zero in unedited sublayers.
 
     Args:
         vectors: of the model with `edit`.
         candidates: indices of the sublayers that may be edited.
-        prompts: training prompts.
-        classifier: gives the chances of answer and refusal for each first token.
+        slopes: of training prompts, for the model with `edit`.
 
     Returns:
-        None if gradients cannot pass through the model, or if no sublayer has a positive gain.
+        None if no sublayer has a positive gain, or memory does not hold the gradients.
     """
-    some = list(prompts)[::EVERY]
     v_a, v_b = vectors.directions.unbind(1)
     readers = vectors.ratio[:, None] * v_b - v_a
-    if any(p.device.type == "meta" for p in context.chat.model.parameters()):
-        context.progress.note(f"{ALONG_V_A}: a graph would hold all the weights that are offloaded.")
-        return None
+    decision = _decision(v_a, readers, slopes)
     try:
         with edit.apply(context.chat.model, check=False):
-            decision = _decision(context, v_a, readers, some, classifier)
             J = jacobian(context, readers, decision.writers, iteration)
-    except (RuntimeError, LlmvaError):  # weights that gradients cannot pass, or too little memory
+    except (RuntimeError, LlmvaError):
         context.progress.note(f"{ALONG_V_A}: this model lets no gradients through, or there is no memory for them.")
         return None
-    y = torch.tensor([1.0 if prompt.benign else -1.0 for prompt in some], dtype=torch.float64)
+    y = torch.tensor([1.0 if prompt.benign else -1.0 for prompt in slopes.prompts], dtype=torch.float64)
     lean = LEANS[context.settings.prefer]  # as in the benign vectors: above 1, toxic prompts weigh more
     weight = torch.where(y < 0, max(lean, 1.0), max(1.0 / lean, 1.0)) * torch.sigmoid(-y * decision.z)
     gain = (decision.moves * weight * y).mean(1)
@@ -118,31 +168,15 @@ class _Decision:
     z_scale: Tensor  # spread of z that a length of 1 brings, divided by the spread of z, [S]
 
 
-def _decision(
-    context: Context, answers: Tensor, readers: Tensor, prompts: Sequence[Prompt], classifier: FirstTokenClassifier
-) -> _Decision:
+def _decision(answers: Tensor, readers: Tensor, slopes: Slopes) -> _Decision:
     """`answers`: v_a [S, d]; `readers`: u [S, d]."""
-    table = classifier.table(context.chat.decoder.vocabulary)
-    chances = torch.zeros(len(prompts), 2)
-
-    def score(logits: Tensor, batch: list[int]) -> Tensor:
-        shares = torch.softmax(logits, -1) @ table.to(logits)
-        chances[batch] = shares.detach().cpu()
-        return _odds(shares)[:, None]
-
-    texts = [prompt.text for prompt in prompts]
-    order: list[int] = []
-    parts = []
-    for batch, _, outputs, slopes in gradients(context.chat, texts, score):
-        order += batch
-        parts.append((outputs, slopes[:, :, 0]))
-    back = torch.tensor(order).argsort()
-    outputs, slopes = (torch.cat(column, 1)[:, back] for column in zip(*parts, strict=True))
-
+    chances = slopes.chances
     answered, refused = chances.double().unbind(1)
     spread = (answered.clamp_min(MIN_CHANCE).log() - refused.clamp_min(MIN_CHANCE).log()).std(correction=0)
     writers, moves, z_scale = [], [], []
-    for v_a, u, o, g in zip(answers, readers, outputs, slopes, strict=True):  # one sublayer at a time, to save memory
+    for v_a, u, o, g in zip(
+        answers, readers, slopes.outputs, slopes.slopes, strict=True
+    ):  # one sublayer at a time, to save memory
         o, g = o.double(), g.double()
         p = unit(g.mean(0))
         read = o @ u
@@ -178,8 +212,8 @@ def jacobian(context: Context, readers: Tensor, writers: Tensor, iteration: int)
         return logs.gather(1, tokens.clamp_max(logs.shape[1] - 1).to(logs.device))
 
     J = torch.zeros(len(messages), TOKENS, len(readers), dtype=torch.float64)
-    for batch, _, outputs, slopes in gradients(context.chat, messages, score):
+    for part in gradients(context.chat, messages, score):
         for s, u in enumerate(readers):
-            read = outputs[s].double() @ u
-            J[batch, :, s] = read[:, None] * (slopes[s].double() @ writers[s])
+            read = part.outputs[s].double() @ u
+            J[part.rows, :, s] = read[:, None] * (part.slopes[s].double() @ writers[s])
     return J.flatten(0, 1)

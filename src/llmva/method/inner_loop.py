@@ -18,8 +18,8 @@ from torch import Tensor
 from llmva.edit import Edit
 from llmva.method.align import align_sublayers
 from llmva.method.context import Context, State
-from llmva.method.first_token import predicted_f1
-from llmva.method.gradients import gradient_writers
+from llmva.method.first_token import foretell, predicted_f1
+from llmva.method.gradients import Slopes, gradient_writers, measure_slopes, predict_with_slopes
 from llmva.method.identify import Vectors, select
 from llmva.method.line_search import NEARLY_DONE, Candidate, LineSearch, Update, within_harm_limits
 from llmva.method.observe import Observation, missing_class
@@ -27,6 +27,8 @@ from llmva.method.rollback import Plan
 
 MARGIN_SCALE = 2.0  # factor of r in a last pass: labels are right by then, and a larger r makes them surer
 Fit = Callable[[Observation, Candidate], Vectors]
+SEARCH_PROMPTS = 128  # validation prompts on which steps are compared; answers then decide on all of them
+WELL = 0.1  # gain in F of an iteration's passes, below which the paper's writers are tried too
 LOOK_AHEAD = 2  # maximum number of passes in a row without a predicted gain
 NO_STEP = "no step is predicted to help"
 FORBIDDEN = "every step that is predicted to help changes harmless text more than --min-kept and --max-kl allow"
@@ -83,8 +85,9 @@ def run_inner_loop(
             and computing them costs a forward pass.
     """
     assert papers.vectors is not None
-    predicted = context.predict_labels(state.edit, state.validation.prompts, state.classifier)
-    start = Candidate(state.edit, state.validation, predicted_f1(predicted, context.objective.beta))
+    # the answers' own pass over the prompts has the chances of first tokens already
+    some = foretell(balanced(state.validation, SEARCH_PROMPTS), state.classifier)
+    start = Candidate(state.edit, some, predicted_f1(some, context.objective.beta))
 
     def passes(use_gradients: bool) -> tuple[LineSearch, Candidate, list[int]]:
         search = LineSearch(context, state.classifier, state.texts, state.iteration + 1, plan.step)
@@ -92,7 +95,7 @@ def run_inner_loop(
         return search, *_follow(search, start, papers.vectors, state.train, harmless, use_gradients)
 
     search, best, chosen = passes(plan.use_gradients)
-    if plan.use_gradients and best.value[0] < NEARLY_DONE:  # F is still low: the paper's writers may do better
+    if plan.use_gradients and best.value[0] < min(NEARLY_DONE, start.value[0] + WELL):  # the paper's may do better
         other_search, other, other_chosen = passes(use_gradients=False)
         if not best.passes or other.value[0] > best.value[0]:
             search, best, chosen = other_search, other, other_chosen
@@ -117,13 +120,14 @@ def _follow(
         return context.fit(train, now.validation, harmless, search.iteration)
 
     best = now = start
-    update = first = _update(search, start, vectors, train, use_gradients)
+    measured = measure_slopes(context, start.edit, train.prompts, search.classifier) if use_gradients else None
+    update = first = _update(search, start, vectors, measured[0] if measured else None)
     while now.passes < max_passes:
         if now.passes:
-            train = _predicted_train(search, now)
+            train, slopes = _predicted_train(search, now, use_gradients)
             if torch.equal(*train.signs) or missing_class(train):
                 break  # all labels are right, or no answer vector can be fitted
-            update = _update(search, now, fit(train, now), train, use_gradients)
+            update = _update(search, now, fit(train, now), slopes)
         ahead = now.passes - best.passes < LOOK_AHEAD and now.passes + 1 < max_passes
         step = search.best_step(now, update, best.value, accept_unimproved=ahead)
         if step is None:
@@ -131,6 +135,8 @@ def _follow(
         now = step
         if now.beats(best.value):
             best = now
+        if best.value[0] == 1.0:
+            break
     if 0 < best.passes < max_passes and best.value[0] >= NEARLY_DONE:
         best = _margin_step(search, best, fit, use_gradients) or best
     return best, first.chosen
@@ -138,29 +144,41 @@ def _follow(
 
 def _margin_step(search: LineSearch, best: Candidate, fit: Fit, use_gradients: bool) -> Candidate | None:
     """One more pass with a larger r, after the labels are right: it makes decisions surer."""
-    train = _predicted_train(search, best)
+    train, slopes = _predicted_train(search, best, use_gradients)
     if missing_class(train):
         return None
     vectors = fit(train, best).scale_ratio(MARGIN_SCALE)
-    return search.best_step(best, _update(search, best, vectors, train, use_gradients), best.value)
+    return search.best_step(best, _update(search, best, vectors, slopes), best.value)
 
 
-def _update(search: LineSearch, now: Candidate, vectors: Vectors, train: Observation, use_gradients: bool) -> Update:
-    """The vectors, sublayers and writers of a pass: gradient writers, or v_a as in the paper."""
+def _update(search: LineSearch, now: Candidate, vectors: Vectors, slopes: Slopes | None) -> Update:
+    """The vectors, sublayers and writers of a pass: gradient writers, or without slopes v_a as in the paper."""
     context = search.context
     candidates = select(vectors.scores, context.settings.layers or len(vectors.scores))
     writers = None
-    if use_gradients:
-        writers = gradient_writers(
-            context, now.edit, vectors, candidates, train.prompts, search.classifier, search.iteration
-        )
+    if slopes is not None:
+        writers = gradient_writers(context, now.edit, vectors, candidates, slopes, search.iteration)
     if writers is None:
         return Update(vectors, select(vectors.scores, context.sublayer_count))
     return Update(vectors, [s for s in candidates if writers[s].any()], writers)
 
 
-def _predicted_train(search: LineSearch, now: Candidate) -> Observation:
-    """A new draw of training prompts, with predicted labels of the model with the edit of `now`."""
+def _predicted_train(search: LineSearch, now: Candidate, use_gradients: bool) -> tuple[Observation, Slopes | None]:
+    """A new draw of training prompts, with predicted labels of the model with the edit of `now`, and their slopes."""
     context = search.context
     draw = context.prompts.draw(context.settings.per_source, context.generator(search.iteration, now.passes))
-    return context.predict_labels(now.edit, draw, search.classifier)
+    if use_gradients:
+        return predict_with_slopes(context, now.edit, draw, search.classifier)
+    return context.predict_labels(now.edit, draw, search.classifier), None
+
+
+def balanced(seen: Observation, limit: int) -> Observation:
+    """At most about `limit` of the prompts, spread evenly over each source, in their order."""
+    every = -(-len(seen.prompts) // limit)
+    counts: dict[str, int] = {}
+    kept = []
+    for i, prompt in enumerate(seen.prompts):
+        if counts.setdefault(prompt.source, 0) % every == 0:
+            kept.append(i)
+        counts[prompt.source] += 1
+    return seen.at(kept)

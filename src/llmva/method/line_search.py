@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from llmva.method.context import Context, Texts
 from llmva.method.first_token import FirstTokenClassifier, predicted_f1
 from llmva.method.identify import Vectors
 from llmva.method.observe import Observation
+from llmva.models.harmless import Known
 
 HARMLESS_CHECKED = 16  # harmless texts on which a step is checked
 MIN_GAIN = 0.003  # minimum gain in F of the chances, if F of the predicted labels stays the same
@@ -34,6 +35,7 @@ class Candidate:
     cut: bool = False  # whether the last alignment was shortened to TRUST_RADIUS
     length: float = 0.0  # of the last alignment
     ratio_scale: float = 1.0  # factor of r in the last alignment
+    known: Known = field(default_factory=dict, repr=False, compare=False)  # what it says on random messages
 
     def beats(self, value: tuple[float, float]) -> bool:
         """Whether it is better: F of the labels is higher, or equal with F of the chances MIN_GAIN higher."""
@@ -71,12 +73,14 @@ class LineSearch:
         shorter step is preferred if it brings NEARLY_ALL of the gain. With `accept_unimproved`, the full step is
         returned if none helps.
         """
-        own = self._step(now, update, self.step)
+        own = full = self._step(now, update, self.step)
         best = self._accept(own, above)
         for halving in range(1, HALVINGS + 1):
-            best = best or self._accept(self._step(now, update, own.length / 2**halving, bounded=False), above)
+            if best is None:
+                own = self._step(now, update, full.length / 2**halving, bounded=False)
+                best = self._accept(own, above)
         highest = best.value if best else above
-        if own.cut and _is_slow(highest, above):
+        if full.cut and _is_slow(highest, above):
             best = self._accept(self._step(now, update, self.step, bounded=False), highest) or best
             highest = best.value if best else above
         ratio_scale = 1.0
@@ -89,9 +93,9 @@ class LineSearch:
             highest = best.value if best else above
         if best is not None:
             return self._shortened(now, update, best, above)
-        if accept_unimproved and now.value[0] >= NEARLY_DONE:
-            own = self._step(now, update, own.length / 2**HALVINGS, bounded=False)
-        return self._accept(own) if accept_unimproved else None
+        if not accept_unimproved:
+            return None
+        return self._accept(own if now.value[0] >= NEARLY_DONE else full)
 
     def _shortened(self, now: Candidate, update: Update, best: Candidate, above: tuple[float, float]) -> Candidate:
         """Halve a step that helps while half brings NEARLY_ALL of the gain: that quarters the divergence."""
@@ -110,7 +114,7 @@ class LineSearch:
         """`now` with one more alignment, r times `ratio_scale`; `bounded` keeps it within TRUST_RADIUS."""
         scaled = replace(update, vectors=update.vectors.scale_ratio(ratio_scale))
         edit = self._align(now.edit, scaled, length)
-        moved = self.context.first_token_kl(now.edit, edit, self.iteration) if bounded else 0.0
+        moved = self.context.first_token_kl(now.edit, edit, self.iteration, now.known) if bounded else 0.0
         if moved > TRUST_RADIUS:  # the divergence grows with the square of the length
             length *= math.sqrt(TRUST_RADIUS / moved)
             edit = self._align(now.edit, scaled, length)

@@ -54,7 +54,11 @@ class Observation:
         if not self.unjudged:
             return self
         kept = [i for i, label in enumerate(self.labels) if label is not Label.UNJUDGED]
-        cut = self.capture.rows(kept, self.capture.tokens)
+        return self.at(kept, self.capture.tokens)
+
+    def at(self, kept: list[int], tokens: int = 0) -> Observation:
+        """Some of the prompts, in the order given; `tokens` is what their capture says was generated."""
+        cut = self.capture.rows(kept, tokens)
         return Observation([self.prompts[i] for i in kept], [self.judgements[i] for i in kept], cut)
 
     def part(self, start: int, end: int) -> Observation:

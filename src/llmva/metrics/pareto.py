@@ -28,7 +28,12 @@ def find_front(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         if (best, row["strength"]) not in known and (row["strength"] or same)
     ]
     rows: list[dict[str, Any]] = [
-        {"iteration": iteration, "strength": strength, **{name: rates.get(name) for name in RATES}}
+        {
+            "iteration": iteration,
+            "strength": strength,
+            **{name: rates.get(name) for name in RATES},
+            **({"predicted": True} if rates.get("predicted") else {}),
+        }
         for (iteration, strength), rates in sorted(pairs, key=lambda pair: pair[0])
     ]
     return [

@@ -17,7 +17,7 @@ from llmva.models.sublayers import text_config
 T = TypeVar("T")
 MAX_ROWS = 256
 CPU_SHARE = 0.25  # on the CPU, caches may take this share of the weights' bytes, plus SPARE
-SPARE = 192 * 2**20
+SPARE = 384 * 2**20
 
 
 @dataclass
@@ -29,10 +29,12 @@ class Batching:
 
     tokens: int
     square: float = 0.0  # memory of attention for each squared token of a row's length, in tokens
+    row: float = 0.0  # memory of a row's logits, which are held in float32 too, in tokens
 
-    def cost(self, length: int) -> float:
-        """How many tokens of the maximum a row of `length` tokens uses."""
-        return max(1.0, length + self.square * length**2)
+    def cost(self, length: int, at_once: int | None = None) -> float:
+        """How many tokens of the maximum a row of `length` tokens uses, of which `at_once` go through the model at once
+        and the rest one by one; None means all."""
+        return max(1.0, length + self.square * (length if at_once is None else at_once) ** 2 + self.row)
 
     def over(
         self, order: list[int], length: Callable[[int], int], work: Callable[[list[int]], T]
@@ -49,7 +51,7 @@ class Batching:
             try:
                 done.append(work(batch))
             except RuntimeError as error:  # also torch.OutOfMemoryError, a subclass
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if len(batch) == 1:
                     raise LlmvaError(
@@ -58,7 +60,7 @@ class Batching:
             if done:
                 yield batch, done.pop()
                 start += len(batch)
-                _trim()
+                trim()
             else:  # outside the except block, because its traceback holds the failed batch's tensors
                 self.tokens = math.ceil(self.cost(length(order[start])) * max(1, len(batch) // 2))
                 if torch.cuda.is_available():
@@ -84,14 +86,18 @@ def first_guess(model: Any, tokens: int | None = None) -> Batching:
     heads = getattr(config, "num_key_value_heads", None) or queries
     head = getattr(config, "head_dim", None) or config.hidden_size // queries
     cached = 2 * config.num_hidden_layers * heads * head * parameter.element_size()
-    passing = 12 * config.hidden_size * 4  # activations of one block
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    inner = max(inner) if isinstance(inner, list | tuple) else inner  # one for each block
+    passing = (6 * config.hidden_size + 3 * inner) * parameter.element_size()  # activations of one block
     each = cached + passing
     # off CUDA, attention under a padding mask holds its scores: float32, and once more in the model's dtype
     square = 0.0 if parameter.device.type == "cuda" else queries * (4 + parameter.element_size()) / each
-    return Batching(tokens or 2 ** max(0, int(free / each).bit_length() - 1), square)
+    head = model.get_output_embeddings()  # an encoder has none
+    row = 0.0 if head is None else int(head.weight.shape[0]) * (4 + parameter.element_size()) / each
+    return Batching(tokens or 2 ** max(0, int(free / each).bit_length() - 1), square, row)
 
 
-def _trim() -> None:
+def trim() -> None:
     """Return freed memory to the system. glibc keeps it in pieces that a batch of another shape cannot use.
 
     In a run on a 135M model these pieces added up to several hundred MB.
@@ -102,6 +108,7 @@ def _trim() -> None:
             trim(0)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, on any device."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text

@@ -14,9 +14,12 @@ from llmva.models.batching import Batching, first_guess
 from llmva.models.chat import AnswerReader, ChatTemplate, input_device, pad_left, pad_token
 from llmva.models.forward import batches_well, check_features, is_of_transformers
 from llmva.models.load import loading_limits
+from llmva.models.reading.cache import cache_name
+from llmva.models.reading.decoding import decodes_well
 from llmva.models.sublayers import Decoder, find_decoder
 
 UNEVEN = ("yes", "What colour is the sky at noon, and what is it at night?")  # prompts of different lengths
+DECODED = ("yes", "What colour is the sky?", "Name a tree that grows by the sea.")
 ALONE = (
     "The model's own code gives other answers to prompts in a batch than to the same prompts alone, so each prompt was "
     "answered alone."
@@ -69,6 +72,17 @@ class ChatModel:
     def reader(self) -> AnswerReader:
         """Reads answers, without thoughts, off what the model wrote."""
         return AnswerReader.of(self.tokenizer, self.template.marks)
+
+    @cached_property
+    def _decodes(self) -> bool:
+        return decodes_well(self.model, self.pad_id, [self.template.row(text) for text in DECODED])
+
+    def decodes(self) -> bool:
+        """Whether rows may share, leave and join a batch (`decoding`). Proved once on the model.
+
+        A hook on the model itself, as steering methods have, sees whole batches and must not be shown such ones.
+        """
+        return not self.model._forward_pre_hooks and self._decodes and cache_name(self.model) is not None
 
     @property
     def pad_id(self) -> int:

@@ -1,13 +1,15 @@
 """Greedy answers, and the sublayers' outputs at the last prompt token, from the same forward pass.
 
-The prefill of generation computes every `o` already, so captures cost nothing. Prompts run sorted by length in
-left-padded batches. Generation of a row stops as soon as no continuation could change the judge's label.
+The prefill of generation computes every `o` already, so captures cost nothing. Generation of a row stops as soon as no
+continuation could change the judge's label, and another prompt takes its place (`decoding`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +18,16 @@ from torch import Tensor
 from llmva.errors import UsageError
 from llmva.models.at_rest import at_rest, reads_model
 from llmva.models.batching import longest_first
-from llmva.models.chat import forward_inputs, pad_token
+from llmva.models.chat import pad_token
 from llmva.models.chat_model import ChatModel
-from llmva.models.forward import logits_of, run_forward
-from llmva.models.sublayers import contiguous_head, first_tensor, hooked, text_config
+from llmva.models.reading.cache import read_prefix
+from llmva.models.reading.decoding import End, decode
+from llmva.models.reading.rows import read_rows
+from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked, text_config
 
-CHECK_EVERY = 4  # decoding steps between two checks which rows have ended
+CHECK_EVERY = 4  # new tokens between two looks whether a row's answer is settled
+LIKELY = 64  # most likely first tokens of an answer that a capture keeps
+LOGIT_ROWS = 16  # rows whose chances are computed at once: a vocabulary may be large
 
 
 @dataclass(frozen=True)
@@ -32,14 +38,20 @@ class Capture:
     outputs: Tensor  # o of every sublayer at the last prompt token, [S, n, d], in the model's dtype, on the CPU
     final: Tensor  # final residual stream there, [n, d]
     tokens: int  # number of generated tokens
-    first: Tensor | None = None  # most likely first token of each answer, int64 [n]
-    shares: Tensor | None = None  # expectation of `weigh` under the first token's distribution, [n, k]
+    likely: Tensor | None = None  # most likely first tokens of each answer, the likeliest first, int64 [n, k]
+    chances: Tensor | None = None  # their probabilities, float32 [n, k]
+    shares: Tensor | None = None  # chances that it answers and that it refuses, where labels were predicted, [n, 2]
     thoughts: list[str] | None = None  # before the answers, "" where there were none; None if all had none
+
+    @property
+    def first(self) -> Tensor | None:
+        """The most likely first token of each answer, int64 [n]."""
+        return None if self.likely is None else self.likely[:, 0]
 
     def rows(self, index: list[int] | slice, tokens: int = 0) -> Capture:
         """The capture of some prompts; `tokens` is its number of generated tokens."""
         answers = self.answers[index] if isinstance(index, slice) else [self.answers[i] for i in index]
-        first, shares = (None if x is None else x[index] for x in (self.first, self.shares))
+        likely, chances, shares = (None if x is None else x[index] for x in (self.likely, self.chances, self.shares))
         thoughts = self.thoughts
         if thoughts is not None:
             thoughts = thoughts[index] if isinstance(index, slice) else [thoughts[i] for i in index]
@@ -49,10 +61,36 @@ class Capture:
             outputs=self.outputs[:, index],
             final=self.final[index],
             tokens=tokens,
-            first=first,
+            likely=likely,
+            chances=chances,
             shares=shares,
             thoughts=thoughts,
         )
+
+    def interleave(self, other: Capture, every: int) -> Capture:
+        """The captures of n prompts of which `self` has one in `every`, the first included, and `other` the rest."""
+        assert self.likely is not None
+        assert self.chances is not None
+        assert other.likely is not None
+        assert other.chances is not None
+        return Capture(
+            [""] * (len(self.answers) + len(other.answers)),
+            _interleaved(self.outputs, other.outputs, every, 1),
+            _interleaved(self.final, other.final, every, 0),
+            self.tokens + other.tokens,
+            _interleaved(self.likely, other.likely, every, 0),
+            _interleaved(self.chances, other.chances, every, 0),
+        )
+
+
+def _interleaved(one: Tensor, other: Tensor, every: int, dim: int) -> Tensor:
+    n = one.shape[dim] + other.shape[dim]
+    first = torch.arange(n) % every == 0
+    shape = list(one.shape)
+    shape[dim] = n
+    both = torch.empty(shape, dtype=one.dtype)
+    both.index_copy_(dim, first.nonzero()[:, 0], one)
+    return both.index_copy_(dim, (~first).nonzero()[:, 0], other.to(one.dtype))
 
 
 def capture(
@@ -79,7 +117,6 @@ def answer_prompts(
     *,
     max_new_tokens: int,
     settled: Callable[[str], bool] = lambda answer: False,
-    weigh: Tensor | None = None,
     rows: list[list[int]] | None = None,
     on_progress: Callable[[int], None] = lambda n: None,
 ) -> Capture:
@@ -91,103 +128,210 @@ def answer_prompts(
         prompts: user messages; the chat template is applied here.
         max_new_tokens: maximum length of an answer; 0 captures without answering.
         settled: a judge's `settled`: generation of a row stops once it is True of the answer so far.
-        weigh: [vocabulary, k]; the expectation of its rows under the first token's distribution comes back as
-            `shares`. Only without answering, since generation keeps no distributions.
         rows: token ids of each prompt; None renders the prompts.
-        on_progress: called after every batch with its number of prompts.
+        on_progress: called with the number of prompts that have been answered since the last call.
 
     Raises:
         UsageError: a prompt that does not fit into the model's context.
     """
     rows = rows or chat.rows(prompts)
     check_rows(chat.model, prompts, rows, max_new_tokens)
-    lengths = [len(row) + max_new_tokens for row in rows]
-
+    taken = Taken(chat.decoder, len(rows))
     answers, thoughts = [""] * len(rows), [""] * len(rows)
-    outputs: Tensor | None = None
-    final: Tensor | None = None
-    first = torch.zeros(len(rows), dtype=torch.long)
-    shares = None if weigh is None else torch.zeros(len(rows), weigh.shape[1])
     tokens = 0
-    for batch, (texts, o, x, n, token, share) in chat.batching.over(
-        longest_first(lengths),
-        lengths.__getitem__,
-        lambda batch: _run(chat, [rows[i] for i in batch], max_new_tokens, settled, weigh),
-    ):
-        if outputs is None or final is None:
-            outputs = torch.empty(o.shape[0], len(rows), o.shape[2], dtype=o.dtype)
-            final = torch.empty(len(rows), x.shape[1], dtype=x.dtype)
-        outputs[:, batch], final[batch], first[batch] = o, x, token
-        if shares is not None and share is not None:
-            shares[batch] = share
-        for i, (answer, thought) in zip(batch, texts, strict=True):
-            answers[i], thoughts[i] = answer, thought or ""
-        tokens += n
-        on_progress(len(batch))
-    assert outputs is not None
-    assert final is not None
-    return Capture(answers, outputs, final, tokens, first, shares, thoughts if any(thoughts) else None)
+    if max_new_tokens == 0:
+        _read(chat, rows, taken, on_progress)
+    else:
+        for i, new in generate(chat, rows, [max_new_tokens] * len(rows), _settles(chat, settled), taken):
+            answers[i], thought = chat.reader.read(new)
+            thoughts[i] = thought or ""
+            tokens += len(new)
+            on_progress(1)
+    return Capture(
+        answers,
+        taken.outputs,
+        taken.final,
+        tokens,
+        taken.likely,
+        taken.chances,
+        thoughts=thoughts if any(thoughts) else None,
+    )
+
+
+def generate(
+    chat: ChatModel,
+    rows: Sequence[list[int]],
+    budgets: Sequence[int],
+    end: End = lambda new: None,
+    taken: Taken | None = None,
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield `(row, its new tokens)` in the order in which rows end. What a row writes does not depend on the others.
+
+    Args:
+        rows: token ids of each prompt.
+        budgets: maximum number of new tokens of each row, at least 1.
+        end: takes a row's new tokens and returns how many of them count, or None to go on. A token that ends the turn
+            ends the row in any case, and counts.
+        taken: keeps what the pass over the prompts computes.
+    """
+    ending = end_tokens(chat.model, chat.tokenizer)
+
+    def ends(new: list[int]) -> int | None:
+        return len(new) if new[-1] in ending else end(new)
+
+    taken = taken or Taken(chat.decoder, len(rows), wanted=False)
+    with at_rest(chat.model):
+        yield from (_joining if chat.decodes() else _batch_by_batch)(chat, rows, budgets, ends, taken)
+
+
+def _joining(
+    chat: ChatModel, rows: Sequence[list[int]], budgets: Sequence[int], end: End, taken: Taken
+) -> Iterator[tuple[int, list[int]]]:
+    return decode(
+        chat.model,
+        chat.pad_id,
+        chat.batching,
+        rows,
+        budgets,
+        end,
+        watch=taken.watch,
+        on_prefill=taken.take_logits,
+    )
+
+
+def _batch_by_batch(
+    chat: ChatModel, rows: Sequence[list[int]], budgets: Sequence[int], end: End, taken: Taken
+) -> Iterator[tuple[int, list[int]]]:
+    lengths = [len(row) + budget for row, budget in zip(rows, budgets, strict=True)]
+    # rows of a batch have the same budget, lest what one may write depend on the others
+    for budget in sorted(set(budgets), reverse=True):
+        work = partial(_whole_batch, chat, rows, budget, end, taken)
+        order = [i for i in longest_first(lengths) if budgets[i] == budget]
+        for batch, written in chat.batching.over(order, lengths.__getitem__, work):
+            yield from zip(batch, written, strict=True)
+
+
+def _settles(chat: ChatModel, settled: Callable[[str], bool]) -> End:
+    def end(new: list[int]) -> int | None:
+        if len(new) % CHECK_EVERY:
+            return None
+        answer = chat.reader.so_far(new)
+        return len(new) if answer is not None and settled(answer) else None
+
+    return end
 
 
 @torch.inference_mode()
-def _run(
-    chat: ChatModel,
-    rows: list[list[int]],
-    max_new_tokens: int,
-    settled: Callable[[str], bool],
-    weigh: Tensor | None = None,
-) -> tuple[list[tuple[str, str | None]], Tensor, Tensor, int, Tensor, Tensor | None]:
-    from transformers import StoppingCriteriaList
+def _read(chat: ChatModel, rows: Sequence[list[int]], taken: Taken, on_progress: Callable[[int], None]) -> None:
+    """The pass over the prompts alone."""
+    shared = read_prefix(chat.model, rows) if chat.decodes() else None
+    lengths = [len(row) for row in rows]
 
-    decoder, tokenizer, model = chat.decoder, chat.tokenizer, chat.model
-    ids, mask = chat.pad(rows)
-    width = ids.shape[1]
-    taken: dict[int, Tensor] = {}
+    def work(batch: list[int]) -> None:
+        with taken.watch(batch):
+            logits = read_rows(chat.model, chat.pad_id, [rows[i] for i in batch], shared)[:, -1]
+        taken.take_logits(batch, logits)
 
-    def take(index: int) -> Any:
-        def hook(module: Any, args: Any, output: Any) -> None:
-            if index not in taken:  # the first call is the prefill
-                taken[index] = first_tensor(output).reshape(len(rows), width, -1)[:, -1].clone().cpu()
-
-        return hook
-
-    def settles(row: list[int]) -> int | None:
-        answer = chat.reader.so_far(row)
-        return len(row) if answer is not None and settled(answer) else None
-
-    modules = [s.output for s in decoder.sublayers] + [decoder.last_block]
-    stop = RowStop(width, len(rows), settles)
-    handles = [module.register_forward_hook(take(i)) for i, module in enumerate(modules)]
-    share: Tensor | None = None
-    with hooked([*handles, contiguous_head(model)]):
-        if max_new_tokens == 0:
-            logits = logits_of(run_forward(model, forward_inputs(model, ids, mask), keep=1), 1)[:, -1].float()
-            new, first = ids[:, width:], logits.argmax(-1)
-            if weigh is not None:
-                share = (torch.softmax(logits, -1) @ weigh.to(logits)).cpu()
-        else:
-            criteria = StoppingCriteriaList([stop])
-            new = generate_greedily(model, tokenizer, ids, mask, max_new_tokens, stopping_criteria=criteria)
-            first = new[:, 0]
-    ends = _ends(new, end_tokens(model, tokenizer), stop.ends)
-    texts = [chat.reader.read(row[:end]) for row, end in zip(new.tolist(), ends, strict=True)]
-    last = len(decoder.sublayers)
-    return texts, torch.stack([taken[i] for i in range(last)]), taken[last], sum(ends), first.cpu(), share
+    for batch, _ in chat.batching.over(longest_first(lengths), lengths.__getitem__, work):
+        on_progress(len(batch))
 
 
-class RowStop:
+@torch.inference_mode()
+def _whole_batch(
+    chat: ChatModel, rows: Sequence[list[int]], max_new_tokens: int, end: End, taken: Taken, batch: list[int]
+) -> list[list[int]]:
+    """New tokens of each row of a batch, by transformers' own `generate`."""
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    ids, mask = chat.pad([rows[i] for i in batch])
+    stop = _RowStop(ids.shape[1], len(batch), end)
+
+    def note(ids: Tensor, scores: Tensor) -> Tensor:
+        if ids.shape[1] == stop.width:
+            taken.take_logits(batch, scores)
+        return scores
+
+    with taken.watch(batch), hooked([contiguous_head(chat.model)]):
+        new = generate_greedily(
+            chat.model,
+            chat.tokenizer,
+            ids,
+            mask,
+            max_new_tokens,
+            stopping_criteria=StoppingCriteriaList([stop]),
+            logits_processor=LogitsProcessorList([note]),
+        )
+    return [row[:count] for row, count in zip(new.tolist(), stop.ends, strict=True)]
+
+
+@dataclass
+class Taken:
+    """What the pass over n prompts computes at the last token of each."""
+
+    decoder: Decoder
+    n: int
+    wanted: bool = True  # False keeps nothing
+    outputs: Tensor = field(default_factory=lambda: torch.empty(0))  # [S, n, d]
+    final: Tensor = field(default_factory=lambda: torch.empty(0))  # [n, d]
+    likely: Tensor | None = None
+    chances: Tensor | None = None
+
+    @contextmanager
+    def watch(self, batch: list[int]) -> Iterator[None]:
+        """Keep the sublayers' outputs of the first forward pass inside the block, over these prompts."""
+        if not self.wanted:
+            yield
+            return
+        count = len(self.decoder.sublayers)
+        seen: set[int] = set()
+
+        def take(index: int) -> Any:
+            def hook(module: Any, args: Any, output: Any) -> None:
+                if index in seen:
+                    return
+                seen.add(index)
+                last = first_tensor(output)
+                last = last.reshape(len(batch), -1, last.shape[-1])[:, -1].detach()  # experts get a flat list of tokens
+                if not self.final.numel():
+                    self.outputs = torch.empty(count, self.n, last.shape[-1], dtype=last.dtype)
+                    self.final = torch.empty(self.n, last.shape[-1], dtype=last.dtype)
+                (self.final if index == count else self.outputs[index])[batch] = last.to("cpu", self.final.dtype)
+
+            return hook
+
+        modules = [s.output for s in self.decoder.sublayers] + [self.decoder.last_block]
+        with hooked([module.register_forward_hook(take(i)) for i, module in enumerate(modules)]):
+            yield
+
+    def take_logits(self, batch: list[int], logits: Tensor) -> None:
+        """Keep the most likely first tokens of these prompts' answers; `logits` [len(batch), V]."""
+        if not self.wanted:
+            return
+        if self.likely is None or self.chances is None:
+            k = min(LIKELY, logits.shape[1])
+            self.likely, self.chances = torch.zeros(self.n, k, dtype=torch.long), torch.zeros(self.n, k)
+        for start in range(0, len(batch), LOGIT_ROWS):
+            part, some = batch[start : start + LOGIT_ROWS], logits[start : start + LOGIT_ROWS].float()
+            top, tokens = some.topk(self.likely.shape[1])
+            first = some.argmax(-1, keepdim=True)  # of equal logits the first, as greedy search takes it
+            tokens = torch.where(tokens == first, tokens[:, :1], tokens)
+            tokens[:, :1] = first
+            self.likely[part] = tokens.cpu()
+            self.chances[part] = (top - some.logsumexp(-1, keepdim=True)).exp().cpu()
+
+
+class _RowStop:
     """A transformers stopping criterion for each row; `ends` says how many of each row's new tokens count."""
 
-    def __init__(self, width: int, rows: int, end: Callable[[list[int]], int | None]) -> None:
+    def __init__(self, width: int, rows: int, end: End) -> None:
         """`end` takes a row's new tokens and returns how many of them count, or None to continue."""
         self.width, self.end = width, end
         self.ends: list[int | None] = [None] * rows
 
     def __call__(self, ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        if (ids.shape[1] - self.width) % CHECK_EVERY == 0:
-            for i, row in enumerate(ids[:, self.width :].tolist()):
-                if self.ends[i] is None:
-                    self.ends[i] = self.end(row)
+        for i, row in enumerate(ids[:, self.width :].tolist()):
+            if self.ends[i] is None:
+                self.ends[i] = self.end(row)
         return torch.tensor([end is not None for end in self.ends], device=ids.device)
 
 
@@ -222,15 +366,6 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     ids = getattr(model.generation_config, "eos_token_id", None)
     known = set(ids) if isinstance(ids, list | tuple) else {ids}
     return {i for i in known | {tokenizer.eos_token_id} if i is not None}
-
-
-def _ends(new: Tensor, eos: set[int], settled: list[int | None]) -> list[int]:
-    """How many new tokens of each row count, the end token included."""
-    ends = []
-    for row, limit in zip(new.tolist(), settled, strict=True):
-        end = next((i + 1 for i, token in enumerate(row) if token in eos), len(row))
-        ends.append(end if limit is None else min(end, limit))
-    return ends
 
 
 def context_length(model: Any) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,15 +18,24 @@ from torch import Tensor
 
 from llmva.models.at_rest import reads_model
 from llmva.models.batching import Batching, longest_first
-from llmva.models.chat import forward_inputs, takes
 from llmva.models.chat_model import ChatModel
-from llmva.models.forward import is_of_transformers, logits_of, run_forward
+from llmva.models.forward import logits_of, run_forward
+from llmva.models.reading.cache import Prefix, cache_name, read_prefix, rest_inputs, row_inputs
 from llmva.models.sublayers import first_tensor, hooked
 
 LOGIT_BYTES = 32 * 2**20
 Score = Callable[[Tensor, list[int]], Tensor]
-# indices of n prompts; their scores [n, k]; the sublayers' outputs [S, n, d]; the gradients [S, n, k, d]
-Part = tuple[list[int], Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was computed for a batch of n prompts, on the CPU."""
+
+    rows: list[int]  # indices of the prompts
+    scores: Tensor  # float32 [n, k]
+    outputs: Tensor  # of the sublayers at the last prompt token, [S, n, d], in the model's dtype
+    final: Tensor  # final residual stream there, [n, d]
+    slopes: Tensor  # gradients of the scores with respect to the outputs, [S, n, k, d]
 
 
 def gradients(chat: ChatModel, prompts: Sequence[str], score: Score) -> Iterator[Part]:
@@ -35,40 +45,36 @@ def gradients(chat: ChatModel, prompts: Sequence[str], score: Score) -> Iterator
         prompts: user messages; the chat template is applied here.
         score: takes the next token's logits, float32 [n, V], and the prompts' indices; returns scores [n, k].
 
-    Yields:
-        Batch by batch, on the CPU: scores in float32, outputs and gradients in the model's dtype.
-
     Raises:
         RuntimeError: gradients cannot pass the weights, as in some packed formats.
     """
     rows, batching = chat.rows(prompts), chat.batching
+    shared = read_prefix(chat.model, rows) if chat.decodes() else None
     lengths = [len(row) for row in rows]
 
-    def work(batch: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        return _backward(chat, [rows[i] for i in batch], lambda logits: score(logits, batch))
+    def work(batch: list[int]) -> Part:
+        return _backward(chat, batch, [rows[i] for i in batch], shared, lambda logits: score(logits, batch))
 
     # the graph holds the logits several times: limit them for large vocabularies
     max_rows = max(1, LOGIT_BYTES // (4 * chat.decoder.vocabulary))
     small = Batching(min(batching.tokens, math.ceil(max_rows * batching.cost(max(lengths)))), batching.square)
-    for batch, (scores, outputs, slopes) in small.over(longest_first(lengths), lengths.__getitem__, work):
-        yield batch, scores, outputs, slopes
+    for _, part in small.over(longest_first(lengths), lengths.__getitem__, work):
+        yield part
 
 
 @reads_model
 def _backward(
-    chat: ChatModel, rows: list[list[int]], score: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+    chat: ChatModel,
+    batch: list[int],
+    rows: list[list[int]],
+    shared: Prefix | None,
+    score: Callable[[Tensor], Tensor],
+) -> Part:
     model = chat.model
-    ids, mask = chat.pad(rows)
-    inputs = forward_inputs(model, ids, mask)
     with frozen(model):
-        # transformers has called it by both names; code of a model's own may mean anything by them
-        names = [name for name in ("cache", "past_key_values") if takes(model, name)]
-        name = names[0] if names and is_of_transformers(model) else None
-        cache = _prefix(model, inputs, name) if name else None
-        if cache is not None and name is not None:
-            inputs = {k: v if k == "attention_mask" else v[:, -1:] for k, v in inputs.items()}
-            inputs[name] = cache
+        inputs = rest_inputs(model, rows, chat.pad_id, shared, cached=chat.decodes())
+        cached = _all_but_last(model, inputs)
+        inputs = cached or inputs
         outputs: dict[int, Tensor] = {}
         steps: dict[int, Tensor] = {}  # zeros added to the outputs; their gradients are those of the outputs
 
@@ -84,8 +90,15 @@ def _backward(
 
             return hook
 
-        with hooked([s.output.register_forward_hook(join(i)) for i, s in enumerate(chat.decoder.sublayers)]):
-            logits = logits_of(run_forward(model, inputs, keep=1, use_cache=cache is not None), 1)[:, -1]
+        final: list[Tensor] = []
+
+        def keep_final(module: Any, args: Any, output: Any) -> None:
+            x = first_tensor(output)
+            final.append(x.reshape(len(rows), -1, x.shape[-1])[:, -1].detach().cpu())
+
+        handles = [s.output.register_forward_hook(join(i)) for i, s in enumerate(chat.decoder.sublayers)]
+        with hooked([*handles, chat.decoder.last_block.register_forward_hook(keep_final)]):
+            logits = logits_of(run_forward(model, inputs, keep=1, use_cache=cached is not None), 1)[:, -1]
         scores = score(logits.float())
         places = [steps[i] for i in range(len(steps))]
         slopes = []
@@ -94,22 +107,28 @@ def _backward(
             last = j == scores.shape[1] - 1
             each = torch.autograd.grad(one, places, retain_graph=not last, allow_unused=True, materialize_grads=True)
             slopes.append(torch.stack([g.cpu() for g in each]))
-    return scores.detach().cpu(), torch.stack([outputs[i].cpu() for i in range(len(outputs))]), torch.stack(slopes, 2)
+    stacked = torch.stack([outputs[i].cpu() for i in range(len(outputs))])
+    return Part(batch, scores.detach().cpu(), stacked, final[-1], torch.stack(slopes, 2))
 
 
-def _prefix(model: Any, inputs: dict[str, Tensor], name: str) -> Any:
-    """The cache of all tokens but the last, or None if a graph cannot use it."""
+def _all_but_last(model: Any, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """Read all tokens but the last: arguments of a pass over that one, or None if the cache does not let a graph in."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
-    if inputs["input_ids"].shape[1] < 2:
+    name, ids, mask = cache_name(model), inputs["input_ids"], inputs["attention_mask"]
+    if name is None:
         return None
+    if ids.shape[1] < 2:
+        return inputs if name in inputs else None
+    before = {k: v[:, :-1] if isinstance(v, Tensor) else v for k, v in inputs.items()}
     with torch.no_grad():  # not inference_mode: a graph cannot use its tensors
-        result = run_forward(model, {k: v[:, :-1] for k, v in inputs.items()}, keep=1, use_cache=True)
-    cache = getattr(result, name, None)
+        result = run_forward(model, before, keep=1, use_cache=True)
+    cache = inputs.get(name, getattr(result, name, None))
     # recurrent layers change their states in place
-    plain = isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
-    return cache if plain else None
+    if not (isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)):
+        return None
+    return {**row_inputs(model, ids[:, -1:], mask), name: cache}
 
 
 @contextmanager

@@ -20,11 +20,15 @@ from llmva.models.at_rest import reads_model
 from llmva.models.batching import Batching, longest_first
 from llmva.models.chat import decode, forward_inputs
 from llmva.models.chat_model import ChatModel
-from llmva.models.forward import logits_of, run_forward
+from llmva.models.forward import run_forward
+from llmva.models.reading.cache import Prefix, read_prefix
+from llmva.models.reading.rows import read_rows
 from llmva.models.sublayers import first_tensor, hooked
 
 MAX_ANSWER = 48  # maximum number of compared tokens of an answer
 MAX_LOGIT_BYTES = 24 * 2**20
+KEPT_TOKENS = 1024  # most likely tokens of the original model that are kept at each position; the rest counts as one
+TINY = 1e-30
 MAX_RATIO = 1e12  # maximum ratio of perplexities; it would be infinite if the edited model excludes a token
 
 
@@ -58,6 +62,19 @@ class Agreement:
         return math.exp(min(mean, math.log(MAX_RATIO)))
 
 
+@dataclass(frozen=True)
+class Original:
+    """The original model's next tokens at the positions of a text: at those of its answer, and after it."""
+
+    best: Tensor  # most likely token, int64 [answer + 1]
+    said: Tensor  # log-probability of the answer's tokens, [answer]
+    tokens: Tensor  # the most likely ones, int64 [answer + 1, k]
+    logs: Tensor  # their log-probabilities, float32 [answer + 1, k]
+
+
+Known = dict[tuple[str, str], Original]
+
+
 @reads_model
 def agreement(
     chat: ChatModel,
@@ -65,30 +82,48 @@ def agreement(
     applied: Callable[[], AbstractContextManager[Any]],
     on_progress: Callable[[int], None] = lambda n: None,
     against: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    known: Known | None = None,
 ) -> Agreement:
     """Compare next tokens along each `(prompt, answer)` with and without an edit or other hooks.
 
     `applied()` is a context in which the hooks are on the model; outside they must not be. `against` is the same for
-    the model to compare with, by default the untouched one. An empty answer compares only the first token.
+    the model to compare with, by default the untouched one; what it says is looked up in `known`, and kept there, so a
+    caller gives the same dict as long as it compares with the same model. An empty answer compares only the first
+    token.
     """
+    known = {} if known is None else known
     pairs = [_tokens(chat, prompt, answer) for prompt, answer in texts]
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     rows_compared = [(0.0, 0.0, 0.0)] * len(pairs)
     # logits of all answer positions are held twice: limit them for large vocabularies
+    asked = [prompt for prompt, _ in pairs]
+    missing = [i for i, text in enumerate(texts) if text not in known]
     small = Batching(min(chat.batching.tokens, max(1, MAX_LOGIT_BYTES // (4 * chat.decoder.vocabulary))))
 
-    def work(batch: list[int]) -> list[tuple[float, float, float]]:
+    def look(batch: list[int]) -> list[Original]:
         rows = [pairs[i] for i in batch]
-        with against():
-            original = _log_probabilities(chat, rows)
-        with applied():
-            edited = _log_probabilities(chat, rows)
-        return [_compare(a, b, row[1]) for a, b, row in zip(original, edited, rows, strict=True)]
+        return [_original(logs, row[1]) for logs, row in zip(_logs(chat, rows, shared), rows, strict=True)]
 
-    for batch, results in small.over(longest_first(lengths), lengths.__getitem__, work):
-        for i, result in zip(batch, results, strict=True):
-            rows_compared[i] = result
-        on_progress(len(batch))
+    def compare(batch: list[int]) -> list[tuple[float, float, float]]:
+        rows = [pairs[i] for i in batch]
+        return [
+            _compare(known[texts[i]], logs, row[1])
+            for i, logs, row in zip(batch, _logs(chat, rows, shared), rows, strict=True)
+        ]
+
+    def by_length(of: Sequence[int]) -> list[int]:
+        return [of[k] for k in longest_first([lengths[i] for i in of])]
+
+    with against():
+        shared = read_prefix(chat.model, asked) if missing and chat.decodes() else None
+        for batch, originals in small.over(by_length(missing), lengths.__getitem__, look):
+            known.update(zip([texts[i] for i in batch], originals, strict=True))
+    with applied():
+        shared = read_prefix(chat.model, asked) if pairs and chat.decodes() else None
+        for batch, results in small.over(by_length(range(len(pairs))), lengths.__getitem__, compare):
+            for i, result in zip(batch, results, strict=True):
+                rows_compared[i] = result
+            on_progress(len(batch))
     kept, kl, rise = ([result[column] for result in rows_compared] for column in range(3))
     return Agreement(kept, kl, rise, [len(answer) for _, answer in pairs])
 
@@ -160,24 +195,43 @@ def _tokens(chat: ChatModel, prompt: str, answer: str) -> tuple[list[int], list[
 
 
 @torch.inference_mode()
-def _log_probabilities(chat: ChatModel, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
+def _logs(chat: ChatModel, rows: list[tuple[list[int], list[int]]], shared: Prefix | None) -> list[Tensor]:
     """Log-probabilities of each row at the positions that predict its answer and the next token, [answer + 1, V]."""
-    ids, mask = chat.pad([[*p, *a] for p, a in rows])
     keep = max(len(a) for _, a in rows) + 1
-    logits = logits_of(run_forward(chat.model, forward_inputs(chat.model, ids, mask), keep=keep), keep)
+    logits = read_rows(chat.model, chat.pad_id, [[*p, *a] for p, a in rows], shared, keep)
     return [torch.log_softmax(logits[i, keep - len(a) - 1 :].float(), -1) for i, (_, a) in enumerate(rows)]
 
 
-def _compare(original: Tensor, edited: Tensor, answer: list[int]) -> tuple[float, float, float]:
-    """Share of next tokens kept, mean KL divergence, and the rise of the answer's negative log-likelihood."""
-    same = (original.argmax(-1) == edited.argmax(-1)).double().mean()
-    p = original.exp()
-    terms = torch.where(p == 0, 0.0, p * (original - edited))  # some models exclude tokens, at minus infinity
-    kl = terms.sum(-1).double().mean()
+def _original(logs: Tensor, answer: list[int]) -> Original:
+    top, tokens = logs.topk(min(KEPT_TOKENS, logs.shape[1]))
+    return Original(logs.argmax(-1), _said(logs, answer), tokens, top)
+
+
+def _said(logs: Tensor, answer: list[int]) -> Tensor:
+    tokens = torch.tensor(answer, device=logs.device, dtype=torch.long)[:, None]
+    return logs[:-1].gather(1, tokens).double()
+
+
+def _compare(original: Original, edited: Tensor, answer: list[int]) -> tuple[float, float, float]:
+    """Share of next tokens kept, mean KL divergence, and the rise of the answer's negative log-likelihood.
+
+    The tokens that the original hardly ever says count as one.
+    """
+    same = (original.best == edited.argmax(-1)).double().mean()
+    there = edited.gather(1, original.tokens)
+    terms = _divergence(original.logs, there)
+    if original.logs.shape[1] < edited.shape[1]:
+        rest, other = ((1.0 - logs.double().exp().sum(-1)).clamp_min(0.0) for logs in (original.logs, there))
+        terms = torch.cat([terms, _divergence(rest.log(), other.clamp_min(TINY).log())[:, None]], 1)
+    kl = terms.double().sum(-1).mean()
     if not kl.isfinite():
         raise LlmvaError("The model's logits overflow: pass --dtype bfloat16 or float32, or a smaller --step.")
-    tokens = torch.tensor(answer, device=original.device, dtype=torch.long)[:, None]
-    said = original[:-1].gather(1, tokens).double()
-    rises = said - edited[:-1].gather(1, tokens).double()
+    said = original.said
+    rises = said - _said(edited, answer)
     rise = torch.where(said.isinf(), 0.0, rises).sum()  # tokens that the original excludes cannot become less likely
     return float(same), float(kl), float(rise)
+
+
+def _divergence(original: Tensor, edited: Tensor) -> Tensor:
+    p = original.exp()
+    return torch.where(p == 0, 0.0, p * (original - edited))  # some models exclude tokens, at minus infinity

@@ -13,23 +13,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from llmva.errors import UsageError
 from llmva.models.at_rest import reads_model
-from llmva.models.batching import longest_first
 from llmva.models.chat.marks import Marks, content, spans
 from llmva.models.chat_model import ChatModel
 from llmva.models.generate import (
+    CHECK_EVERY,
     Capture,
-    RowStop,
     answer_prompts,
     check_rows,
     context_length,
     end_tokens,
-    generate_greedily,
+    generate,
 )
-from llmva.models.sublayers import contiguous_head, hooked
 from llmva.progress import Progress
 
 TOKENS = 512  # of thoughts, by default
@@ -121,23 +117,13 @@ def _first_thoughts(
     A thought that the model ends its turn in, without ever closing it, is none: so ends an answer without thoughts to a
     prompt that opens one.
     """
-    from transformers import StoppingCriteriaList
-
     reader, ends = chat.reader, end_tokens(chat.model, chat.tokenizer)
-    ids, mask = chat.pad(rows)
 
     def end(new: list[int]) -> int | None:
-        last = next((k for k, token in enumerate(new) if token in ends), None)
-        known = last is not None or len(spans(reader.text(new), reader.marks, inside)) > 1
-        return len(new) if known else None
+        return len(new) if len(spans(reader.text(new), reader.marks, inside)) > 1 else None
 
-    stop = RowStop(ids.shape[1], len(rows), end)
-    with torch.inference_mode(), hooked([contiguous_head(chat.model)]):
-        new = generate_greedily(
-            chat.model, chat.tokenizer, ids, mask, budget, stopping_criteria=StoppingCriteriaList([stop])
-        )
     seen = []
-    for row in new.tolist():
+    for _, row in sorted(generate(chat, rows, [budget] * len(rows), end)):
         last = next((k for k, token in enumerate(row) if token in ends), None)
         text = reader.text(row[:last])
         begin = spans(text, reader.marks, inside)[:1]
@@ -243,35 +229,16 @@ def think(chat: ChatModel, prompts: Sequence[str], thinking: Thinking, max_new_t
     limit = context_length(chat.model)
     rooms = [thinking.tokens if limit is None else limit - len(row) - max_new_tokens - MARGIN for row in rows]
     budgets = [min(thinking.tokens, room // STEP * STEP) for room in rooms]
-    lengths = [len(row) + budget for row, budget in zip(rows, budgets, strict=True)]
     ends = end_tokens(chat.model, chat.tokenizer)
     thought_rows: list[list[int]] = [[] for _ in rows]
     spent = 0
 
-    def end(row: list[int]) -> int | None:
-        return reader.thought_length(row, ends, inside)
+    def end(new: list[int]) -> int | None:
+        return None if len(new) % CHECK_EVERY else reader.thought_length(new, ends, inside)
 
-    def work(batch: list[int]) -> tuple[list[list[int]], int]:
-        from transformers import StoppingCriteriaList
-
-        ids, mask = chat.pad([rows[i] for i in batch])
-        stop = RowStop(ids.shape[1], len(batch), end)
-        with torch.inference_mode(), hooked([contiguous_head(chat.model)]):
-            new = generate_greedily(
-                chat.model, chat.tokenizer, ids, mask, budgets[batch[0]], stopping_criteria=StoppingCriteriaList([stop])
-            )
-        # `end` has not seen the tokens since the last check; row[:None] is the whole row
-        thoughts = [
-            row[: end(row) if known is None else known] for row, known in zip(new.tolist(), stop.ends, strict=True)
-        ]
-        return [reader.closed(thought, inside) for thought in thoughts], sum(map(len, thoughts))
-
-    # rows of a batch have the same budget, lest what one may think depend on the others
-    for budget in sorted(set(budgets), reverse=True):
-        order = [i for i in longest_first(lengths) if budgets[i] == budget]
-        for batch, (thoughts, n) in chat.batching.over(order, lengths.__getitem__, work):
-            for i, thought in zip(batch, thoughts, strict=True):
-                thought_rows[i] = thought
-            spent += n
+    for i, new in generate(chat, rows, budgets, end):
+        thought = new[: reader.thought_length(new, ends, inside)]
+        thought_rows[i] = reader.closed(thought, inside)
+        spent += len(thought)
     texts = [reader.text(thought) for thought in thought_rows]
     return Thoughts([[*row, *thought] for row, thought in zip(rows, thought_rows, strict=True)], texts, spent)

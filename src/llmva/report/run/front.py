@@ -22,6 +22,9 @@ STYLE = (  # of a picture that stands alone, where the report's style sheet does
     ".c-f1{fill:none;stroke:#007a5a;stroke-width:2}.named{fill:#1a1f26;font-weight:600}"
 )
 
+PREDICTED = "~"  # after a strength whose labels were predicted
+CAPTION = "~ labels predicted by the first tokens of answers, which were not generated"
+
 
 def points(run: dict[str, Any]) -> list[dict[str, Any]]:
     """Those of the run's points that have ASR and ORR."""
@@ -51,6 +54,8 @@ def _table(run: dict[str, Any], intervals: bool, harm: bool) -> Table:
         title=Text(title),
         title_style="bold",
         title_justify="left",
+        caption=Text(CAPTION) if any(row.get("predicted") is True for row in points(run)) else None,
+        caption_justify="left",
     )
     for name in ("point", "iter.", "strength", "F1", "ASR", "ORR", *(("kept", "KL") if harm else ())):
         table.add_column(name, justify="right", no_wrap=True)
@@ -62,7 +67,7 @@ def _table(run: dict[str, Any], intervals: bool, harm: bool) -> Table:
         cells = (
             f"{row['point']:.0f}",
             f"{finite(row.get('iteration')) or 0:.0f}",
-            f"{row['strength']:g}",
+            f"{row['strength']:g}{PREDICTED if row.get('predicted') is True else ''}",
             score(finite(row.get("f1"))),
             _with_interval(row["asr"], toxic),
             _with_interval(row["orr"], benign),
