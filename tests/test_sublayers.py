@@ -11,6 +11,7 @@ from torch import nn
 from architectures import ARCHITECTURES, tiny
 from conftest import tiny_model
 from llmva.errors import UsageError
+from llmva.models import sublayers
 from llmva.models.sublayers import Decoder, find_decoder
 
 
@@ -170,3 +171,19 @@ def test_hooks_go_when_the_probe_fails() -> None:
     with pytest.raises(RuntimeError, match="broken block"):
         find_decoder(model)
     assert no_hooks(model)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_token_with_massive_activations_does_not_hide_what_a_block_adds(seed: int) -> None:
+    """As the first token of Qwen2.5-Coder-0.5B in bfloat16: its updates are lost in rounding, those of others are not."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, 5, 64, generator=g)
+    x[0, 0, 3] = 1597.0
+    a, b = (0.5 * torch.randn(1, 5, 64, generator=g).bfloat16() for _ in range(2))
+    a[0, 0, 3], b[0, 0, 3] = 3.0, 2.5
+    x = x.bfloat16()
+    record = {name: t.double() for name, t in {"input": x, "output": (x + a) + b, "a": a, "b": b}.items()}
+    epsilon = torch.finfo(torch.bfloat16).eps
+    assert sublayers._misfit(record, "a", "b", epsilon) < 0.5
+    for wrong in ({**record, "b": -record["b"]}, {**record, "b": 0.5 * record["b"]}, {**record, "a": record["input"]}):
+        assert sublayers._misfit(wrong, "a", "b", epsilon) > 1

@@ -240,13 +240,14 @@ def _misfit(record: dict[str, torch.Tensor], attention: str, mlp: str, epsilon: 
     """The error of `x_out - x_in = c (o_attention + o_mlp)` at the worst token over the allowed error, with the best c.
 
     At most 1 if the two outputs explain the update. Besides TOLERANCE, the allowed error includes the rounding of the
-    residual stream to its dtype, because a token with massive activations loses small updates. Granite has c other than
-    1.
+    residual stream to its dtype, because a token with massive activations loses small updates; for the same reason each
+    token weighs in c by what is allowed for it. Granite has c other than 1.
     """
     update, total = record["output"] - record["input"], record[attention] + record[mlp]
-    scale = (update * total).sum() / total.pow(2).sum().clamp_min(1e-30)
-    error = (update - scale * total).norm(dim=-1)
     allowed = TOLERANCE * update.norm(dim=-1) + 2 * epsilon * record["output"].norm(dim=-1)
+    weight = allowed.clamp_min(1e-30).pow(-2)[..., None]
+    scale = (weight * update * total).sum() / (weight * total.pow(2)).sum().clamp_min(1e-30)
+    error = (update - scale * total).norm(dim=-1)
     return float((error / allowed.clamp_min(1e-30)).max())
 
 
