@@ -175,7 +175,7 @@ def test_hooks_go_when_the_probe_fails() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_token_with_massive_activations_does_not_hide_what_a_block_adds(seed: int) -> None:
-    """As the first token of Qwen2.5-Coder-0.5B in bfloat16: its updates are lost in rounding, those of others are not."""
+    """As the first token of Qwen2.5-Coder-0.5B in bfloat16: its updates are lost in rounding, others are not."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(1, 5, 64, generator=g)
     x[0, 0, 3] = 1597.0
