@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from llmva.errors import LlmvaError, UsageError
+from llmva.files import cache_folder
 from llmva.judges import Judge, Judgement, Label, make_judge
-from llmva.judges.model_based.cache import Cache, cache_folder, content_key
+from llmva.judges.model_based.cache import Cache, content_key
 from llmva.judges.model_based.encoder import EncoderJudge, judge_share
 from llmva.judges.model_based.guards import (
     fill,

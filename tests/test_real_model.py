@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,7 @@ pytestmark = pytest.mark.skipif(not MODEL.is_file(), reason="needs the real mode
 
 @pytest.fixture(scope="module")
 def real() -> tuple[Decoder, Any]:
-    import gguf
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("GGUFReader", "get_tensor_name_map"):  # transformers reads the file four times over
-            patch.setattr(gguf, name, cache(getattr(gguf, name)))
-        model, tokenizer = llmva.load_model(MODEL)
+    model, tokenizer = llmva.load_model(MODEL)
     return llmva.find_decoder(model), tokenizer
 
 

@@ -52,6 +52,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_bytes(path, save({k: t.contiguous() for k, t in tensors.items()}, dict(metadata)))
 
 
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """`folder`, else what LLMVA_CACHE names, else `llmva` in the user's cache folder."""
+    if folder is not None:
+        return Path(folder).expanduser()
+    if named := os.environ.get("LLMVA_CACHE"):
+        return Path(named).expanduser()
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "llmva"
+
+
 class FolderLock:
     """A folder in the hands of one thread of one process, until `close()` or the end of the process."""
 

@@ -42,7 +42,7 @@ def chat(
     loaded_edit = inputs.load_edit(edit, choice, Display(output.quiet).note)
     if compare and loaded_edit is None:
         raise UsageError("--compare needs an edit to compare with: add --edit DIR.")
-    loaded, tokenizer = load_model(model, **asdict(loading))
+    loaded, tokenizer = load_model(model, **asdict(loading), note=Display(output.quiet).note)
     check_features(loaded)
     template = ChatTemplate.of(tokenizer)
     for limit in template.limits:

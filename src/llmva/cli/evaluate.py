@@ -122,7 +122,7 @@ def evaluate(
 
         def load() -> tuple[Any, Any]:
             display.note(f"loading {model}")
-            loaded = load_model(model, **asdict(loading))
+            loaded = load_model(model, **asdict(loading), note=display.note)
             changes.extend(inputs.changes_since_fit(edit, *loaded))
             for sentence in changes:
                 display.note(sentence)

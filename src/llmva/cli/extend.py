@@ -86,7 +86,7 @@ def extend(
             if chosen_judge.name != record["judge"]:
                 display.note(f"the judge of the earlier run was {record['judge']}; this run uses {chosen_judge.name}")
             display.note(f"loading {title}")
-            loaded, tokenizer = load_model(place, **asdict(loading))
+            loaded, tokenizer = load_model(place, **asdict(loading), note=display.note)
             result = run(
                 loaded,
                 tokenizer,

@@ -89,7 +89,7 @@ def load(
         for sentence in (*prompts.notes, *prompts.warnings):
             display.note(sentence)
         display.note(f"loading {model_title(place)}")
-        yield *load_model(place, **asdict(loading)), prompts, display
+        yield *load_model(place, **asdict(loading), note=display.note), prompts, display
 
 
 def choose_prompts(place: str, sources: Sources, seed: int) -> PromptSet:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from llmva.cli.align import align, demo
+from llmva.cli.cache import cache
 from llmva.cli.chat import chat
 from llmva.cli.data import data_list
 from llmva.cli.evaluate import evaluate
@@ -31,7 +32,7 @@ app = typer.Typer(
     help="Make a chat model answer benign prompts and refuse harmful ones, by editing its weights in closed form.",
     epilog="Start with: llmva demo",
 )
-for command in (align, demo, evaluate, chat, inspect, extend, front, export, verify, push, compare, ablate):
+for command in (align, demo, evaluate, chat, inspect, extend, front, export, verify, push, compare, ablate, cache):
     app.command()(expand(command))
 for group, about, name, of_group in (
     ("judge", "Measure a judge.", "check", judge_check),

@@ -216,6 +216,7 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(**values)
 
     run.__doc__ = _about(command)
+    run.__annotations__ = {}  # typer would read them in the command's module, which may not know their names
     run.__signature__ = signature.replace(parameters=[p for ps in options.values() for p in ps])  # type: ignore[attr-defined]
     return run
 

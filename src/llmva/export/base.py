@@ -21,8 +21,7 @@ from torch import Tensor
 
 from llmva.edit import Edit
 from llmva.errors import LlmvaError
-from llmva.files import write_json
-from llmva.judges.model_based.cache import cache_folder
+from llmva.files import cache_folder, write_json
 from llmva.models.checkpoint import Checkpoint
 from llmva.models.files.headers import DTYPES
 from llmva.models.fingerprint import PACKED, own_tensors, parts_hash, slices_hash, weight_holder, whole_hash

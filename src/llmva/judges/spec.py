@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from llmva.errors import UsageError
+from llmva.files import cache_folder
 from llmva.judges.base import Judge
-from llmva.judges.model_based.cache import Cache, cache_folder
+from llmva.judges.model_based.cache import Cache
 from llmva.judges.model_based.client import Limits
 from llmva.judges.model_based.encoder import HUB, EncoderJudge
 from llmva.judges.model_based.endpoint import GENERAL, EndpointJudge

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from llmva.errors import LlmvaError, UsageError
 from llmva.models.chat import ChatTemplate, pad_token
 from llmva.models.chat.template import find_in_files, first_line, panicked
+from llmva.models.files import unpacked
 from llmva.models.files.weights import find_weights, model_inside, refuse_adapter
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -60,14 +62,17 @@ def load_model(
     quantize: str = "none",
     trust_remote_code: bool = False,
     revision: str | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Any, Any]:
     """Load `(model, tokenizer)`, in evaluation mode, in one copy.
 
     Args:
-        name: a hub id, a local folder, or a .gguf file (its weights are unpacked to `dtype`).
+        name: a hub id, a local folder, or a .gguf file. Its weights are unpacked to `dtype`, once: see
+            `llmva.models.files.unpacked`.
         device_map: spread the model over devices, as accelerate does; modules may also be mapped to "disk".
         quantize: "4bit" or "8bit" packs the linear layers with bitsandbytes. A checkpoint that is stored packed is
             loaded as it is with "none".
+        note: told of what takes long.
 
     Raises UsageError if there is no such model and LlmvaError if its weights are unusable.
     """
@@ -80,13 +85,51 @@ def load_model(
     if quantize not in ("none", *QUANTIZED):
         raise UsageError(f"quantize '{quantize}' is unknown: use none, {', '.join(QUANTIZED)}.")
     where = pick_device(device)
+    if extra and quantize == "none":
+        kept = {"device": device, "device_map": device_map, "note": note}
+        return _load_unpacked(Path(name).expanduser(), DTYPES.get(dtype) or pick_dtype(torch.float32, where), kept)
+    return _load(name, source, options, where, dtype, device_map, quantize, bool(extra))
+
+
+def _load_unpacked(file: Path, dtype: torch.dtype, how: dict[str, Any]) -> tuple[Any, Any]:
+    """A .gguf file from the cache of unpacked ones, or unpacked now."""
+    kind, note, device_map = str(dtype).removeprefix("torch."), how["note"], how["device_map"]
+    entry = unpacked.entry_of(file, kind)
+    if unpacked.is_whole(entry):
+        try:
+            model, tokenizer = load_model(entry, device=how["device"], device_map=device_map, dtype=kind)
+        except LlmvaError:  # somebody has changed it
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            model.config._name_or_path, tokenizer.name_or_path = str(file), str(file.parent)
+            return model, tokenizer
+    note(f"unpacking {file.name} to {kind}, once: llmva cache shows what is kept")
+    with unpacked.parsed_once():
+        where = pick_device(how["device"])
+        options = {"trust_remote_code": False, "gguf_file": file.name}
+        model, tokenizer = _load(str(file), str(file.parent), options, where, kind, device_map, "none", True)
+    if device_map is None:
+        unpacked.keep(entry, file, kind, model, tokenizer)
+    return model, tokenizer
+
+
+def _load(
+    name: str | Path,
+    source: str,
+    options: dict[str, Any],
+    where: torch.device,
+    dtype: str,
+    device_map: str | dict[str, Any] | None,
+    quantize: str,
+    extra: bool,
+) -> tuple[Any, Any]:
     placement: dict[str, Any] = {} if device_map is None else {"device_map": _check_map(device_map)}
     config = read_config(str(name), source, options)
     stored = torch.float32 if extra else (getattr(config, "dtype", None) or torch.float32)
     wanted = DTYPES[dtype] if dtype != "auto" else pick_dtype(stored, where)
     packed = getattr(config, "quantization_config", None) is not None or quantize != "none"
     if quantize != "none":
-        _check_quantize(config, str(name), bool(extra))
+        _check_quantize(config, str(name), extra)
         placement["quantization_config"] = _bits(quantize, wanted)
     if packed:
         placement.setdefault("device_map", {"": where})  # packed weights are created on their device and stay there

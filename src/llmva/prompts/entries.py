@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llmva.errors import UsageError
-from llmva.prompts.public.registry import Entry, Part, Side, SideRule, cache_folder
+from llmva.files import cache_folder
+from llmva.prompts.public.registry import Entry, Part, Side, SideRule
 from llmva.prompts.sources.hub import read_folder, read_github, read_pinned
 from llmva.prompts.sources.source import Source
 from llmva.prompts.sources.spec import READABLE

@@ -19,16 +19,6 @@ from llmva.judges.base import Judgement, Label
 from llmva.prompts.types import Prompt
 
 
-def cache_folder(folder: str | Path | None = None) -> Path:
-    """`folder`, else what LLMVA_CACHE names, else `llmva` in the user's cache folder."""
-    if folder is not None:
-        return Path(folder).expanduser()
-    if named := os.environ.get("LLMVA_CACHE"):
-        return Path(named).expanduser()
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "llmva"
-
-
 def content_key(judge: str, prompt: Prompt, answer: str) -> str:
     """sha256 (hex) of all that a judgement depends on."""
     content = json.dumps([judge, prompt.text, prompt.benign, answer])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import resources
@@ -166,20 +165,13 @@ def list_data() -> list[dict[str, Any]]:
     ]
 
 
-def cache_folder() -> Path:
-    """Where downloads and the marks of shown licences are kept: LLMVA_CACHE, else llmva in the user's cache folder."""
-    if own := os.environ.get("LLMVA_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llmva"
-
-
 def first_use_notice(name: str, folder: Path | None = None) -> str | None:
     """One sentence with the licence of a set at its first use, None afterwards; `name` may be `NAME=PATH`.
 
     A mark in `folder` (default: `cache_folder()`) holds the licence and the revision, so a change of either gives the
     sentence again. Where no file can be written, every use gives it. Raises UsageError as `find`.
     """
-    from llmva.files import write_text  # here, since it imports torch
+    from llmva.files import cache_folder, write_text
 
     entry = find(name.partition("=")[0])
     if entry.home.kind == "bundled":
