@@ -386,7 +386,7 @@ def test_strengths_go_on_where_they_were(
     taught: Any, tokenizer: Any, prompts: llmva.PromptSet, disk: llmva.Result, tmp_path: Path
 ) -> None:
     class Dies(Progress):
-        def stage(self, text: str, total: int = 0) -> Any:
+        def stage(self, text: str, total: int = 0, unit: str = "prompts") -> Any:
             if text == "strength 0.75":
                 raise KeyboardInterrupt
             return super().stage(text, total)
@@ -398,7 +398,7 @@ def test_strengths_go_on_where_they_were(
     told: list[str] = []
 
     class Listens(Progress):
-        def stage(self, text: str, total: int = 0) -> Any:
+        def stage(self, text: str, total: int = 0, unit: str = "prompts") -> Any:
             told.append(text)
             return super().stage(text, total)
 
@@ -459,7 +459,7 @@ def test_progress_is_told(taught: Any, tokenizer: Any, prompts: llmva.PromptSet)
     done: dict[str, int] = {}
 
     class Listener(Progress):
-        def stage(self, text: str, total: int = 0) -> Any:
+        def stage(self, text: str, total: int = 0, unit: str = "prompts") -> Any:
             told.append((text, total))
             done[text] = 0
 

@@ -190,7 +190,7 @@ def test_progress_counts_documents(taught: Any, breaking: Edit, folder: Path) ->
     class Seen(Progress):
         stages: list[list[Any]] = []  # noqa: RUF012
 
-        def stage(self, text: str, total: int = 0) -> Callable[[int], None]:
+        def stage(self, text: str, total: int = 0, unit: str = "prompts") -> Callable[[int], None]:
             stage = [text, total, 0]
             self.stages.append(stage)
 

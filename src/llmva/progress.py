@@ -9,8 +9,8 @@ from typing import Any
 class Progress:
     """Says nothing; the base of what the command line shows."""
 
-    def stage(self, text: str, total: int = 0) -> Callable[[int], None]:
-        """A piece of work of `total` prompts begins; the returned function is told as they are done."""
+    def stage(self, text: str, total: int = 0, unit: str = "prompts") -> Callable[[int], None]:
+        """A piece of work of `total` units begins; the returned function is told as they are done."""
         return lambda n: None
 
     def iteration(self, record: Mapping[str, Any], best: int, limit: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmva.cli.options import (
-    BatchTokens,
+    Batches,
     JudgeName,
     Loading,
     ModelArg,
@@ -40,7 +40,7 @@ def align(
     restart: Restart = False,
     seed: Seed = 42,
     loading: Loading,
-    batch_tokens: BatchTokens = None,
+    batches: Batches,
     output: Output,
 ) -> None:
     """Align MODEL and write the edit, its metrics and a report to DIR.
@@ -68,7 +68,7 @@ def align(
                 out=directory,
                 restart=restart,
                 skills=probes,
-                batch_tokens=batch_tokens,
+                batch_tokens=batches.of(loaded),
                 progress=display,
                 options=RunOptions(name=inputs.model_title(model), command=inputs.typed_command()),
                 **settings,
@@ -89,7 +89,17 @@ def demo(
     from llmva.cli import inputs
 
     model = str(inputs.demo_model())
-    align(model, out=out, sources=Sources(), settings={}, restart=restart, seed=seed, loading=Loading(), output=output)
+    align(
+        model,
+        out=out,
+        sources=Sources(),
+        settings={},
+        restart=restart,
+        seed=seed,
+        loading=Loading(),
+        batches=Batches(),
+        output=output,
+    )
 
 
 def show_run(record: Mapping[str, Any], directory: Path, display: Display, output: Output) -> None:

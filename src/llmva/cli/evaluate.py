@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmva.cli.options import (
-    BatchTokens,
+    Batches,
     Choice,
     EditDir,
     JudgeName,
@@ -92,7 +92,7 @@ def evaluate(
     benchmarks: Benchmarks,
     seed: Seed = 42,
     loading: Loading,
-    batch_tokens: BatchTokens = None,
+    batches: Batches,
     output: Output,
 ) -> None:
     """Measure ASR, ORR and F1 of MODEL on test prompts, with and without an edit.
@@ -128,7 +128,7 @@ def evaluate(
                 display.note(sentence)
             return loaded
 
-        how = {"edit": loaded_edit, "seed": seed, "batch_tokens": batch_tokens, "progress": display}
+        how = {"edit": loaded_edit, "seed": seed, "batches": batches, "progress": display}
         if sources.data:
             metrics = _by_set(load, sources, set_options, edit, chosen_judge, how, settings)
         else:
@@ -205,7 +205,7 @@ def _by_set(
     counts = {one.name: len(one.prompts) for one in test_sets}
     model, tokenizer = load()
     metrics = transfer(
-        ChatModel.of(model, tokenizer, how["batch_tokens"]),
+        ChatModel.of(model, tokenizer, how["batches"].of(model)),
         test_sets,
         judge,
         settings=EvaluationSettings(seed=how["seed"], **settings),
@@ -244,7 +244,7 @@ def _at_once(
     counts = {source: sum(prompt.source == source for prompt in prompts) for source in sources}
     model, tokenizer = load()
     metrics = evaluate(
-        ChatModel.of(model, tokenizer, how["batch_tokens"]),
+        ChatModel.of(model, tokenizer, how["batches"].of(model)),
         prompts,
         judge,
         EvaluationSettings(seed=how["seed"], **settings),

@@ -10,7 +10,7 @@ import typer
 
 from llmva.cli.options import (
     Base,
-    BatchTokens,
+    Batches,
     JudgeName,
     Loading,
     Output,
@@ -48,7 +48,7 @@ def extend(
         ),
     ] = None,
     loading: Loading,
-    batch_tokens: BatchTokens = None,
+    batches: Batches,
     output: Output,
 ) -> None:
     """Continue from the edit in DIR with new attacks (--toxic) or new false refusals (--benign). DIR stays unchanged.
@@ -98,7 +98,7 @@ def extend(
                 restart=restart,
                 skills=probes,
                 options=RunOptions(name=title, command=inputs.typed_command()),
-                batch_tokens=batch_tokens,
+                batch_tokens=batches.of(loaded),
                 progress=display,
                 **settings,
             )

@@ -40,15 +40,6 @@ Rank = Annotated[
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Discard earlier results in the output folder.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=SEEDS - 1, help="Seed all random draws with this number.")]
-BatchTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-tokens",
-        min=1,
-        help="Process at most this many tokens per batch.",
-        show_default="chosen by free memory",
-    ),
-]
 
 
 # -- groups ------------------------------------------------------------------------------------------------------
@@ -113,6 +104,39 @@ class Choice:
         int | None,
         typer.Option("--point", metavar="K", help="Use this point of llmva front instead of the chosen one."),
     ] = None
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How much goes through the model at once."""
+
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-tokens",
+            min=1,
+            help="Process at most this many tokens per batch.",
+            show_default="chosen by free memory",
+        ),
+    ] = None
+    max_memory: Annotated[
+        float | None,
+        typer.Option(
+            "--max-memory",
+            metavar="GB",
+            min=0.1,
+            help="Choose batches so that this process takes no more memory, the model included.",
+            show_default="a quarter more than the weights, and 1 GB",
+        ),
+    ] = None
+
+    def of(self, model: Any) -> int | None:
+        """Tokens in a batch of a loaded model; None leaves the choice. Raises UsageError if memory is too small."""
+        if self.batch_tokens is not None or self.max_memory is None:
+            return self.batch_tokens
+        from llmva.models.batching import tokens_within
+
+        return tokens_within(model, self.max_memory)
 
 
 @dataclass(frozen=True)

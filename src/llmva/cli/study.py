@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmva.cli.options import (
-    BatchTokens,
+    Batches,
     JudgeName,
     Loading,
     ModelArg,
@@ -64,7 +64,7 @@ def compare(
     restart: Restart = False,
     seed: Seed = 42,
     loading: Loading,
-    batch_tokens: BatchTokens = None,
+    batches: Batches,
     output: Output,
 ) -> None:
     """Compare LLM-VA with other steering methods on MODEL: same prompts, judge and seeds.
@@ -101,7 +101,7 @@ def compare(
                 skills=probes,
                 name=inputs.model_title(place),
                 command=inputs.typed_command(),
-                batch_tokens=batch_tokens,
+                batch_tokens=batches.of(loaded),
                 progress=display,
                 **settings,
             )
@@ -129,7 +129,7 @@ def ablate(
     restart: Restart = False,
     seed: Seed = 42,
     loading: Loading,
-    batch_tokens: BatchTokens = None,
+    batches: Batches,
     output: Output,
 ) -> None:
     """Ablation: change one step of the method and measure what is lost.
@@ -156,7 +156,7 @@ def ablate(
                 restart=restart,
                 name=inputs.model_title(place),
                 command=inputs.typed_command(),
-                batch_tokens=batch_tokens,
+                batch_tokens=batches.of(loaded),
                 progress=display,
                 **settings,
             )

@@ -90,7 +90,8 @@ def run_inner_loop(
     start = Candidate(state.edit, some, predicted_f1(some, context.objective.beta))
 
     def passes(use_gradients: bool) -> tuple[LineSearch, Candidate, list[int]]:
-        search = LineSearch(context, state.classifier, state.texts, state.iteration + 1, plan.step)
+        on_pass = context.progress.stage(f"iteration {state.iteration}: fitting", context.settings.passes, "passes")
+        search = LineSearch(context, state.classifier, state.texts, state.iteration + 1, plan.step, on_pass)
         assert papers.vectors is not None
         return search, *_follow(search, start, papers.vectors, state.train, harmless, use_gradients)
 
@@ -133,6 +134,7 @@ def _follow(
         if step is None:
             break
         now = step
+        search.on_pass(1)
         if now.beats(best.value):
             best = now
         if best.value[0] == 1.0:

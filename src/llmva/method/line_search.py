@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -60,6 +61,7 @@ class LineSearch:
     texts: Texts
     iteration: int
     step: float
+    on_pass: Callable[[int], None] = lambda n: None  # told of every pass
     forbidden: bool = False  # whether a step that would have helped was rejected for its harm to harmless text
 
     def best_step(

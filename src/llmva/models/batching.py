@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import psutil
 import torch
 
-from llmva.errors import LlmvaError
+from llmva.errors import LlmvaError, UsageError
 from llmva.models.sublayers import text_config
 
 T = TypeVar("T")
 MAX_ROWS = 256
 CPU_SHARE = 0.25  # on the CPU, caches may take this share of the weights' bytes, plus SPARE
 SPARE = 384 * 2**20
+FREE_SHARE = 0.5  # of the memory that is free on the machine
+KEPT_FREE = 0.92  # of --max-memory: what is counted is not all that is taken
+LEAST_TOKENS = 256  # a prompt and its answer
 
 
 @dataclass
@@ -77,11 +81,51 @@ def first_guess(model: Any, tokens: int | None = None) -> Batching:
 
     A power of two, so that a machine with slightly more free memory makes the same batches.
     """
-    config = text_config(model)
     parameter = next(model.parameters())
-    free = sum(p.numel() * p.element_size() for p in model.parameters()) * CPU_SHARE + SPARE
     if parameter.device.type == "cuda":
         free = 0.7 * torch.cuda.mem_get_info(parameter.device)[0]
+    else:
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        free = min(weights * CPU_SHARE + SPARE, FREE_SHARE * psutil.virtual_memory().available)
+    one = _sized(model, 1)
+    return Batching(tokens or 2 ** max(0, int(free / _token_bytes(model)).bit_length() - 1), one.square, one.row)
+
+
+def tokens_within(model: Any, gigabytes: float) -> int:
+    """Tokens in a batch with which this process, or its part of a GPU, takes at most so much memory.
+
+    Raises UsageError if the loaded model leaves no room for a batch.
+    """
+    parameter = next(model.parameters())
+    if parameter.device.type == "cuda":
+        taken = float(torch.cuda.memory_reserved(parameter.device))
+    else:
+        taken = float(psutil.Process().memory_info().rss)
+    free = KEPT_FREE * gigabytes * 1e9 - taken
+    tokens = int(free / _token_bytes(model))
+    least = math.ceil(_sized(model, 1).cost(LEAST_TOKENS))
+    if tokens < least:
+        raise UsageError(
+            f"With the model loaded, {taken / 1e9:.2f} GB of memory are taken, which leaves no room for a batch: give "
+            f"--max-memory {(taken + least * _token_bytes(model)) / KEPT_FREE / 1e9 + 0.05:.1f} or more."
+        )
+    return tokens
+
+
+def _sized(model: Any, tokens: int) -> Batching:
+    config, parameter = text_config(model), next(model.parameters())
+    each, size = _token_bytes(model), parameter.element_size()
+    queries = getattr(config, "num_attention_heads", None) or max(1, config.hidden_size // 64)
+    # off CUDA, attention under a padding mask holds its scores: float32, and once more in the model's dtype
+    square = 0.0 if parameter.device.type == "cuda" else queries * (4 + size) / each
+    head = model.get_output_embeddings()  # an encoder has none
+    row = 0.0 if head is None else int(head.weight.shape[0]) * (4 + size) / each
+    return Batching(tokens, square, row)
+
+
+def _token_bytes(model: Any) -> float:
+    """Memory of a token: its keys and values, and the activations of one block."""
+    config, parameter = text_config(model), next(model.parameters())
     queries = getattr(config, "num_attention_heads", None) or max(1, config.hidden_size // 64)
     heads = getattr(config, "num_key_value_heads", None) or queries
     head = getattr(config, "head_dim", None) or config.hidden_size // queries
@@ -89,12 +133,7 @@ def first_guess(model: Any, tokens: int | None = None) -> Batching:
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     inner = max(inner) if isinstance(inner, list | tuple) else inner  # one for each block
     passing = (6 * config.hidden_size + 3 * inner) * parameter.element_size()  # activations of one block
-    each = cached + passing
-    # off CUDA, attention under a padding mask holds its scores: float32, and once more in the model's dtype
-    square = 0.0 if parameter.device.type == "cuda" else queries * (4 + parameter.element_size()) / each
-    head = model.get_output_embeddings()  # an encoder has none
-    row = 0.0 if head is None else int(head.weight.shape[0]) * (4 + parameter.element_size()) / each
-    return Batching(tokens or 2 ** max(0, int(free / each).bit_length() - 1), square, row)
+    return float(cached + passing)
 
 
 def trim() -> None:

@@ -25,7 +25,8 @@ class _Count(ProgressColumn):
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} prompts/s" if task.speed else "", style="dim")
+        unit = task.fields.get("unit", "prompts")
+        return Text(f"{task.speed:.1f} {unit}/s" if task.speed and unit == "prompts" else "", style="dim")
 
 
 class Display(progress.Progress):
@@ -38,7 +39,7 @@ class Display(progress.Progress):
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal and not quiet
         self.bars: Progress | None = None
         self.task: Any = None
-        self.started = time.monotonic()
+        self.started, self.spent = time.monotonic(), 0.0
         self.stage_began: tuple[str, float, int] | None = None
 
     def __enter__(self) -> Display:
@@ -61,24 +62,24 @@ class Display(progress.Progress):
             self.bars.stop()
             self.bars = None
 
-    def stage(self, text: str, total: int = 0) -> Callable[[int], None]:
+    def stage(self, text: str, total: int = 0, unit: str = "prompts") -> Callable[[int], None]:
         if was_interrupted():  # and a library has swallowed it
             raise KeyboardInterrupt
         if self.bars is not None:
             if self.task is not None:
                 self.bars.remove_task(self.task)
-            task = self.task = self.bars.add_task(text, total=total or None)
+            task = self.task = self.bars.add_task(text, total=total or None, unit=unit)
             bars = self.bars
             return lambda n: bars.advance(task, n)
         if self.quiet or not total:
             return lambda n: None
-        return self._lines(text, total)
+        return self._lines(text, total, unit)
 
-    def _lines(self, text: str, total: int) -> Callable[[int], None]:
+    def _lines(self, text: str, total: int, unit: str) -> Callable[[int], None]:
         """A line when the stage begins and every 30 seconds, for logs and notebooks."""
         began = said = time.monotonic()
         done = 0
-        self.line(f"{text}, {total} prompts")
+        self.line(f"{text}, {total} {unit}" if unit == "prompts" else f"{text}, at most {total} {unit}")
 
         def on_progress(n: int) -> None:
             nonlocal done, said
@@ -88,7 +89,8 @@ class Display(progress.Progress):
                 said = now
                 rate = done / (now - began)
                 left = duration((total - done) / rate)
-                self.line(f"  {done}/{total}, {rate:.1f} prompts/s, {left} left")
+                speed = f", {rate:.1f} {unit}/s, {left} left" if unit == "prompts" else ""
+                self.line(f"  {done}/{total}{speed}")
 
         return on_progress
 
@@ -104,9 +106,10 @@ class Display(progress.Progress):
             shown.append(f"perplexity ×{record['perplexity']:.3g}")
         if record.get("mean_angle") is not None:
             shown.append(f"angle {record['mean_angle']:.0f}°")
-        left = duration(spent / (t + 1) * max(0, limit - t))
+        took, self.spent = spent - self.spent, spent
         mark = " *" if best == t else ""
-        line = f"iteration {t}: validation {', '.join(shown)}{mark}  ({duration(spent)}, at most {left} left)"
+        # how many iterations follow nobody knows: a run ends when nothing helps any more, long before its limit
+        line = f"iteration {t}: validation {', '.join(shown)}{mark}  ({duration(took)}, {duration(spent)} in all)"
         self.line(line)
 
     def line(self, text: str) -> None:
