@@ -18,7 +18,7 @@ from llmva.experiments.compare import compare
 from llmva.judges import make_judge
 from llmva.progress import Progress
 from llmva.prompts import PromptSet
-from test_kind_04_thinking import FORMS, THOUGHT, speaker
+from test_kind_04_thinking import ANSWER, FORMS, THOUGHT, speaker
 
 Command = Callable[..., Said]
 LONG = THOUGHT * 4
@@ -163,6 +163,26 @@ def test_the_share_is_in_report_and_terminal(tmp_path: Path, command: Command, m
     assert said.code == 0, said.err
     assert "although thinking was off" in said.err
     assert "although thinking was off" in (tmp_path / "c/compare.html").read_text()
+
+
+def test_long_answers_are_read_without_thoughts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, thoughts were checked for loops and endings as if they were the answer, whose end nobody saw."""
+    from contextlib import nullcontext
+
+    from llmva.evaluation.endings import compare_endings
+    from llmva.models.thinking import Thinking, prove_thinking
+
+    chat = speaker(FORMS["channels"], monkeypatch, "so, is it " * 40)  # a loop, for whoever takes it for the answer
+    texts = [prompt.text for prompt in prompts().test][:4]
+    thinking = prove_thinking(chat, "off", 600, texts)
+    record, _ = compare_endings(chat, texts, nullcontext, 64, thinking=thinking)
+    assert record["before"]["faulty"] == 0
+    unproven, _ = compare_endings(chat, texts, nullcontext, 64, thinking=Thinking())
+    assert (unproven["before"]["unended"], unproven["before"]["loop"]) == (4, 0)
+    chat.model.config.max_position_embeddings = 160
+    record, _ = compare_endings(chat, texts, nullcontext, 64, thinking=thinking)
+    assert record["before"]["faulty"] == 0
+    assert ANSWER.endswith(".")
 
 
 def test_harmless_text_without_its_thoughts_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
