@@ -178,6 +178,7 @@ def test_exports(kind: str, served: tuple[Hub, Worker], tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted([*before, out])
     if kind == "merged":
         load_model(out, device="cpu")
+    print(f"export {kind}: {KILLS} kills of {count} moments: each ended with the same bytes")
 
 
 @pytest.mark.parametrize("kind", ["edit", "merged"])
@@ -203,6 +204,7 @@ def test_pushes(kind: str, served: tuple[Hub, Worker], tmp_path: Path) -> None:
     assert work("push", kind, tmp_path, REPO)[0] is False
     assert hub.repos[REPO].files == whole
     assert list(work.temporary.iterdir()) == []  # nor what the killed ones had there
+    print(f"push {kind}: {KILLS} kills of {count} moments: nothing or all arrived, and then the same bytes")
 
 
 def test_two_exports_to_one_folder_do_not_disturb_each_other(served: tuple[Hub, Worker], tmp_path: Path) -> None:
