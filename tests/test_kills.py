@@ -181,6 +181,33 @@ def test_exports(kind: str, served: tuple[Hub, Worker], tmp_path: Path) -> None:
     print(f"export {kind}: {KILLS} kills of {count} moments: each ended with the same bytes")
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("config", ["adapter_config.json", "config.json"])
+def test_what_a_kill_left_loses_its_config_first(
+    config: str, backwards: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the folder's own order decided; a second kill could leave a config whose weights were gone."""
+    from llmva.export.folder import in_workplace
+
+    names = ["README.md", "a.safetensors", config, "tokenizer.json", "z.safetensors"]
+    order = names[::-1] if backwards else names
+    left, gone, unlink = tmp_path / ".out.part", list[str](), Path.unlink
+    left.mkdir()
+    for name in names:
+        (left / name).write_text("x")
+
+    def noted(path: Path, missing_ok: bool = False) -> None:
+        gone.append(path.name)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter([path / name for name in order]))
+    monkeypatch.setattr(Path, "unlink", noted)
+    with in_workplace(tmp_path / "out"):
+        monkeypatch.undo()
+    assert sorted(gone) == sorted(names)
+    assert gone[0] == config
+
+
 @pytest.mark.parametrize("kind", ["edit", "merged"])
 def test_pushes(kind: str, served: tuple[Hub, Worker], tmp_path: Path) -> None:
     hub, work = served
