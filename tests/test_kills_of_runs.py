@@ -1,6 +1,6 @@
 """Killed at any moment, `extend` and `compare` end like ones that were not when the same command is run again.
 
-As tests/test_resume.py has it of `align`, which is killed here only where more kills are wanted, as in benchmarks/kills.py.
+As tests/test_resume.py has it of `align`, which is killed here only where more kills are wanted (benchmarks/kills.py).
 The moments are those of its `start`: before writes, and before passes through the model.
 """
 

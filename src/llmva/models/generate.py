@@ -95,9 +95,7 @@ def _interleaved(one: Tensor, other: Tensor, every: int, dim: int) -> Tensor:
 
 
 def _some(values: list[T] | None, index: list[int] | slice) -> list[T] | None:
-    if values is None:
-        return None
-    return values[index] if isinstance(index, slice) else [values[i] for i in index]
+    return values if values is None else values[index] if isinstance(index, slice) else [values[i] for i in index]
 
 
 def capture(
@@ -195,16 +193,8 @@ def generate(
 def _joining(
     chat: ChatModel, rows: Sequence[list[int]], budgets: Sequence[int], end: End, taken: Taken
 ) -> Iterator[tuple[int, list[int]]]:
-    return decode(
-        chat.model,
-        chat.pad_id,
-        chat.batching,
-        rows,
-        budgets,
-        end,
-        watch=taken.watch,
-        on_prefill=taken.take_logits,
-    )
+    watch, keep = taken.watch, taken.take_logits
+    return decode(chat.model, chat.pad_id, chat.batching, rows, budgets, end, watch=watch, on_prefill=keep)
 
 
 def _batch_by_batch(
