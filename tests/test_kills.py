@@ -26,7 +26,7 @@ from test_merged import made
 REPO = "someone/thing"
 KILLS = 10
 SCRIPT = """
-import json, os, signal, socket, sys
+import json, os, signal, socket, sys, threading, traceback
 from pathlib import Path
 import huggingface_hub.hf_api, httpx, torch
 import llmva.export.diff, llmva.models.load
@@ -39,12 +39,13 @@ torch.set_num_threads(1)
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.copyfile", "shutil.rmtree"}
 
 def arm(moment):
-    seen = [0]
+    seen, one_at_a_time = [0], threading.Lock()
 
     def step():
-        seen[0] += 1
-        if seen[0] == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with one_at_a_time:  # weights are hashed in threads, which write what they know
+            seen[0] += 1
+            if seen[0] == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def heard(event, args):
         writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
@@ -79,13 +80,15 @@ for line in sys.stdin:
                 push(plan, given["place"], kind=given["kind"])
             else:
                 {"lora": export_lora, "merged": export_merged}[given["kind"]](plan, given["place"])
-            os.write(write, str(seen[0]).encode())
-        finally:
-            os._exit(0)
+            said = {"moments": seen[0]}
+        except BaseException:
+            said = {"failed": traceback.format_exc()}
+        os.write(write, json.dumps(said).encode())
+        os._exit(0)
     os.close(write)
     status = os.waitpid(child, 0)[1]
-    print(json.dumps({"killed": os.WIFSIGNALED(status), "moments": int(os.read(read, 100) or 0)}), flush=True)
-    os.close(read)
+    with open(read, "rb") as pipe:
+        print(json.dumps({"killed": os.WIFSIGNALED(status), **json.loads(pipe.read() or b"{}")}), flush=True)
 """
 
 
@@ -93,12 +96,14 @@ class Worker:
     """A process that forks one for each piece of work, so that only the first pays for the imports."""
 
     def __init__(self, folder: Path, hub: str) -> None:
+        self.cache = folder / "cache"
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
         inherited = {k: v for k, v in os.environ.items() if not re.match("HF_|HUGGING|.*proxy", k, re.IGNORECASE)}
         variables = {
             "HF_ENDPOINT": hub, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN,
             "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "TMPDIR": str(self.temporary),
+            "LLMVA_CACHE": str(self.cache),
             "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",  # or the first of all has moments of its own
         }  # fmt: skip
         self._process = subprocess.Popen(
@@ -107,13 +112,19 @@ class Worker:
         )  # fmt: skip
 
     def __call__(self, what: str, kind: str, run: Path, place: str, moment: int = 0) -> tuple[bool, int]:
-        """Whether it was killed, and how many moments it had if not; moment 0 never comes."""
+        """Whether it was killed, and how many moments it had if not; moment 0 never comes.
+
+        Hashes of weights are forgotten first, or some processes had moments that others have not.
+        """
+        if moment:
+            shutil.rmtree(self.cache, ignore_errors=True)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         given = {"what": what, "kind": kind, "run": str(run), "place": place, "moment": moment}
         print(json.dumps(given), file=self._process.stdin, flush=True)
         said = json.loads(self._process.stdout.readline())
-        return said["killed"], said["moments"]
+        assert "failed" not in said, said["failed"]
+        return said["killed"], said.get("moments", 0)
 
     def close(self) -> None:
         self._process.communicate(timeout=60)
@@ -125,6 +136,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Work
         worker = Worker(tmp_path_factory.mktemp("worker"), hub.url)
         yield hub, worker
         worker.close()
+
+
+def base_and_run(folder: Path) -> None:
+    """Files that were not changed just now, whose hashes are kept: so it does not hang on the clock what is written."""
+    made(folder)
+    for path in (folder / "base").iterdir():
+        os.utime(path, (1e9, 1e9))
 
 
 def drawn(count: int) -> list[int]:
@@ -140,15 +158,14 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", ["lora", "merged"])
 def test_exports(kind: str, served: tuple[Hub, Worker], tmp_path: Path) -> None:
     _, work = served
-    made(tmp_path)
+    base_and_run(tmp_path)
     killed, count = work("export", kind, tmp_path, str(tmp_path / "whole"))
     assert not killed
     whole, out = content(tmp_path / "whole"), tmp_path / "out"
     last = {"lora": "adapter_config.json", "merged": "config.json"}[kind]
     before = sorted(tmp_path.iterdir())
     for moment in drawn(count):
-        killed, _ = work("export", kind, tmp_path, str(out), moment)
-        assert killed or out.exists()  # writes are not counted alike in two processes: it may end before the moment
+        assert work("export", kind, tmp_path, str(out), moment)[0]
         if out.exists():
             assert content(out) == whole
             shutil.rmtree(out)
@@ -161,12 +178,40 @@ def test_exports(kind: str, served: tuple[Hub, Worker], tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted([*before, out])
     if kind == "merged":
         load_model(out, device="cpu")
+    print(f"export {kind}: {KILLS} kills of {count} moments: each ended with the same bytes")
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("config", ["adapter_config.json", "config.json"])
+def test_what_a_kill_left_loses_its_config_first(
+    config: str, backwards: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the folder's own order decided; a second kill could leave a config whose weights were gone."""
+    from llmva.export.folder import in_workplace
+
+    names = ["README.md", "a.safetensors", config, "tokenizer.json", "z.safetensors"]
+    order = names[::-1] if backwards else names
+    left, gone, unlink = tmp_path / ".out.part", list[str](), Path.unlink
+    left.mkdir()
+    for name in names:
+        (left / name).write_text("x")
+
+    def noted(path: Path, missing_ok: bool = False) -> None:
+        gone.append(path.name)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter([path / name for name in order]))
+    monkeypatch.setattr(Path, "unlink", noted)
+    with in_workplace(tmp_path / "out"):
+        monkeypatch.undo()
+    assert sorted(gone) == sorted(names)
+    assert gone[0] == config
 
 
 @pytest.mark.parametrize("kind", ["edit", "merged"])
 def test_pushes(kind: str, served: tuple[Hub, Worker], tmp_path: Path) -> None:
     hub, work = served
-    made(tmp_path)
+    base_and_run(tmp_path)
     killed, count = work("push", kind, tmp_path, f"someone/{kind}")
     assert not killed
     whole = {
@@ -186,6 +231,7 @@ def test_pushes(kind: str, served: tuple[Hub, Worker], tmp_path: Path) -> None:
     assert work("push", kind, tmp_path, REPO)[0] is False
     assert hub.repos[REPO].files == whole
     assert list(work.temporary.iterdir()) == []  # nor what the killed ones had there
+    print(f"push {kind}: {KILLS} kills of {count} moments: nothing or all arrived, and then the same bytes")
 
 
 def test_two_exports_to_one_folder_do_not_disturb_each_other(served: tuple[Hub, Worker], tmp_path: Path) -> None:
@@ -198,7 +244,8 @@ def test_two_exports_to_one_folder_do_not_disturb_each_other(served: tuple[Hub, 
     with (tmp_path / ".out.part" / ".lock").open("ab") as held:
         fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         (tmp_path / ".out.part" / "mine").write_text("x")
-        work("export", "merged", tmp_path, str(tmp_path / "out"))
+        with pytest.raises(AssertionError, match="Another llmva is at work"):
+            work("export", "merged", tmp_path, str(tmp_path / "out"))
         assert not (tmp_path / "out").exists()
         assert (tmp_path / ".out.part" / "mine").exists()
     work("export", "merged", tmp_path, str(tmp_path / "out"))

@@ -173,6 +173,7 @@ def speaker(form: Form, monkeypatch: pytest.MonkeyPatch, thought: str = THOUGHT)
             return ANSWER  # it has thought, and goes on
         return f"{form.opening}{thought}{form.closing}{ANSWER}"
 
+    monkeypatch.setattr("llmva.models.chat_model.ChatModel.decodes", lambda chat: False)  # the script is transformers'
     monkeypatch.setattr("transformers.GenerationMixin.generate", scripted(tokenizer, says))
     return chat_model(tiny_model(vocab_size=len(tokenizer), max_position_embeddings=2048), tokenizer)
 
@@ -181,7 +182,9 @@ def scripted(tokenizer: Any, says: Callable[[str], str]) -> Callable[..., Any]:
     """What stands in for transformers' `generate`; the model's forward pass is run for what captures it."""
 
     def generate(self: Any, input_ids: Any, attention_mask: Any, generation_config: Any, **options: Any) -> Any:
-        self(input_ids=input_ids, attention_mask=attention_mask)
+        logits = self(input_ids=input_ids, attention_mask=attention_mask).logits[:, -1]
+        for process in options.get("logits_processor") or ():
+            process(input_ids, logits)
         rows = []
         for ids, mask in zip(input_ids, attention_mask, strict=True):
             said = tokenizer(says(tokenizer.decode(ids[mask == 1])), add_special_tokens=False)["input_ids"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ import torch
 import llmva
 from conftest import taught_model, taught_requests, tiny_model, tiny_tokenizer
 from llmva.edit import Edit
-from llmva.errors import LlmvaError
+from llmva.errors import LlmvaError, UsageError
 from llmva.evaluation.evaluate import EvaluationSettings, evaluate
 from llmva.experiments.compare import compare
 from llmva.files import lock
 from llmva.judges import make_judge
 from llmva.models.at_rest import at_rest
 from llmva.models.fingerprint import fingerprint
+from llmva.progress import Progress
 from llmva.prompts import PromptSet
 
 FAST: dict[str, Any] = {"iterations": 1, "per_source": 16, "max_new_tokens": 8, "endings_tokens": 0}
@@ -176,6 +178,128 @@ def test_the_mode_is_restored_after_a_failure(model: Any) -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert model.training
+
+
+# -- what acts on the model beside its weights -------------------------------------------------------------------
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class Deaf(torch.nn.Module):
+    """A dropout that ignores eval(), put around a module."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.nn.functional.dropout(self.inner(*args, **kwargs), 0.1, training=True)
+
+
+RANDOM = "other numbers each time that it reads the same tokens"
+HOOKS = "forward hooks that are not llmva's"
+
+
+def deafened(model: Any) -> None:
+    model.model.layers[1].mlp.act_fn = Deaf(model.model.layers[1].mlp.act_fn)
+
+
+def shaken(model: Any) -> None:
+    def shake(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + 0.1 * torch.randn_like(output)
+
+    model.model.layers[0].mlp.gate_proj.register_forward_hook(shake)
+
+
+def doubled(model: Any) -> None:
+    model.model.layers[0].mlp.gate_proj.register_forward_hook(lambda module, args, output: output * 2)
+
+
+def prepared(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(partial(lambda factor, module, args: (args[0] * factor,), 1.5))
+
+
+def with_hooks_of_libraries(model: Any) -> None:
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    add_hook_to_module(model.model.layers[0], AlignDevicesHook(execution_device="cpu", io_same_device=True))
+    model.model.layers[0].mlp.down_proj.register_forward_hook(llmva.edit._Hook(an_edit(model).factors[
+        "model.layers.0.mlp.down_proj"]))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [
+        (deafened, {RANDOM}),
+        (shaken, {RANDOM, f"{HOOKS}, on model.layers.0.mlp.gate_proj: what"}),
+        (doubled, {f"{HOOKS}, on model.layers.0.mlp.gate_proj: what"}),
+        (prepared, {f"{HOOKS}, on model.layers.0.mlp and 2 more modules: what"}),
+        (with_hooks_of_libraries, set()),  # held
+        (lambda model: None, set()),  # held
+    ],
+)
+def test_what_acts_beside_the_weights_is_told(act: Callable[[Any], None], told: set[str], tokenizer: Any) -> None:
+    """In the log and in the limits of every command that measures; nothing was said of it."""
+    model, log = tiny_model(), Notes()
+    act(model)
+    judge, few = make_judge("phrases"), prompts().test[:4]
+    record = evaluate(llmva.ChatModel.of(model, tokenizer), few, judge, EvaluationSettings(max_new_tokens=2),
+                      progress=log)  # fmt: skip
+    for texts in (record["limits"], log.notes):
+        about = [text for text in texts if RANDOM in text or HOOKS in text]
+        assert len(about) == len(told)
+        assert all(any(words in text for text in about) for words in told)
+
+
+def test_a_run_tells_of_hooks_and_chance(tokenizer: Any) -> None:
+    model, log = tiny_model(), Notes()
+    shaken(model)
+    record = llmva.align(model, tokenizer, prompts(), progress=log, **{**FAST, "iterations": 0}).record
+    for words in (RANDOM, HOOKS):
+        assert sum(words in limit for limit in record["limits"]) == 1
+        assert sum(words in note for note in log.notes) == 1
+
+
+def test_hooks_on_every_module_are_told(model: Any, tokenizer: Any) -> None:
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: None)
+    try:
+        (limit,) = [one for one in llmva.ChatModel.of(model, tokenizer).limits if HOOKS in one]
+    finally:
+        handle.remove()
+    assert "on the model itself: what" in limit
+
+
+def test_chance_in_the_residual_stream_is_named(tokenizer: Any) -> None:
+    """Before, the architecture was called unsupported."""
+    model = tiny_model()
+    layer = model.model.layers[1]
+    own = layer.forward
+    layer.forward = lambda *args, **kwargs: torch.nn.functional.dropout(own(*args, **kwargs), 0.5, training=True)
+    with pytest.raises(UsageError, match="each time that it reads the same tokens: switch off what is random"):
+        llmva.find_decoder(model)
+
+
+def test_a_hook_that_hides_the_sublayers_is_named(model: Any) -> None:
+    """Before, the architecture was called unsupported."""
+    model.model.layers[1].mlp.register_forward_hook(lambda module, args, output: output * 3)
+    with pytest.raises(UsageError, match=r"forward hooks that are not llmva's, on model\.layers\.1\.mlp: remove them"):
+        llmva.find_decoder(model)
+
+
+def test_chance_in_code_of_its_own_is_not_taken_for_a_fault_of_its_cache(tokenizer: Any) -> None:
+    from transformers import LlamaForCausalLM
+
+    model = tiny_model()
+    model.__class__ = type("Own", (LlamaForCausalLM,), {"__module__": "modeling_own"})
+    deafened(model)
+    assert any(RANDOM in limit for limit in llmva.ChatModel.of(model, tokenizer).limits)
 
 
 # -- threads -------------------------------------------------------------------------------------------------------

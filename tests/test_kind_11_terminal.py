@@ -170,6 +170,46 @@ def test_commands_that_keep_nothing(
     assert list(tmp_path.iterdir()) == []  # no half of an export
 
 
+LONG: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "align": (("align", "MODEL", "SIDES", "--out", "OUT/r"), "llmva.alignment.fit_select_align", "iteration 0 was"),
+    "demo": (("demo", "--out", "OUT/r"), "llmva.alignment.observe_iteration", "iteration 0 was measured"),
+    "extend": (("extend", "RUN", "NEW", "--out", "OUT/r"), "llmva.alignment.observe_iteration", "iteration 0 was"),
+    "compare": (
+        ("compare", "MODEL", "SIDES", "--out", "OUT/r"),
+        "llmva.experiments.measure.ExperimentSetup.measure",
+        "anything was",
+    ),
+    "ablate": (
+        ("ablate", "MODEL", "SIDES", "--what", "layers", "--out", "OUT/r"),
+        "llmva.experiments.measure.ExperimentSetup.observe",
+        "anything was",
+    ),
+    "evaluate": (("evaluate", "MODEL", "--edit", "RUN"), "llmva.evaluation.evaluate.observe", "nothing was written"),
+    "export": (("export", "RUN", "--as", "merged", "--out", "OUT/r"), "llmva.export.merged._finish", "there is no"),
+    "verify": (("verify", "MODEL", "RUN"), "llmva.models.load.load_model", "nothing was written"),
+    "push": (("push", "RUN", "--repo", "me/it"), "llmva.export.push.push", "look whether me/it has"),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_every_command_that_runs_long_says_one_sentence(
+    name: str, run: Path, taught_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These held."""
+    words, where, says = LONG[name]
+    monkeypatch.setattr(where, press)
+    sides = ["--toxic", str(taught_folder / "toxic.txt"), "--benign", str(taught_folder / "benign.txt")]
+    new = [f"paint a {noun} for {place}" for noun in ("door", "fence", "lamp") for place in ("me", "us", "all", "you")]
+    (tmp_path / "new.txt").write_text("\n".join(new))
+    several = {"SIDES": sides, "NEW": ["--benign", str(tmp_path / "new.txt")]}
+    one = {"RUN": str(run), "MODEL": str(taught_folder)}
+    given = [part for word in words for part in several.get(word, [one.get(word, word.replace("OUT", str(tmp_path)))])]
+    said = command(*given, "--quiet")
+    assert (said.code, said.out) == (130, "")
+    (line,) = said.err.splitlines()
+    assert re.fullmatch(f"Interrupted.*{says}.*run the same command again.*\\.", line)
+
+
 def test_a_comparison_says_how_much_is_kept(
     taught_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,12 +33,13 @@ from llmva.models.files.weights import findable
 from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import answer_prompts, check_rows
 from llmva.models.sublayers import Decoder
-from llmva.models.thinking import Thinking, prove_thinking
+from llmva.models.thinking import Thinking
 from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.entries import projection_record, vectors_record
 from llmva.runs.environment import versions
 from llmva.runs.identity import identity
+from llmva.runs.limits import limits_of, prove_model
 from llmva.runs.record import is_finished
 from llmva.runs.resumed import check_resumed
 from llmva.runs.run import Run
@@ -64,6 +65,7 @@ class RunOptions:
     command: str | None = None  # as typed, in the record
     vector_hook: VectorHook | None = None  # changes the vectors of every iteration; run.json does not record it
     warm_start: WarmStart | None = None  # an earlier edit from which the run starts; `llmva.extend` makes it
+    thinking: Thinking | None = None  # what `prove` found, where a caller has told the user already
     measure_test: bool = True  # False does not use the test prompts, for a caller that measures them itself
 
 
@@ -104,7 +106,7 @@ def align(
     directory = None if out is None else Path(out)
     with at_rest(chat.model):
         if directory is None or restart or not is_finished(directory):
-            context = replace(context, thinking=prove(context))
+            context = replace(context, thinking=options.thinking or prove(context))
         with closing(open_run(context, directory, restart, skills, options)) as run:
             if batch_tokens is None:
                 chat.batching.tokens = run.record.get("batch_tokens", chat.batching.tokens)  # as an interrupted run had
@@ -148,10 +150,8 @@ def make_context(
 def prove(context: Context) -> Thinking:
     """How the model thinks, seen in its first answers; the user is told what is odd about the model."""
     chat, settings = context.chat, context.settings
-    for note in (*chat.template.notes, *chat.limits):
-        context.progress.note(note)
     texts = [prompt.text for prompt in context.prompts.train]
-    return prove_thinking(chat, settings.thinking, settings.thinking_tokens, texts, context.progress)
+    return prove_model(chat, settings.thinking, settings.thinking_tokens, texts, context.progress)
 
 
 def open_run(
@@ -318,5 +318,5 @@ def _describe(context: Context, options: RunOptions) -> dict[str, Any]:
         "judge": context.judge.name,
         "sublayers": decoder.names,
         "kinds": [sublayer.kind for sublayer in decoder.sublayers],
-        "limits": list(context.chat.limits),
+        "limits": limits_of(context.chat, prompts.warnings),
     }

@@ -17,6 +17,7 @@ from llmva.alignment import Result, RunOptions, align
 from llmva.edit import Edit
 from llmva.errors import UsageError
 from llmva.prompts.add import add_prompts
+from llmva.prompts.load import Reading
 from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.types import Prompt
 from llmva.runs.identity import notes_on_edit
@@ -30,7 +31,7 @@ def extend(
     model: Any,
     tokenizer: Any,
     directory: str | Path,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt] | Reading,
     *,
     seed: int | None = None,
     out: str | Path | None = None,
@@ -42,7 +43,7 @@ def extend(
     Args:
         model, tokenizer: the untouched model that the run was made on, as `load_model` gives it.
         directory: folder of the earlier run; it is only read.
-        prompts: the new prompts, of one side or both.
+        prompts: the new prompts, of one side or both; of a Reading the run keeps what reading them guessed.
         seed: None takes the earlier run's.
         out: folder of the new run; None keeps everything in memory.
         how: further arguments of `align`, such as the judge, and fields of `llmva.settings.Settings` that differ from
@@ -68,7 +69,7 @@ def extend(
 
 
 def prepare(
-    directory: str | Path, prompts: Sequence[Prompt], out: str | Path | None = None, seed: int | None = None
+    directory: str | Path, prompts: Sequence[Prompt] | Reading, out: str | Path | None = None, seed: int | None = None
 ) -> tuple[WarmStart, PromptSet, dict[str, Any]]:
     """The start of the new run, its prompts, and the earlier run's record; needs no model."""
     directory = Path(directory)
@@ -87,7 +88,9 @@ def prepare(
     if not known.is_file():
         raise UsageError(f"'{known}' is missing, and without it nothing guards the earlier prompts: put it back.")
     old = PromptSet.from_jsonl(known)
-    everything, new = add_prompts(old, prompts, record["seed"] if seed is None else seed)
+    reading = prompts if isinstance(prompts, Reading) else Reading(tuple(prompts))
+    everything, new = add_prompts(old, reading.prompts, record["seed"] if seed is None else seed)
+    everything = replace(everything, warnings=(*reading.warnings, *everything.warnings))
     sources = tuple(old.counts())
     answers = read_answers(directory, record)
     first = min((row["iteration"] for row in answers), default=0)  # the untouched model's, however often extended

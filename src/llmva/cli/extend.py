@@ -76,12 +76,12 @@ def extend(
         make_settings(**settings)
         chosen_judge = make_judge(judge)
         reading = read_prompts(sides.toxic, sides.benign)
-        _, everything, record = prepare(directory, reading.prompts, out, seed)
+        _, everything, record = prepare(directory, reading, out, seed)
         title = str(record["base"]["model"])
         place = base or (str(inputs.demo_model()) if title == inputs.DEMO_NAME else title)
         probes = inputs.choose_probes(place, skills)
         with Display(output.quiet) as display:
-            for sentence in (*reading.notes, *reading.warnings, *everything.warnings):
+            for sentence in (*reading.notes, *everything.warnings):
                 display.note(sentence)
             if chosen_judge.name != record["judge"]:
                 display.note(f"the judge of the earlier run was {record['judge']}; this run uses {chosen_judge.name}")
@@ -91,7 +91,7 @@ def extend(
                 loaded,
                 tokenizer,
                 directory,
-                reading.prompts,
+                reading,
                 judge=chosen_judge,
                 seed=seed,
                 out=out,

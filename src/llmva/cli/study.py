@@ -170,6 +170,8 @@ def _show(record: Mapping[str, Any], pages: Sequence[Path], table: Any, display:
 
     if not output.quiet:
         display.console.print(table)
+        for limit in record["limits"]:
+            display.line(limit)
         display.line(f"Wrote {', '.join(str(page) for page in pages)}.")
     if output.json:
         emit(record)

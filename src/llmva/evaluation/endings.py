@@ -15,8 +15,10 @@ from typing import Any
 
 from llmva.judges.garbled import why_garbled
 from llmva.judges.text import Folder
+from llmva.models.chat import AnswerReader
 from llmva.models.chat_model import ChatModel
 from llmva.models.generate import context_length, end_tokens, generate
+from llmva.models.thinking import Thinking, think
 from llmva.statistics import wilson
 
 PROMPTS = 16
@@ -31,11 +33,15 @@ _NO_PROSE = re.compile(r"\s*([-*+•#|>`]|\d+[.)]|[A-Za-z][.)]\s)")  # lists, ta
 
 @dataclass(frozen=True)
 class LongAnswer:
-    """`tokens` exclude the end token; `ended` says whether there was one before the limit."""
+    """`tokens` exclude the end token; `ended` says whether there was one before the limit.
+
+    Thoughts are no part of `text`; `thinking` says whether the limit came while the model was still thinking.
+    """
 
     text: str
     tokens: tuple[int, ...]
     ended: bool
+    thinking: bool = False
 
 
 def compare_endings(
@@ -44,18 +50,20 @@ def compare_endings(
     applied: Callable[[], AbstractContextManager[Any]],
     max_new_tokens: int,
     on_progress: Callable[[int], None] = lambda n: None,
+    thinking: Thinking | None = None,
 ) -> tuple[dict[str, Any], int]:
     """Answer the prompts with up to `max_new_tokens` tokens, untouched and while `applied()` is entered.
 
+    A model that thinks although it is not to, as `thinking` says, has tokens of its own for that.
+
     Returns the field `endings` of run.json and the number of generated tokens. `on_progress` counts every prompt twice.
     """
-    rows = chat.rows(prompts)
-    limit = context_length(chat.model)
+    thinking, limit = thinking or Thinking(), context_length(chat.model)
     if limit is not None:
-        max_new_tokens = max(1, min(max_new_tokens, limit - max(map(len, rows))))
-    before = _long_answers(chat, rows, max_new_tokens, on_progress)
+        max_new_tokens = max(1, min(max_new_tokens, limit - max(map(len, chat.rows(prompts))) - thinking.room))
+    before = _long_answers(chat, prompts, max_new_tokens, thinking, on_progress)
     with applied():
-        after = _long_answers(chat, rows, max_new_tokens, on_progress)
+        after = _long_answers(chat, prompts, max_new_tokens, thinking, on_progress)
     old = [fault(answer) for answer in before]
     new = [fault(answer) for answer in after]
     # an answer that reaches the limit is faulty only if the original's answer ended
@@ -63,11 +71,11 @@ def compare_endings(
     is_wrong = [one is not None and (one != "unended" or first.ended) for one, first in zip(new, before, strict=True)]
     examples = [
         {"prompt": prompts[i], "fault": new[i], "before": _end(before[i].text), "after": _end(after[i].text)}
-        for i in range(len(rows))
+        for i in range(len(prompts))
         if is_wrong[i] and not was_wrong[i]
     ]
     record = {
-        "n": len(rows),
+        "n": len(prompts),
         "tokens": max_new_tokens,
         "before": _tally(old, was_wrong),
         "after": _tally(new, is_wrong),
@@ -82,6 +90,8 @@ def fault(answer: LongAnswer) -> str | None:
     empty: no words. loop: it repeats itself, or is no language. unended: it had not ended at the limit. broken_off: the
     model ended it in the middle of a sentence, a bracket or a block of code.
     """
+    if answer.thinking:
+        return "unended"
     reason = why_garbled(Folder().view(answer.text))
     if reason in ("empty", "no words"):
         return "empty"
@@ -122,19 +132,25 @@ def breaks_off(text: str) -> bool:
 
 
 def _long_answers(
-    chat: ChatModel, rows: Sequence[list[int]], max_new_tokens: int, on_progress: Callable[[int], None]
+    chat: ChatModel,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    thinking: Thinking,
+    on_progress: Callable[[int], None],
 ) -> list[LongAnswer]:
+    rows = think(chat, prompts, thinking, max_new_tokens).rows if thinking.anyway else chat.rows(prompts)
     answers, ending = dict[int, LongAnswer](), end_tokens(chat.model, chat.tokenizer)
     for i, new in generate(chat, rows, [max_new_tokens] * len(rows)):
-        answers[i] = _answer(chat.tokenizer, new, ending)
+        answers[i] = _answer(chat.reader, new, ending)
         on_progress(1)
     return [answers[i] for i in range(len(rows))]
 
 
-def _answer(tokenizer: Any, row: Sequence[int], ending: set[int]) -> LongAnswer:
+def _answer(reader: AnswerReader, row: Sequence[int], ending: set[int]) -> LongAnswer:
     end = next((i for i, token in enumerate(row) if token in ending), len(row))
-    text = tokenizer.decode(row[:end], skip_special_tokens=True)
-    return LongAnswer(text, tuple(row[:end]), end < len(row))
+    text, thought = reader.read(row[:end])
+    thinking = thought is not None and end == len(row) and reader.breaks_off(row)
+    return LongAnswer(text, tuple(row[:end]), end < len(row), thinking)
 
 
 def _tally(faults: Sequence[str | None], wrong: Sequence[bool]) -> dict[str, Any]:

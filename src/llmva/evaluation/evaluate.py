@@ -14,10 +14,10 @@ from llmva.method.observe import Observation, harmless_answers, observe
 from llmva.metrics.rates import summarise
 from llmva.models.at_rest import at_rest
 from llmva.models.chat_model import ChatModel
-from llmva.models.thinking import prove_thinking, thought_limit
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt
 from llmva.runs.environment import peak_bytes
+from llmva.runs.limits import Tally, limits_of, prove_model
 from llmva.settings import check_seed
 
 
@@ -50,14 +50,10 @@ def evaluate(
     started = time.monotonic()
     settings, progress = settings or EvaluationSettings(), progress or Progress()
     seed = check_seed(settings.seed)
-    for limit in chat.limits:
-        progress.note(limit)
     if edit is not None:
         edit.apply(chat.model).remove()  # raises for an edit of another model before any answer is generated
-    for note in (*chat.template.notes, *chat.limits):
-        progress.note(note)
     asked = [prompt.text for prompt in prompts]
-    thinking = prove_thinking(chat, settings.thinking, settings.thinking_tokens, asked, progress)
+    thinking = prove_model(chat, settings.thinking, settings.thinking_tokens, asked, progress)
 
     def answers(label: str) -> Observation:
         return observe(
@@ -79,21 +75,26 @@ def evaluate(
     with at_rest(chat.model):
         before = answers("original")
         add_rates("before", before)
-        tokens, thoughts = before.capture.tokens, before.thoughts
+        tokens, seen = before.capture.tokens, [before]
         if edit is not None:
             with edit.apply(chat.model, check=False):
                 after = answers("edited")
             tokens += after.capture.tokens
-            thoughts += after.thoughts
+            seen.append(after)
             add_rates("after", after)
             texts = harmless_answers(before.prompts, before.labels, before.capture.answers)
             if texts:
                 record["utility"], more = measure_utility(
-                    chat, edit, texts, endings_tokens=settings.endings_tokens, seed=seed, progress=progress
+                    chat,
+                    edit,
+                    texts,
+                    endings_tokens=settings.endings_tokens,
+                    seed=seed,
+                    progress=progress,
+                    thinking=thinking.off,
                 )
                 tokens += more
-    rounds = 1 if edit is None else 2
-    record["limits"] = [*chat.limits, *(thought_limit(thoughts, rounds * len(prompts)) if not thinking.on else [])]
+    record["limits"] = limits_of(chat, (), thinking, Tally.of_seen(*seen))
     record["cost"] = {
         "seconds": round(time.monotonic() - started, 2),
         "peak_bytes": peak_bytes(),

@@ -15,7 +15,7 @@ from llmva.method.rollback import MIN_AGREEMENT
 from llmva.metrics.objective import Objective
 from llmva.metrics.pareto import RATES, find_front
 from llmva.metrics.rates import point_rates, summarise
-from llmva.models.thinking import thought_limit
+from llmva.runs.limits import Tally, thinking_limits
 from llmva.runs.run import Run
 from llmva.runs.warm_start import apart, check_regression, fell_behind
 
@@ -53,8 +53,7 @@ def finish(context: Context, run: Run, probes: Sequence[Probe]) -> None:
     if best == 0:
         first = "earlier edit" if record.get("extends") else "untouched model"
         record["limits"].append(f"No iteration was better on validation prompts than the {first}, which was kept.")
-    if not context.thinking.on:
-        record["limits"] += thought_limit(sum(bool(row.get("thought")) for row in run.answers), len(run.answers))
+    record["limits"] += thinking_limits(context.thinking, Tally.of_rows(run.answers))
     record["limits"] += _limits(record, context.objective)
     record["projections"] = {
         "before": record["iterations"][0].get("projection"),
@@ -87,7 +86,13 @@ def _add_utility(context: Context, run: Run, edit: Edit) -> None:
         return
     tokens_each = context.settings.endings_tokens
     utility, tokens = measure_utility(
-        context.chat, edit, texts, endings_tokens=tokens_each, seed=context.seed, progress=context.progress
+        context.chat,
+        edit,
+        texts,
+        endings_tokens=tokens_each,
+        seed=context.seed,
+        progress=context.progress,
+        thinking=context.thinking.off,
     )
     run.record["utility"] |= utility
     run.record["cost"]["generated_tokens"] += tokens

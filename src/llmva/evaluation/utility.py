@@ -12,13 +12,21 @@ from llmva.edit import Edit
 from llmva.evaluation.endings import PROMPTS, compare_endings
 from llmva.models.chat_model import ChatModel
 from llmva.models.harmless import agreement
+from llmva.models.thinking import Thinking
 from llmva.progress import Progress
 
 Texts = Sequence[tuple[str, str]]  # harmless (prompt, answer) of the untouched model
 
 
 def measure_utility(
-    chat: ChatModel, edit: Edit, texts: Texts, *, endings_tokens: int, seed: int, progress: Progress
+    chat: ChatModel,
+    edit: Edit,
+    texts: Texts,
+    *,
+    endings_tokens: int,
+    seed: int,
+    progress: Progress,
+    thinking: Thinking | None = None,
 ) -> tuple[dict[str, Any], int]:
     """The field `utility`, without skills, and the number of tokens generated for long answers.
 
@@ -26,6 +34,7 @@ def measure_utility(
         texts: at least one.
         endings_tokens: maximum length of the answers that are checked for loops and broken endings; 0 checks none.
         seed: of the bootstrap intervals.
+        thinking: how the model thinks, before long answers.
     """
     applied = partial(edit.apply, chat.model, check=False)
     compared = agreement(chat, texts, applied, progress.stage("comparing harmless text", len(texts)))
@@ -40,7 +49,7 @@ def measure_utility(
         return record, 0
     prompts = [prompt for prompt, _ in texts[:PROMPTS]]
     on_progress = progress.stage("long answers, before and after", 2 * len(prompts))
-    record["endings"], tokens = compare_endings(chat, prompts, applied, endings_tokens, on_progress)
+    record["endings"], tokens = compare_endings(chat, prompts, applied, endings_tokens, on_progress, thinking)
     return record, tokens
 
 

@@ -34,6 +34,7 @@ from llmva.models.sublayers import Decoder
 from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.environment import versions
+from llmva.runs.limits import Tally, limits_of
 from llmva.settings import make_settings
 
 KINDS = ("vectors", "iterations", "layers")
@@ -89,7 +90,7 @@ def ablate(
     with at_rest(chat.model), closing(Cells(directory, identity, restart=restart)) as cells:
         for sentence in cells.notes:
             progress.note(sentence)
-        setup = ExperimentSetup(chat, prompts, judge, chosen.max_new_tokens, (), progress)
+        setup = ExperimentSetup.of(chat, prompts, judge, chosen, (), progress)
 
         def run(variant: Variant, seed: int) -> Result:
             _, _, _, make, changed = variant
@@ -102,7 +103,9 @@ def ablate(
                 batch_tokens=chat.batching.tokens,
                 progress=progress,
                 options=RunOptions(
-                    vector_hook=make(torch.Generator().manual_seed(seed)) if make else None, measure_test=False
+                    vector_hook=make(torch.Generator().manual_seed(seed)) if make else None,
+                    thinking=setup.thinking,
+                    measure_test=False,
                 ),
                 **{**chosen.model_dump(), **changed},
             )
@@ -110,9 +113,11 @@ def ablate(
         def measured(edit: Edit, label: str) -> dict[str, Any]:
             with edit.apply(model, check=False):
                 seen = setup.observe(prompts.test, f"{label}: test prompts")
-            return {**point_rates(seen.prompts, seen.labels), "labels": [label.value for label in seen.labels]}
+            labels = [label.value for label in seen.labels]
+            return {**point_rates(seen.prompts, seen.labels), "labels": labels, **Tally.of_seen(seen).counts()}
 
         untouched = cells.get("untouched", lambda: measured(Edit({}, base), "untouched model"))
+        tallied = [untouched]
         series: dict[str, list[dict[str, Any]]] = {}
         variants = _variants(what, chat.decoder)
         for number, variant in enumerate(variants):
@@ -134,6 +139,7 @@ def ablate(
                     return {"rows": rows}
 
                 by_seed.append(cells.get(f"{number:02d}-{seed}", cell)["rows"])
+            tallied += [row for rows in by_seed for row in rows if row["iteration"]]
             points = series.setdefault(variant[0], [])
             if what != "iterations":
                 points.append(_point(variant[1], variant[2], [rows[0] for rows in by_seed], prompts))
@@ -157,7 +163,7 @@ def ablate(
         "untouched": {key: untouched[key] for key in ("f1", "asr", "orr", "garbled")},
         "x_label": {"vectors": "degrees", "iterations": "iteration", "layers": "sublayers"}[what],
         "series": [{"name": title, "points": points} for title, points in series.items()],
-        "limits": [*chat.limits, *prompts.warnings, *cells.sentences],
+        "limits": [*limits_of(chat, prompts.warnings, setup.thinking, Tally.of_cells(tallied)), *cells.sentences],
     }
     if directory is not None:
         write_json(directory / "ablate.json", record)

@@ -34,6 +34,7 @@ from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.types import Prompt
 from llmva.runs.environment import peak_bytes, versions
+from llmva.runs.limits import Tally, limits_of
 from llmva.settings import check_seed, make_settings
 
 METHODS = (NONE, *BASELINES, OURS)
@@ -113,7 +114,7 @@ def compare(
     with at_rest(chat.model), closing(Cells(directory, identity, restart=restart)) as cells:
         for sentence in cells.notes:
             progress.note(sentence)
-        setup = ExperimentSetup(chat, prompts, judge, chosen.max_new_tokens, skills, progress)
+        setup = ExperimentSetup.of(chat, prompts, judge, chosen, skills, progress)
         comparison = _Comparison(
             setup, cells, directory, [check_seed(seed) for seed in seeds], chosen.model_dump(), restart
         )
@@ -134,6 +135,8 @@ def compare(
             entry["versus"] = tests.get(title(entry))
             entry["note"] = note(entry, untouched, held)
 
+    told = limits_of(chat, prompts.warnings, setup.thinking, comparison.tally())
+    read = [WITHOUT_THOUGHTS] if setup.thinking.any and set(methods) & set(BASELINES) else []
     record: dict[str, Any] = {
         "format": 1,
         "kind": "comparison",
@@ -149,7 +152,7 @@ def compare(
         "rows": rows,
         "best_baseline": next(iter(tests.values()))["baseline"] if tests else None,
         "peak_bytes": peak_bytes(),
-        "limits": [*chat.limits, *prompts.warnings, *cells.sentences, *LIMITS],
+        "limits": [*told, *read, *cells.sentences, *LIMITS],
     }
     if directory is not None:
         write_json(directory / "compare.json", record)
@@ -162,6 +165,7 @@ LIMITS = (
     "Baselines' blocks are translated from the depth of their papers' models to this one's, and their magnitudes are "
     "those that do best on validation prompts; see docs/baselines.md.",
 )
+WITHOUT_THOUGHTS = "Baselines are fitted on prompts without thoughts, as their papers' models have none."
 
 
 class _Comparison:
@@ -179,6 +183,7 @@ class _Comparison:
         self.setup, self.cells, self.directory = setup, cells, directory
         self.seeds, self.settings, self.restart = seeds, settings, restart
         self.by_title: dict[str, list[dict[str, Any]]] = {}
+        self.measured: dict[str, dict[str, Any]] = {}  # cells with test answers by name; two rows may share one
         self.extra: dict[str, dict[str, Any]] = {}  # by title: curve, options, what was tried
         self.budget = BUDGET
         self.choices = Choices(
@@ -188,6 +193,10 @@ class _Comparison:
         self.untouched = cells.get("none", lambda: setup.measure("untouched model", nullcontext, []))
         answered = harmless_answers(setup.prompts.test, self.untouched["labels"], self.untouched["answers"])
         self.harmless = answered[:HARMLESS_TEXTS]
+
+    def tally(self) -> Tally:
+        """Of the answers to test prompts."""
+        return Tally.of_cells([self.untouched, *self.measured.values()])
 
     def rows_of(self, method: str, tuned: bool) -> list[Row]:
         if method in (NONE, OURS):
@@ -247,7 +256,9 @@ class _Comparison:
                 applied, cost = fit(seed)
                 return {"seed": seed, **cost, **self.setup.measure(what, applied(1.0), self.harmless)}
 
-            cells.append(self.cells.get(f"{file_name(row.method, row.setting)}-{seed}", measured))
+            name = f"{file_name(row.method, row.setting)}-{seed}"
+            self.measured[name] = self.cells.get(name, measured)
+            cells.append(self.measured[name])
         if row.method != OURS or not curves:
             return cells, []
         first = self.seeds[0]
@@ -317,7 +328,7 @@ class _Comparison:
             restart=self.restart,
             batch_tokens=setup.chat.batching.tokens,
             progress=setup.progress,
-            options=RunOptions(measure_test=False),
+            options=RunOptions(measure_test=False, thinking=setup.thinking),
             **self.settings,
         )
         edit: Edit = result.edit

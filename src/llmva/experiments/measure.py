@@ -17,9 +17,12 @@ from llmva.metrics.rates import point_rates
 from llmva.models.chat_model import ChatModel
 from llmva.models.generate import generate_greedily
 from llmva.models.harmless import agreement
+from llmva.models.thinking import Thinking
 from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.types import Prompt
+from llmva.runs.limits import Tally, prove_model
+from llmva.settings import Settings
 
 Applied = Callable[[], AbstractContextManager[Any]]  # a context with a method's hooks on the model
 HARMLESS_TEXTS = 128
@@ -36,6 +39,22 @@ class ExperimentSetup:
     max_new_tokens: int
     skills: Sequence[Probe] = ()
     progress: Progress = field(default_factory=Progress)
+    thinking: Thinking = field(default_factory=Thinking)
+
+    @classmethod
+    def of(
+        cls,
+        chat: ChatModel,
+        prompts: PromptSet,
+        judge: Judge,
+        settings: Settings,
+        skills: Sequence[Probe],
+        progress: Progress,
+    ) -> ExperimentSetup:
+        """The setup with what the model's first answers show of its thinking, which the user is told."""
+        texts = [prompt.text for prompt in prompts.train]
+        thinking = prove_model(chat, settings.thinking, settings.thinking_tokens, texts, progress)
+        return cls(chat, prompts, judge, settings.max_new_tokens, skills, progress, thinking)
 
     def observe(self, prompts: Sequence[Prompt], stage: str) -> Observation:
         """Answers of the current model; `stage` is the text of the progress bar."""
@@ -44,6 +63,7 @@ class ExperimentSetup:
             prompts,
             self.judge,
             max_new_tokens=self.max_new_tokens,
+            thinking=self.thinking,
             on_progress=self.progress.stage(stage, len(prompts)),
         )
 
@@ -55,7 +75,8 @@ class ExperimentSetup:
 
         Returns:
             f1, asr, orr, garbled; kept, kl, perplexity (a ratio) on `harmless`; latency (time per generated
-            token divided by the untouched model's); skills; labels and answers, in the order of the test prompts.
+            token divided by the untouched model's); skills; labels and answers, in the order of the test prompts;
+            thoughts and unclosed, numbers of answers, of a model that thinks.
         """
         with applied():
             seen = self.observe(self.prompts.test, f"{what}: test prompts")
@@ -68,6 +89,7 @@ class ExperimentSetup:
             "skills": skills,
             "labels": [label.value for label in seen.labels],
             "answers": seen.capture.answers,
+            **Tally.of_seen(seen).counts(),
         }
 
     def strengths(self, what: str, applied: Callable[[float], Applied], strengths: Sequence[float]) -> list[Any]:
@@ -81,7 +103,7 @@ class ExperimentSetup:
 
     def _skills(self, what: str) -> dict[str, float]:
         on_progress = self.progress.stage(f"{what}: skills", len(self.skills))
-        shares = measure_skills(self.chat, self.skills, on_progress)
+        shares = measure_skills(self.chat, self.skills, on_progress, self.thinking.off)
         return {name: row["right"] for name, row in shares.items()}
 
     def _latency(self, applied: Applied) -> float:

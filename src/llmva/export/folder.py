@@ -17,6 +17,7 @@ from llmva.models.files.belonging import CARD, OWN
 
 EMBEDDED = OWN  # the folder in which an export keeps the edit that it was made from
 LOCK = ".lock"
+CONFIGS = ("config.json", "adapter_config.json")  # written last, removed first
 
 
 def fresh(out: str | Path) -> Path:
@@ -60,7 +61,8 @@ def in_workplace(out: Path) -> Iterator[Path]:
 
 
 def _empty(work: Path) -> None:
-    for path in work.iterdir():
+    """First the file by which loaders know a whole export: a kill in between must not leave it with others missing."""
+    for path in sorted(work.iterdir(), key=lambda path: path.name not in CONFIGS):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != LOCK:

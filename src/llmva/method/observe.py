@@ -45,6 +45,11 @@ class Observation:
         return sum(bool(thought) for thought in self.capture.thoughts or ())
 
     @property
+    def unclosed(self) -> int:
+        """How many answers came after thoughts that the model never closed."""
+        return sum(self.capture.unclosed or ())
+
+    @property
     def unjudged(self) -> int:
         """How many answers the judge could not label."""
         return sum(label is Label.UNJUDGED for label in self.labels)

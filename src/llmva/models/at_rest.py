@@ -9,13 +9,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
+
+import torch
 
 from llmva.errors import LlmvaError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+LIBRARIES = frozenset(("llmva", "torch", "transformers", "accelerate", "bitsandbytes", "peft"))  # put hooks on models
 OWNER = "_llmva_owner"  # in the model's own dict: the thread that reads it, and the id of the model, which copies lose
 
 
@@ -56,6 +59,31 @@ def reads_model(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
 
     return at_work
+
+
+def told_hooks(model: Any) -> str | None:
+    """The forward hooks on `model` that neither we nor the libraries put there, in words; None where there are none."""
+    names = _hooks_of_others(model)
+    more = f" and {len(names) - 1} more modules" if len(names) > 1 else ""
+    return f"forward hooks that are not llmva's, on {names[0] or 'the model itself'}{more}" if names else None
+
+
+def _hooks_of_others(model: Any) -> list[str]:
+    """The names of modules; hooks that act on all modules of the process count as the model's, which is ""."""
+    everywhere = torch.nn.modules.module
+    registered = [*everywhere._global_forward_hooks.values(), *everywhere._global_forward_pre_hooks.values()]
+    names = [""] if any(map(_of_others, registered)) else []
+    for name, module in model.named_modules():
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        if any(map(_of_others, hooks)) and name not in names:
+            names.append(name)
+    return names
+
+
+def _of_others(hook: Any) -> bool:
+    while isinstance(hook, partial):
+        hook = hook.func
+    return str(getattr(hook, "__module__", "")).partition(".")[0] not in LIBRARIES
 
 
 def check_thread(model: Any) -> None:

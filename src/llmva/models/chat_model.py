@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from llmva.models.at_rest import told_hooks
 from llmva.models.batching import Batching, first_guess
 from llmva.models.chat import AnswerReader, ChatTemplate, input_device, pad_left, pad_token
 from llmva.models.forward import batches_well, check_features, is_of_transformers
@@ -23,6 +24,11 @@ DECODED = ("yes", "What colour is the sky?", "Name a tree that grows by the sea.
 ALONE = (
     "The model's own code gives other answers to prompts in a batch than to the same prompts alone, so each prompt was "
     "answered alone."
+)
+UNSTEADY = (
+    "The model gives other numbers each time that it reads the same tokens, though it is in evaluation mode, as with a "
+    "dropout that ignores eval() or a hook that draws at random: a run that is repeated, or goes on after an "
+    "interruption, ends otherwise."
 )
 
 
@@ -55,13 +61,16 @@ class ChatModel:
         check_features(known)
         template = ChatTemplate.of(tokenizer)
         limits, alone = [*loading_limits(known), *template.limits], False
+        if hooks := told_hooks(known):
+            limits.append(f"The model has {hooks}: what they do is part of every figure, and no export has it.")
         if not is_of_transformers(known):
             last = int(known.get_input_embeddings().weight.shape[0]) - 1
             rows = [[min(i, last) for i in template.row(text)] or [0] for text in UNEVEN]
             alone = not batches_well(known, pad_token(known, tokenizer), rows)
         decoder = model if isinstance(model, Decoder) else find_decoder(model)
         batching = Batching(1) if alone else first_guess(known, batch_tokens)
-        return cls(decoder, tokenizer, batching, template, tuple([*limits, ALONE] if alone else limits))
+        limits += [sentence for sentence, holds in ((ALONE, alone), (UNSTEADY, not decoder.steady)) if holds]
+        return cls(decoder, tokenizer, batching, template, tuple(limits))
 
     @property
     def model(self) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from llmva.models.reading.decoding import End, decode
 from llmva.models.reading.rows import read_rows
 from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked, text_config
 
+T = TypeVar("T")
 CHECK_EVERY = 4  # new tokens between two looks whether a row's answer is settled
 LIKELY = 64  # most likely first tokens of an answer that a capture keeps
 LOGIT_ROWS = 16  # rows whose chances are computed at once: a vocabulary may be large
@@ -42,6 +43,7 @@ class Capture:
     chances: Tensor | None = None  # their probabilities, float32 [n, k]
     shares: Tensor | None = None  # chances that it answers and that it refuses, where labels were predicted, [n, 2]
     thoughts: list[str] | None = None  # before the answers, "" where there were none; None if all had none
+    unclosed: list[bool] | None = None  # whether the model never closed those thoughts; None if it closed all
 
     @property
     def first(self) -> Tensor | None:
@@ -52,9 +54,7 @@ class Capture:
         """The capture of some prompts; `tokens` is its number of generated tokens."""
         answers = self.answers[index] if isinstance(index, slice) else [self.answers[i] for i in index]
         likely, chances, shares = (None if x is None else x[index] for x in (self.likely, self.chances, self.shares))
-        thoughts = self.thoughts
-        if thoughts is not None:
-            thoughts = thoughts[index] if isinstance(index, slice) else [thoughts[i] for i in index]
+        thoughts, unclosed = _some(self.thoughts, index), _some(self.unclosed, index)
         return replace(
             self,
             answers=answers,
@@ -65,6 +65,7 @@ class Capture:
             chances=chances,
             shares=shares,
             thoughts=thoughts,
+            unclosed=unclosed,
         )
 
     def interleave(self, other: Capture, every: int) -> Capture:
@@ -91,6 +92,10 @@ def _interleaved(one: Tensor, other: Tensor, every: int, dim: int) -> Tensor:
     both = torch.empty(shape, dtype=one.dtype)
     both.index_copy_(dim, first.nonzero()[:, 0], one)
     return both.index_copy_(dim, (~first).nonzero()[:, 0], other.to(one.dtype))
+
+
+def _some(values: list[T] | None, index: list[int] | slice) -> list[T] | None:
+    return values if values is None else values[index] if isinstance(index, slice) else [values[i] for i in index]
 
 
 def capture(
@@ -137,14 +142,14 @@ def answer_prompts(
     rows = rows or chat.rows(prompts)
     check_rows(chat.model, prompts, rows, max_new_tokens)
     taken = Taken(chat.decoder, len(rows))
-    answers, thoughts = [""] * len(rows), [""] * len(rows)
+    answers, thoughts, unclosed = [""] * len(rows), [""] * len(rows), [False] * len(rows)
     tokens = 0
     if max_new_tokens == 0:
         _read(chat, rows, taken, on_progress)
     else:
         for i, new in generate(chat, rows, [max_new_tokens] * len(rows), _settles(chat, settled), taken):
             answers[i], thought = chat.reader.read(new)
-            thoughts[i] = thought or ""
+            thoughts[i], unclosed[i] = thought or "", thought is not None and chat.reader.breaks_off(new)
             tokens += len(new)
             on_progress(1)
     return Capture(
@@ -155,6 +160,7 @@ def answer_prompts(
         taken.likely,
         taken.chances,
         thoughts=thoughts if any(thoughts) else None,
+        unclosed=unclosed if any(unclosed) else None,
     )
 
 
@@ -187,16 +193,8 @@ def generate(
 def _joining(
     chat: ChatModel, rows: Sequence[list[int]], budgets: Sequence[int], end: End, taken: Taken
 ) -> Iterator[tuple[int, list[int]]]:
-    return decode(
-        chat.model,
-        chat.pad_id,
-        chat.batching,
-        rows,
-        budgets,
-        end,
-        watch=taken.watch,
-        on_prefill=taken.take_logits,
-    )
+    watch, keep = taken.watch, taken.take_logits
+    return decode(chat.model, chat.pad_id, chat.batching, rows, budgets, end, watch=watch, on_prefill=keep)
 
 
 def _batch_by_batch(

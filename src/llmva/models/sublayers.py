@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.models.at_rest import at_rest
+from llmva.models.at_rest import at_rest, told_hooks
 from llmva.models.chat.inputs import input_device, takes
 from llmva.models.writers import is_linear
 
@@ -63,6 +63,7 @@ POST_NORMS = (
     ("post_self_attn_layernorm", "post_mlp_layernorm"),  # glm4
 )
 PROBE_TOKENS = 5
+NOISE = 1e-4  # relative difference of two passes over the same tokens
 TOLERANCE = 0.05  # relative error: bfloat16 sums of large residuals lose two digits
 
 
@@ -106,6 +107,7 @@ class Decoder:
     sublayers: tuple[Sublayer, ...]
     last_block: nn.Module  # its output is the final residual stream, before the final norm
     width: int
+    steady: bool = True  # whether the same tokens gave the same numbers twice
 
     @property
     def names(self) -> list[str]:
@@ -129,13 +131,27 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
         raise UsageError(
             f"The config of this {kind} model names no hidden_size: add it, or an attribute_map that leads to it."
         )
-    with at_rest(model):
-        updates = _probe(model, blocks) if verify else None
+    updates, steady = None, True
+    if verify:
+        with at_rest(model):
+            updates = _probe(model, blocks)
+            steady = _repeats(model, blocks[-1], updates[-1]["output"])
     sublayers: list[Sublayer] = []
     for index, block in enumerate(blocks):
         pair = _by_name(block)
         if updates is not None:
             pair = _proved(block, pair, updates[index], torch.finfo(model.dtype).eps)
+        if pair is None and not steady:
+            raise UsageError(
+                f"Block {index} of this {text_config(model).model_type} model adds something else to the residual "
+                "stream each time that it reads the same tokens: switch off what is random in it, such as a dropout "
+                "that ignores eval() or a hook."
+            )
+        if pair is None and (hooks := told_hooks(model)):
+            raise UsageError(
+                f"In block {index} of this {text_config(model).model_type} model no two modules explain what the block "
+                f"adds to the residual stream, and it has {hooks}: remove them."
+            )
         if pair is None:
             raise UsageError(
                 f"In block {index} of this {text_config(model).model_type} model no two modules explain what the "
@@ -145,7 +161,7 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
             modules = dict(block.named_modules())
             name = f"{prefix}.{index}.{projection}"
             sublayers.append(Sublayer(name, kind, index, modules[projection], modules[output]))
-    return Decoder(model, tuple(sublayers), blocks[-1], width)
+    return Decoder(model, tuple(sublayers), blocks[-1], width, steady)
 
 
 def text_config(model: Any) -> Any:
@@ -197,12 +213,8 @@ def _probe(model: Any, blocks: nn.ModuleList) -> list[dict[str, torch.Tensor]]:
                 handles.append(module.register_forward_hook(_recorder(records[index], name)))
         handles.append(block.register_forward_pre_hook(_input_recorder(records[index]), with_kwargs=True))
         handles.append(block.register_forward_hook(_recorder(records[index], "output")))
-    rows = int(model.get_input_embeddings().weight.shape[0])
-    size = min(rows, getattr(text_config(model), "vocab_size", None) or rows)
-    ids = (torch.arange(1, PROBE_TOKENS + 1) * 7919 % size).unsqueeze(0)
     with hooked(handles):
-        options = {"use_cache": False} if takes(model, "use_cache") else {}
-        model(input_ids=ids.to(input_device(model)), **options)
+        _read_probe(model)
     for index, record in enumerate(records):
         if not record["output"].isfinite().all():
             kind = str(model.dtype).removeprefix("torch.")
@@ -211,6 +223,32 @@ def _probe(model: Any, blocks: nn.ModuleList) -> list[dict[str, torch.Tensor]]:
         for name in [n for n, t in record.items() if t.numel() != record["output"].numel() or t.shape[-1] != shape[-1]]:
             del record[name]
     return [{name: t.reshape(record["output"].shape) for name, t in record.items()} for record in records]
+
+
+def _read_probe(model: Any) -> None:
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    size = min(rows, getattr(text_config(model), "vocab_size", None) or rows)
+    ids = (torch.arange(1, PROBE_TOKENS + 1) * 7919 % size).unsqueeze(0)
+    options = {"use_cache": False} if takes(model, "use_cache") else {}
+    model(input_ids=ids.to(input_device(model)), **options)
+
+
+@torch.inference_mode()
+def _repeats(model: Any, last_block: nn.Module, before: torch.Tensor) -> bool:
+    """Whether the probe, read again, gives the last block's output that it gave `before`."""
+    record: dict[str, torch.Tensor] = {}
+    with hooked([last_block.register_forward_hook(_recorder(record, "output"))]):
+        _read_probe(model)
+    return nearly_equal(record["output"].reshape(before.shape), before, model.dtype)
+
+
+def nearly_equal(one: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether two passes over the same tokens, computed in `dtype`, gave the same.
+
+    Some kernels add in another order each time, so the dtype's own noise is allowed.
+    """
+    off = (one - other).norm() / other.norm().clamp_min(1e-30)
+    return float(off) <= max(NOISE, 4 * torch.finfo(dtype).eps)
 
 
 def first_tensor(output: Any) -> torch.Tensor:

@@ -11,7 +11,7 @@ the same budget for it, and the answer is what follows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from llmva.errors import UsageError
 from llmva.models.at_rest import reads_model
@@ -42,13 +42,15 @@ STEP = 8  # budgets of prompts with little room are multiples of it, so that man
 class Thinking:
     """Whether a model is let think (`on`), or does so although it is not (`anyway`), in at most `tokens` tokens.
 
-    `inside` are the marks of the thought that every answer begins in, where the prompt opens it.
+    `inside` are the marks of the thought that every answer begins in, where the prompt opens it. `form` is how a reader
+    is told the marks that were seen.
     """
 
     on: bool = False
     anyway: bool = False
     tokens: int = TOKENS
     inside: Marks | None = None
+    form: str = field(default="", compare=False)
 
     @property
     def any(self) -> bool:
@@ -86,20 +88,23 @@ def prove_thinking(
         budget = min([budget, *(limit - len(row) for row in rows)])
     seen = _first_thoughts(chat, rows, budget, inside) if rows else []
     headless = next((marks for marks, opened in seen if not opened), None)
+    form = f"“{seen[0][0].opening.strip()} … {seen[0][0].closing.strip()}”" if seen else ""
     if not on:
         if seen and progress is not None:
             progress.note(
-                "the model thinks although thinking is off: its thoughts are cut before judging; --thinking end reads "
-                "it where they end"
+                f"the model thinks although thinking is off ({form}): its thoughts are cut before judging; --thinking "
+                "end reads it where they end"
             )
-        return replace(asked, anyway=bool(seen), inside=headless)
+        return replace(asked, anyway=bool(seen), inside=headless, form=form)
     if rows and not seen:
         block = "has no thinking block to wait for" if _silent(chat) else "offers thinking, and the model did not think"
         raise UsageError(
             f"The model's chat template {block}: its answers to the first prompts begin with no thought that can be "
             "told from the rest; leave --thinking off."
         )
-    return replace(asked, inside=inside or headless)
+    if seen and progress is not None:
+        progress.note(f"the model thinks: its thoughts are told from its answers by {form}")
+    return replace(asked, inside=inside or headless, form=form)
 
 
 def _silent(chat: ChatModel) -> bool:
@@ -161,7 +166,10 @@ def answer_after_thoughts(
         captured = answer_prompts(
             chat, prompts, max_new_tokens=max_new_tokens, settled=settled, rows=thoughts.rows, on_progress=on_progress
         )
-        return replace(captured, tokens=captured.tokens + thoughts.tokens, thoughts=thoughts.texts)
+        unclosed = _either(thoughts.unclosed, captured.unclosed)
+        return replace(
+            captured, tokens=captured.tokens + thoughts.tokens, thoughts=thoughts.texts, unclosed=_if_any(unclosed)
+        )
     captured = answer_prompts(
         chat,
         prompts,
@@ -187,25 +195,31 @@ def answer_after_thoughts(
         on_progress=on_progress if thinking.anyway else lambda n: None,
     )
     answers, texts = list(captured.answers), list(began)
-    for i, answer, text in zip(thinkers, after.answers, thoughts.texts, strict=True):
-        answers[i], texts[i] = answer, text
+    unclosed = list(captured.unclosed or [False] * len(prompts))
+    never = _either(thoughts.unclosed, after.unclosed)
+    for i, answer, text, one in zip(thinkers, after.answers, thoughts.texts, never, strict=True):
+        answers[i], texts[i], unclosed[i] = answer, text, one
     tokens = captured.tokens + thoughts.tokens + after.tokens
-    return replace(captured, answers=answers, tokens=tokens, thoughts=texts if any(texts) else None)
+    return replace(
+        captured,
+        answers=answers,
+        tokens=tokens,
+        thoughts=texts if any(texts) else None,
+        unclosed=_if_any(unclosed),
+    )
+
+
+def _either(one: list[bool], other: list[bool] | None) -> list[bool]:
+    return [a or b for a, b in zip(one, other, strict=True)] if other else one
+
+
+def _if_any(flags: list[bool]) -> list[bool] | None:
+    return flags if any(flags) else None
 
 
 def _has_room(chat: ChatModel, prompt: str, max_new_tokens: int) -> bool:
     limit = context_length(chat.model)
     return limit is None or len(chat.row(prompt)) + max_new_tokens + ROOM <= limit
-
-
-def thought_limit(thoughts: int, answers: int) -> list[str]:
-    """The sentence of a record whose model thought before so many of its answers although thinking was off."""
-    if not thoughts:
-        return []
-    return [
-        f"The model thought before {thoughts} of {answers} answers although thinking was off: the thoughts were cut "
-        "before judging, and captures are from before them. --thinking end reads the model where its thoughts end."
-    ]
 
 
 @dataclass(frozen=True)
@@ -214,6 +228,7 @@ class Thoughts:
 
     rows: list[list[int]]  # token ids of the prompt with the thoughts, block closed: what the answer follows
     texts: list[str]  # the thoughts alone, with their marks
+    unclosed: list[bool]  # whether the model did not close them: the mark at the end is ours
     tokens: int  # generated
 
 
@@ -231,6 +246,7 @@ def think(chat: ChatModel, prompts: Sequence[str], thinking: Thinking, max_new_t
     budgets = [min(thinking.tokens, room // STEP * STEP) for room in rooms]
     ends = end_tokens(chat.model, chat.tokenizer)
     thought_rows: list[list[int]] = [[] for _ in rows]
+    unclosed = [False] * len(rows)
     spent = 0
 
     def end(new: list[int]) -> int | None:
@@ -239,6 +255,8 @@ def think(chat: ChatModel, prompts: Sequence[str], thinking: Thinking, max_new_t
     for i, new in generate(chat, rows, budgets, end):
         thought = new[: reader.thought_length(new, ends, inside)]
         thought_rows[i] = reader.closed(thought, inside)
+        unclosed[i] = thought_rows[i] != thought
         spent += len(thought)
     texts = [reader.text(thought) for thought in thought_rows]
-    return Thoughts([[*row, *thought] for row, thought in zip(rows, thought_rows, strict=True)], texts, spent)
+    whole = [[*row, *thought] for row, thought in zip(rows, thought_rows, strict=True)]
+    return Thoughts(whole, texts, unclosed, spent)

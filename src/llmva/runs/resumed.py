@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from llmva.errors import UsageError
 from llmva.method.context import Context
-from llmva.models.generate import answer_prompts
-from llmva.models.thinking import think
+from llmva.models.thinking import answer_after_thoughts
 from llmva.runs.run import Run
 
 ANSWERS = 8  # that are asked for again
@@ -45,13 +44,12 @@ def _answers_again(context: Context, run: Run) -> tuple[int, int]:
     texts = [by_id[row["id"]].text for row in rows]
     tokens = context.settings.max_new_tokens
     with run.edit.at(0).apply(context.chat.model, check=False):
-        thoughts = think(context.chat, texts, context.thinking, tokens) if context.thinking else None
-        again = answer_prompts(
+        again = answer_after_thoughts(
             context.chat,
             texts,
             max_new_tokens=tokens,
+            thinking=context.thinking,
             settled=context.judge.settled,
-            rows=thoughts.rows if thoughts else None,
         ).answers
     # an answer may have ended as soon as its label was settled, so the shorter one says how much there is to compare
     pairs = [(row["answer"][:OPENING], answer[:OPENING]) for row, answer in zip(rows, again, strict=True)]

@@ -72,7 +72,7 @@ class Run:
             "stopped": None,
             "answers_bytes": 0,
             "cost": {"seconds": 0.0, "peak_bytes": 0, "generated_tokens": 0},
-            "limits": [*record.get("limits", []), *prompts.warnings],
+            "limits": list(record.get("limits", [])),
         }
         factors = {} if start is None else start.factors
         if directory is None:
@@ -151,7 +151,7 @@ class Run:
 
     def log(self, iteration: int, split: str, seen: Observation) -> None:
         """Keep judged answers; the next commit writes them to disk."""
-        thoughts = seen.capture.thoughts
+        thoughts, unclosed = seen.capture.thoughts, seen.capture.unclosed
         rows = zip(seen.prompts, seen.capture.answers, seen.judgements, strict=True)
         for i, (prompt, answer, judged) in enumerate(rows):
             self.answers.append(
@@ -164,6 +164,7 @@ class Run:
                     "confidence": round(judged.confidence, 3),
                     "reason": judged.reason,
                     **({"thought": thoughts[i]} if thoughts and thoughts[i] else {}),
+                    **({"unclosed": True} if unclosed and unclosed[i] else {}),
                 }
             )
 

@@ -43,6 +43,11 @@ class AnswerReader:
         thinks = any(content(text, span).strip() for span in cut if span.marks is not None)
         return without_wrapper(answer), thought if thinks else None
 
+    def breaks_off(self, row: Sequence[int]) -> bool:
+        """Whether a row that has ended holds no answer, because its thought goes on to its end."""
+        last = spans(self.text(row), self.marks)[-1:]
+        return bool(last) and last[0].marks is not None and not last[0].closed and not self.read(row)[0].strip()
+
     def so_far(self, row: Sequence[int]) -> str | None:
         """The answer of a row that goes on; None while what was written may be a thought."""
         text = self._marked(row)
