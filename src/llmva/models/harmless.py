@@ -26,7 +26,7 @@ from llmva.models.reading.rows import read_rows
 from llmva.models.sublayers import first_tensor, hooked
 
 MAX_ANSWER = 48  # maximum number of compared tokens of an answer
-MAX_LOGIT_BYTES = 24 * 2**20
+MAX_LOGIT_BYTES = 64 * 2**20
 KEPT_TOKENS = 1024  # most likely tokens of the original model that are kept at each position; the rest counts as one
 TINY = 1e-30
 MAX_RATIO = 1e12  # maximum ratio of perplexities; it would be infinite if the edited model excludes a token
@@ -93,12 +93,15 @@ def agreement(
     """
     known = {} if known is None else known
     pairs = [_tokens(chat, prompt, answer) for prompt, answer in texts]
-    lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     rows_compared = [(0.0, 0.0, 0.0)] * len(pairs)
-    # logits of all answer positions are held twice: limit them for large vocabularies
     asked = [prompt for prompt, _ in pairs]
     missing = [i for i, text in enumerate(texts) if text not in known]
-    small = Batching(min(chat.batching.tokens, max(1, MAX_LOGIT_BYTES // (4 * chat.decoder.vocabulary))))
+    # logits of all compared positions are held twice: a row counts by its tokens, or by its share of these positions
+    small, positions = Batching(chat.batching.tokens), max(1, MAX_LOGIT_BYTES // (4 * chat.decoder.vocabulary))
+    lengths = [
+        max(len(prompt) + len(answer), math.ceil((len(answer) + 1) * small.tokens / positions))
+        for prompt, answer in pairs
+    ]
 
     def look(batch: list[int]) -> list[Original]:
         rows = [pairs[i] for i in batch]
