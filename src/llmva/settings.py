@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llmva.errors import UsageError
 
 SEEDS = 2**32  # scikit-learn takes no larger ones
+# where the paper's choice is not our default; a limit of 99 nats is none
+PAPER: dict[str, Any] = {
+    "passes": 1,
+    "svm": "sklearn",
+    "harmless_weight": 0.0,
+    "patience": 0,
+    "min_kept": 0.0,
+    "max_kl": 99.0,
+}
 
 
 class Settings(BaseModel):
@@ -21,6 +30,9 @@ class Settings(BaseModel):
     # the validator is built at the first use: the command line's --help needs the fields alone
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
+    recipe: Literal["default", "paper"] = Field(
+        "default", description="Start from these settings: ours (default), or those that choose as the paper does."
+    )
     iterations: int = Field(30, ge=0, description="Run at most this many iterations (the paper's T).")
     layers: int | None = Field(
         None, ge=1, description="Edit at most this many sublayers in one alignment (the paper's L)."
@@ -81,6 +93,16 @@ class Settings(BaseModel):
         description="Check the endings of long answers of up to this many tokens; 0 skips the check.",
         json_schema_extra={"options": []},
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_recipe(cls, given: Any) -> Any:
+        return {**PAPER, **given} if isinstance(given, dict) and given.get("recipe") == "paper" else given
+
+    @classmethod
+    def paper(cls, **others: Any) -> Settings:
+        """The paper's choice of every setting, except `others`."""
+        return cls(recipe="paper", **others)
 
 
 def check_seed(seed: int) -> int:

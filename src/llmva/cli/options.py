@@ -186,11 +186,10 @@ class SettingOptions:
         kind: Any = Settings.model_fields[name].annotation
         kind = str if get_origin(kind) is Literal else kind
         default = Settings.model_fields[name].default
-        if self.otherwise is not None:
-            kind, default = kind | None, None
-        option = setting_option(name, show_default=self.otherwise or True)
+        option = setting_option(name, show_default=self.otherwise or (default is not None and str(default)))
+        # None, since only what is given may win over the recipe
         return inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
         )
 
     @staticmethod
