@@ -18,7 +18,7 @@ from llmva.errors import LlmvaError, UsageError
 from llmva.models.chat import ChatTemplate, pad_token
 from llmva.models.chat.template import find_in_files, first_line, panicked
 from llmva.models.files import unpacked
-from llmva.models.files.weights import find_weights, model_inside, refuse_adapter
+from llmva.models.files.weights import find_weights, model_inside, refuse_adapter, refuse_dangling
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 QUANTIZED = ("4bit", "8bit")
@@ -155,7 +155,7 @@ def _load(
     if missing:
         rest = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise LlmvaError(f"'{name}' lacks the weights {missing[0]}{rest}: download or convert the model whole.")
-    model._llmva_limits = _dropped(report, str(name))
+    model._llmva_limits = [*_dropped(report, str(name)), *_untied(model, str(name))]
     if extra:  # transformers still considers an unpacked .gguf quantised, and refuses to save it
         model.hf_quantizer = None
         vars(model.config).pop("quantization_config", None)
@@ -211,6 +211,19 @@ def _dropped(report: Mapping[str, Any], name: str) -> list[str]:
     return [
         f"The checkpoint of '{Path(name).name}' holds tensors that its model type does not use and that no figure "
         f"knows of: {unexpected[0]}{more}."
+    ]
+
+
+def _untied(model: Any, name: str) -> list[str]:
+    """What is told of a model whose config ties its embeddings and whose files hold two that differ."""
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    entry, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not tied or entry is None or head is None or head.weight is entry.weight:
+        return []
+    return [
+        f"The config of '{Path(name).name}' ties the output embedding to the input's, and its files hold two that "
+        "differ: both were used as they are, and programs that tie them give other answers. Correct "
+        "tie_word_embeddings in config.json."
     ]
 
 
@@ -295,6 +308,7 @@ def locate(name: str) -> tuple[str, dict[str, Any]]:
             raise UsageError(f"There is no file '{name}': check the path of the .gguf model.")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
+        refuse_dangling(path)
         refuse_adapter(path)
         config = path / "config.json"
         if not config.is_file():
@@ -364,6 +378,11 @@ def _explain(name: str, part: str, error: BaseException) -> LlmvaError:
     if not local and isinstance(error, OSError):
         return UsageError(
             f"'{name}' is neither a local folder nor a model that the hub gives: check its name and the network."
+        )
+    if re.search(r"flash.?attention|flash_attn", text, re.I):
+        return UsageError(
+            f"The config.json of '{name}' asks for an attention whose package is not here ({first_line(error)[:80]}): "
+            "remove attn_implementation and _attn_implementation from it, and transformers takes its own."
         )
     if isinstance(error, ImportError):
         return UsageError(f"'{name}' needs a package that is missing ({first_line(error)}): install it with pip.")
