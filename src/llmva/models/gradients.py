@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmva.errors import UsageError
 from llmva.models.at_rest import reads_model
 from llmva.models.batching import Batching, longest_first
 from llmva.models.chat_model import ChatModel
@@ -38,6 +39,15 @@ class Part:
     slopes: Tensor  # gradients of the scores with respect to the outputs, [S, n, k, d]
 
 
+def check_graph(model: Any) -> None:
+    """Raises UsageError for weights that no graph may use; without gradients an edit would be a poorer one."""
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise UsageError(
+            "The model was loaded inside torch.inference_mode(), so that no gradients pass its weights: load it "
+            "outside of that."
+        )
+
+
 def gradients(chat: ChatModel, prompts: Sequence[str], score: Score) -> Iterator[Part]:
     """Sublayers' outputs at the last prompt token, and the gradients of `score` with respect to them.
 
@@ -57,7 +67,8 @@ def gradients(chat: ChatModel, prompts: Sequence[str], score: Score) -> Iterator
 
     # the graph holds the logits several times: limit them for large vocabularies
     max_rows = max(1, LOGIT_BYTES // (4 * chat.decoder.vocabulary))
-    small = Batching(min(batching.tokens, math.ceil(max_rows * batching.cost(max(lengths)))), batching.square)
+    tokens = min(batching.tokens, math.ceil(max_rows * batching.cost(max(lengths))))
+    small = Batching(tokens, batching.square, alone_above=batching.alone_above)
     for _, part in small.over(longest_first(lengths), lengths.__getitem__, work):
         yield part
 
