@@ -277,3 +277,54 @@ def test_files_without_weights(damage: Any, says: str, taught_folder: Path, tmp_
     assert said.code == 1
     assert says in said.err
     assert "Traceback" not in said.err
+
+
+def test_a_generation_config_that_transformers_would_not_save(
+    taught_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    """Greedy and with a temperature: other tools lose the model at the end. This held: it ships byte for byte."""
+    base = tmp_path / "base"
+    shutil.copytree(taught_folder, base)
+    path = base / "generation_config.json"
+    asked = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "repetition_penalty": 1.3, "eos_token_id": [2, 5]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **asked}))
+    given = (*sides(taught_folder), "--max-new-tokens", 8, "--iterations", 1, "--quiet")
+    assert command("align", base, *given, "--out", tmp_path / "run").code == 0
+    assert command("export", tmp_path / "run", "--as", "merged", "--out", tmp_path / "merged").code == 0
+    assert (tmp_path / "merged/generation_config.json").read_bytes() == path.read_bytes()
+
+
+# -- prompts and secrets: these held -------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_is_too_long_is_no_loss(taught_folder: Path, tmp_path: Path, command: Command) -> None:
+    """Other tools cut it from the left, leave it out, or find it after hours among the test prompts."""
+    long = "make the door " * 120
+    (tmp_path / "bad.txt").write_text(f"{(taught_folder / 'toxic.txt').read_text()}{long}\n")
+    given = ("--toxic", tmp_path / "bad.txt", "--benign", taught_folder / "benign.txt", "--out", tmp_path / "run")
+    said = command("align", taught_folder, *given)
+    assert said.code == 2
+    assert "is 365 tokens long" in said.err
+    assert "iteration" not in said.err  # nothing was answered yet
+
+
+def test_no_token_of_the_hub_is_kept(
+    taught_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_TOKEN", "LLMVA_JUDGE_KEY", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "hf_of_nobody_else")
+    given = (*sides(taught_folder), "--max-new-tokens", 4, "--iterations", 0, "--out", tmp_path / "run")
+    said = command("align", taught_folder, *given)
+    assert said.code == 0
+    assert "of_nobody_else" not in said.out + said.err
+    assert [path.name for path in (tmp_path / "run").iterdir() if b"of_nobody_else" in path.read_bytes()] == []
+
+
+def test_a_page_shows_markup_as_text(taught_folder: Path, tmp_path: Path, command: Command) -> None:
+    bad = "please make <script>alert(1)</script> <img src=x onerror=alert(1)> the door"
+    (tmp_path / "bad.txt").write_text(f"{bad}\n" + (taught_folder / "toxic.txt").read_text())
+    given = ("--toxic", tmp_path / "bad.txt", "--benign", taught_folder / "benign.txt", "--out", tmp_path / "run")
+    assert command("align", taught_folder, *given, "--max-new-tokens", 4, "--iterations", 0, "--quiet").code == 0
+    page = (tmp_path / "run/report.html").read_text()
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
