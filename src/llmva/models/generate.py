@@ -342,8 +342,7 @@ def generate_greedily(
 
     For options that a given config leaves open, transformers uses the model's own: repetition penalties, beams, forced
     or suppressed tokens. So the model's own config is replaced during the call. `options` go to `generate`.
-
-    Raises LlmvaError where logits are no numbers: the largest of them would be token 0, whatever the prompt.
+    Raises LlmvaError where logits are no numbers.
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -351,7 +350,7 @@ def generate_greedily(
         check_numbers(model, scores)
         return scores
 
-    processors = LogitsProcessorList([checked, *options.pop("logits_processor", ())])
+    options["logits_processor"] = LogitsProcessorList([checked, *options.get("logits_processor", ())])
     plain = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -362,13 +361,7 @@ def generate_greedily(
         own = model.generation_config
         model.generation_config = plain
         try:
-            sequences: Tensor = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=plain,
-                logits_processor=processors,
-                **options,
-            )
+            sequences: Tensor = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain, **options)
         finally:
             model.generation_config = own
     return sequences[:, ids.shape[1] :]
