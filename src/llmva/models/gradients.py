@@ -23,6 +23,7 @@ from llmva.models.chat_model import ChatModel
 from llmva.models.forward import logits_of, run_forward
 from llmva.models.reading.cache import Prefix, cache_name, read_prefix, rest_inputs, row_inputs
 from llmva.models.sublayers import first_tensor, hooked
+from llmva.models.writers import PLAIN
 
 LOGIT_BYTES = 32 * 2**20
 Score = Callable[[Tensor, list[int]], Tensor]
@@ -41,7 +42,9 @@ class Part:
 
 def check_graph(model: Any) -> None:
     """Raises UsageError for weights that no graph may use; without gradients an edit would be a poorer one."""
-    if any(parameter.is_inference() for parameter in model.parameters()):
+    # packed weights are made in inference mode at their first use, and gradients pass them all the same
+    plain = [p for p in model.parameters() if type(p) is torch.nn.Parameter and p.dtype in PLAIN]
+    if any(parameter.is_inference() for parameter in plain):
         raise UsageError(
             "The model was loaded inside torch.inference_mode(), so that no gradients pass its weights: load it "
             "outside of that."
