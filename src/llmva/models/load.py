@@ -18,6 +18,7 @@ from llmva.errors import LlmvaError, UsageError
 from llmva.models.chat import ChatTemplate, pad_token
 from llmva.models.chat.template import find_in_files, first_line, panicked
 from llmva.models.files import unpacked
+from llmva.models.files.untold import dropped, untied
 from llmva.models.files.weights import find_weights, model_inside, refuse_adapter, refuse_dangling
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -155,7 +156,7 @@ def _load(
     if missing:
         rest = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise LlmvaError(f"'{name}' lacks the weights {missing[0]}{rest}: download or convert the model whole.")
-    model._llmva_limits = [*_dropped(report, str(name)), *_untied(model, str(name))]
+    model._llmva_limits = [*dropped(report, str(name)), *untied(model, str(name))]
     if extra:  # transformers still considers an unpacked .gguf quantised, and refuses to save it
         model.hf_quantizer = None
         vars(model.config).pop("quantization_config", None)
@@ -200,31 +201,6 @@ def read_tokenizer(name: str, source: str, options: Mapping[str, Any]) -> Any:
 def loading_limits(model: Any) -> list[str]:
     """Sentences on what `load_model` left out of a model, for the limits of its figures."""
     return list(getattr(model, "_llmva_limits", ()))
-
-
-def _dropped(report: Mapping[str, Any], name: str) -> list[str]:
-    """What is told of tensors that the checkpoint has and transformers leaves out, such as biases the config denies."""
-    unexpected = sorted(report["unexpected_keys"])
-    if not unexpected:
-        return []
-    more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
-    return [
-        f"The checkpoint of '{Path(name).name}' holds tensors that its model type does not use and that no figure "
-        f"knows of: {unexpected[0]}{more}."
-    ]
-
-
-def _untied(model: Any, name: str) -> list[str]:
-    """What is told of a model whose config ties its embeddings and whose files hold two that differ."""
-    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
-    entry, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not tied or entry is None or head is None or head.weight is entry.weight:
-        return []
-    return [
-        f"The config of '{Path(name).name}' ties the output embedding to the input's, and its files hold two that "
-        "differ: both were used as they are, and programs that tie them give other answers. Correct "
-        "tie_word_embeddings in config.json."
-    ]
 
 
 def _check_ends(model: Any, name: str) -> None:
