@@ -90,8 +90,7 @@ def first_guess(model: Any, tokens: int | None = None) -> Batching:
     else:
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         free = min(weights * CPU_SHARE + SPARE, FREE_SHARE * psutil.virtual_memory().available)
-    one = _sized(model, 1)
-    return Batching(tokens or 2 ** max(0, int(free / _token_bytes(model)).bit_length() - 1), one.square, one.row)
+    return _sized(model, tokens or 2 ** max(0, int(free / _token_bytes(model)).bit_length() - 1))
 
 
 def tokens_within(model: Any, gigabytes: float) -> int:
