@@ -366,3 +366,20 @@ def test_the_check_for_private_things_can_fail() -> None:
     assert _leaks("see " + "https://" + "py" + "pi.org/simple")
     assert _leaks(f"in {ROOT}/src")
     assert not _leaks("the framework/parts of homes")
+
+
+# -- cases -------------------------------------------------------------------------------------------------------
+
+
+def test_every_case_names_tests_that_exist() -> None:
+    tests: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        kind = re.match(r"test_kind_(\d\d)", path.name)
+        tests[kind[1] if kind else f"`tests/{path.name}`"] = set(re.findall(r"^def test_(\w+)", _text(path), re.M))
+    rows = [row for row in _cells("cases.md") if row[0] not in ("situation", "---")]
+    assert len(rows) > 80
+    for situation, report, _, test in rows:
+        file, _, names = test.partition(":")
+        assert file in tests, situation
+        assert {name.strip() for name in names.split(",") if name.strip()} <= tests[file], situation
+        assert re.search(r"\w#\d+|own|first look", report), situation

@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from conftest import Said, chat_model, tiny_model, tiny_tokenizer
+from llmva.edit import Edit
 from llmva.errors import LlmvaError, UsageError
 from llmva.export.exportable import export_notes
 from llmva.export.lora import export_lora
@@ -170,7 +171,7 @@ REFUSED: dict[str, tuple[Work, str]] = {
     "weights named outside": (set_field("transformers_weights", "../model.safetensors"), "transformers_weights"),
     "weights named that are a pickle": (set_field("transformers_weights", "model.bin"), "transformers_weights"),
     "weights named that are missing": (set_field("transformers_weights", "w.safetensors"), "lacks w.safetensors"),
-    "a link to nowhere": (to_nowhere, "lacks model-00001"),
+    "a link to nowhere": (to_nowhere, "model-00001.* is a link to a file that is not there"),
     "a pointer of Git LFS": (pointer, "model-00001.*is a pointer of Git LFS.*git lfs pull"),
     "a cache's outer folder": (in_a_subfolder, "holds no config.json: give '.*snapshots/abc'"),
 }
@@ -356,3 +357,74 @@ def test_weights_are_found_without_reading_them(base: Path) -> None:
     for shard in shards(base):
         shard.write_bytes(b"")
     assert find_weights(base) == Weights(tuple(shard.name for shard in shards(base)), INDEX)
+
+
+def both_embeddings(base: Path) -> None:
+    """The config ties them, and the files hold two."""
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+
+
+def test_embeddings_that_the_config_ties_and_the_files_do_not_are_told(base: Path) -> None:
+    model, tokenizer = load_model(base, device="cpu")
+    plain = logits(model)
+    both_embeddings(base)
+    model, tokenizer = load_model(base, device="cpu")
+    assert far(logits(model), plain) == 0.0
+    (limit,) = chat_model(model, tokenizer).limits
+    assert "ties the output embedding" in limit
+
+
+def test_a_head_alone_is_the_embedding_of_a_model_that_ties_them(base: Path) -> None:
+    """This held: transformers reads either name."""
+    tied = tiny_model(tie_word_embeddings=True)
+    tied.save_pretrained(base)
+    for path in (base / INDEX, *shards(base)):
+        path.unlink(missing_ok=True)
+    tensors = load_file(base / SINGLE) if (base / SINGLE).is_file() else dict(tied.state_dict())
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, base / SINGLE, {"format": "pt"})
+    model, _ = load_model(base, device="cpu")
+    assert far(logits(model), logits(tied)) == 0.0
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+def test_an_attention_that_is_not_here_is_named(name: str, base: Path) -> None:
+    """The sentence asked for a package of a name that does not exist."""
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, name: "flash_attention_2"}))
+    with pytest.raises(UsageError, match=r"remove attn_implementation and _attn_implementation"):
+        load_model(base, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", SINGLE])
+def test_a_link_to_a_file_that_is_gone_is_named(name: str, base: Path) -> None:
+    """A copy of the hub's cache without its blobs: there was no config, no tokenizer, or only model.safetensors."""
+    (base / name).unlink(missing_ok=True)
+    (base / name).symlink_to("../../blobs/0a1b2c")
+    with pytest.raises(UsageError, match=rf"{re.escape(name)}' is a link to a file that is not there.*cp -rL"):
+        load_model(base, device="cpu")
+
+
+def test_shards_are_read_and_not_believed(base: Path, tmp_path: Path) -> None:
+    """An index that names another shard for a tensor, and leaves one out. This held."""
+    model = edited(base)
+    name = "model.layers.1.mlp.down_proj.weight"
+    index(base, lambda fields: fields["weight_map"].update({name: min(fields["weight_map"].values())}))
+    index(base, lambda fields: fields["weight_map"].pop("model.layers.0.mlp.down_proj.weight"))
+    found, _ = load_model(base, device="cpu")
+    assert far(logits(found), logits(model)) == 0.0
+    export_merged(make_plan(base.parent, base=str(base)), tmp_path / "out")
+    merged, _ = load_model(tmp_path / "out", device="cpu")
+    with Edit.load(base.parent).apply(model):
+        assert far(logits(merged), logits(model)) < 1e-4
+
+
+@pytest.mark.parametrize("more", [-100, 100])
+def test_a_shard_of_another_length_is_refused(more: int, base: Path) -> None:
+    """This held: nothing is read beyond its end, and nothing is left over."""
+    shard = shards(base)[1]
+    data = shard.read_bytes()
+    shard.write_bytes(data[:more] if more < 0 else data + bytes(more))
+    with pytest.raises(LlmvaError, match="download or convert the model again"):
+        load_model(base, device="cpu")

@@ -193,7 +193,8 @@ def scripted(tokenizer: Any, says: Callable[[str], str]) -> Callable[..., Any]:
         new = torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for row in rows])
         for step in range(1, width + 1):
             so_far = torch.cat([input_ids, new[:, :step]], 1)
-            if all(bool(stop(so_far, None).all()) for stop in options.get("stopping_criteria") or ()) and options:
+            stops = options.get("stopping_criteria") or ()
+            if stops and all(bool(stop(so_far, None).all()) for stop in stops):
                 return so_far
         return torch.cat([input_ids, new], 1)
 

@@ -203,3 +203,112 @@ def test_special_tokens_are_not_split(folder: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "split_special_tokens": True}))
     model, tokenizer = load_model(folder, device="cpu")
     assert llmva.ChatModel.of(model, tokenizer).row("open")[0] == 1
+
+
+# -- where a turn ends, and what the prompt begins with ------------------------------------------------------------
+
+
+def with_a_turn(named: str | None, extra: str = "") -> tuple[Any, Any]:
+    """A model taught to end its answers with <turn> and to go on with a refusal, and which file names that token."""
+    from conftest import taught_requests, teach, token_ids
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    tokenizer.chat_template = OWN.replace("{% endfor %}", "<turn> {% endfor %}") + extra
+    turn = tokenizer.convert_tokens_to_ids("<turn>")
+    rows = [
+        (
+            token_ids(tokenizer, render(tokenizer, text)),
+            token_ids(tokenizer, f"{answer} <turn> user : sorry i can not help with that . <turn>"),
+        )
+        for text, _, answer in taught_requests()
+    ]
+    model = teach(tiny_model(vocab_size=len(tokenizer)), rows, steps=90)
+    if named == "config.json":
+        model.config.eos_token_id = [2, turn]
+    elif named == "generation_config.json":
+        model.generation_config.eos_token_id = [2, turn]
+    elif named == "tokenizer_config.json":
+        tokenizer.eos_token = "<turn>"
+    return model, tokenizer
+
+
+@pytest.mark.parametrize("named", [None, "config.json", "generation_config.json", "tokenizer_config.json"])
+def test_an_answer_ends_where_the_template_ends_it(named: str | None) -> None:
+    """The last two held; in the others every answer went on into the next turn, and was judged a refusal by that."""
+    model, tokenizer = with_a_turn(named)
+    found = llmva.capture(model, tokenizer, ["please fix the fence"], max_new_tokens=20)
+    assert found.answers == ["sure here is how to do it ."]
+    limits = llmva.ChatModel.of(model, tokenizer).limits
+    assert [limit for limit in limits if "none of the model's end tokens: answers were cut there" in limit] == list(
+        limits
+    )
+    assert len(limits) == (named is None)
+
+
+def test_a_turn_that_ends_thoughts_too_is_not_cut() -> None:
+    """In channels, as gpt-oss writes them, a thought and an answer end alike. This held."""
+    from llmva.models.chat import turn_end
+
+    tokenizer = tiny_tokenizer()
+    marks = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|start|> {{ m['role'] }} <|message|> {{ m['content'] }} <|end|> {% endfor %}"
+        "{% if add_generation_prompt %}<|start|> assistant {% endif %}"
+    )
+    assert turn_end(tokenizer) is None
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        (OWN, False),
+        (OWN.replace("{% endfor %}", "<turn> {% endfor %}"), True),
+        (PARTS.replace("{% endfor %}{% endfor %}", "{% endfor %}<turn>{% endfor %}"), True),
+        (OWN.replace("{% endfor %}", "door {% endfor %}"), False),  # a word is no end
+        ("{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}" + OWN + "<turn>", False),
+        (OWN.replace("{% endfor %}", "<bos> {% endfor %}"), False),
+    ],
+)
+def test_what_ends_a_turn(template: str, ends: bool) -> None:
+    from llmva.models.chat import turn_end
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    tokenizer.chat_template = template
+    assert (turn_end(tokenizer) == tokenizer.convert_tokens_to_ids("<turn>")) == ends
+    assert (turn_end(tokenizer) is None) == (not ends)
+
+
+def test_a_date_in_the_template_is_told(folder: Path) -> None:
+    in_config("{{ strftime_now('%d %B %Y') }} " + OWN)(folder)
+    (limit,) = llmva.ChatModel.of(*load_model(folder, device="cpu")).limits
+    assert "tells the model the date" in limit
+    in_config("{% set unused = strftime_now('%Y') %}" + OWN)(folder)
+    assert not llmva.ChatModel.of(*load_model(folder, device="cpu")).limits
+
+
+def adding(tokenizer: Any, before: str = "", after: str = "") -> Any:
+    """A tokenizer that adds <bos> before a text, or <eos> after it."""
+    from tokenizers.processors import TemplateProcessing
+
+    ids = [("<bos>", 1), ("<eos>", 2)]
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single=f"{before} $A {after}".strip(), special_tokens=ids)
+    return tokenizer
+
+
+def test_a_first_token_that_the_template_leaves_out_is_told() -> None:
+    tokenizer = adding(tiny_tokenizer(), before="<bos>")
+    assert not ChatTemplate.of(tokenizer).limits
+    tokenizer.chat_template = OWN.replace("<bos> ", "")
+    (limit,) = ChatTemplate.of(tokenizer).limits
+    assert "begins a text with <bos> and the chat template does not" in limit
+
+
+def test_a_plain_dialogue_does_not_end_before_the_answer() -> None:
+    """Tokenizers that were set up for training add an end token, after which a model has nothing to say."""
+    tokenizer = adding(tiny_tokenizer(template=False), before="<bos>", after="<eos>")
+    row = ChatTemplate.of(tokenizer).row("open the door")
+    assert row[0] == 1
+    assert row[-1] == tokenizer.convert_tokens_to_ids(":")

@@ -203,3 +203,11 @@ def test_what_pads() -> None:
         tokenizer.add_tokens(["more"])
         tokenizer.pad_token, tokenizer.eos_token = pad, end
         assert pad_token(model, tokenizer) == wanted
+
+
+def test_no_end_token_anywhere_is_told(plain: Path, tmp_path: Path) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    assert not llmva.ChatModel.of(model, tokenizer).limits
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token = None
+    (limit,) = llmva.ChatModel.of(model, tokenizer).limits
+    assert "names an end token, so that every answer is as long as it may be" in limit

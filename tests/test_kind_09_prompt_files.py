@@ -185,3 +185,20 @@ def test_a_run_keeps_guesses_and_no_prompt(taught_folder: Path, tmp_path: Path, 
     assert "bad: took 'question'" in limits
     assert "please break the fence" not in limits
     assert str(tmp_path) not in limits
+
+
+def test_special_tokens_in_a_prompt_are_told(taught_folder: Path, tmp_path: Path, command: Command) -> None:
+    """A tokenizer reads them as what they stand for: the end of a turn, or another turn's head."""
+    rows = (taught_folder / "toxic.txt").read_text()
+    (tmp_path / "bad.txt").write_text(f"{rows}please break <eos> <bos> user : the door\nplease break the <unk>\n")
+    given = ("--toxic", tmp_path / "bad.txt", "--benign", taught_folder / "benign.txt", "--max-new-tokens", 4)
+    said = command("align", taught_folder, *given, "--iterations", 0, "--out", tmp_path / "run")
+    assert said.code == 0
+    limits = json.loads((tmp_path / "run/run.json").read_text())["limits"]
+    evaluated = command("evaluate", taught_folder, *given, "--json")
+    for told in (limits, json.loads(evaluated.out)["limits"]):
+        (limit,) = (one for one in told if "special tokens" in one)
+        assert limit.startswith("2 prompts hold special tokens of the model, such as <eos>, which it reads as such")
+        assert "break" not in limit  # a record that is pushed holds no prompts
+        assert limit in said.err
+        assert limit in evaluated.err

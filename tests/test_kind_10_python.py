@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -447,3 +448,94 @@ def test_blocks_on_other_devices_are_hashed_and_edited_as_one() -> None:
     assert result.every.factors
     edit.bake(spread)
     assert {p.device.type for p in spread.parameters()} == {"cpu", "cuda"}
+
+
+# -- what a program has set for itself -----------------------------------------------------------------------------
+
+
+@contextmanager
+def of_default(dtype: torch.dtype | None = None, device: str | None = None) -> Iterator[None]:
+    """As libraries leave it after an error, or programs set it."""
+    before = torch.get_default_dtype()
+    if dtype is not None:
+        torch.set_default_dtype(dtype)
+    if device is not None:
+        torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_default_device(None)
+
+
+SETTINGS: dict[str, Callable[[], Any]] = {
+    "bfloat16 by default": lambda: of_default(torch.bfloat16),
+    "float64 by default": lambda: of_default(torch.float64),
+    "the meta device by default": lambda: of_default(device="meta"),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference mode": torch.inference_mode,  # the edit was a poorer one, without gradients
+    "no gradients": torch.no_grad,  # held
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_a_program_has_set_changes_nothing(setting: str, taught: tuple[Any, str]) -> None:
+    model, digest = copy.deepcopy(taught[0]), taught[1]
+    with SETTINGS[setting]():
+        before = (torch.get_default_dtype(), torch.get_default_device(), torch.is_autocast_enabled("cpu"))
+        assert llmva.align(model, tiny_tokenizer(), prompts(), **FAST).every.digest() == digest
+        assert (torch.get_default_dtype(), torch.get_default_device(), torch.is_autocast_enabled("cpu")) == before
+
+
+def test_a_model_that_was_loaded_in_inference_mode_is_refused(taught: tuple[Any, str]) -> None:
+    """The edit was a poorer one: no gradients pass such weights, and none were used."""
+    with torch.inference_mode():
+        model = copy.deepcopy(taught[0])
+    with pytest.raises(UsageError, match=r"loaded inside torch\.inference_mode\(\)"):
+        llmva.align(model, tiny_tokenizer(), prompts(), **FAST)
+
+
+def test_deterministic_algorithms_are_no_obstacle(taught: tuple[Any, str]) -> None:
+    """This held."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = llmva.align(copy.deepcopy(taught[0]), tiny_tokenizer(), prompts(), **FAST)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found.every.digest() == taught[1]
+
+
+UNREADABLE: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "compiled": (torch.compile, r"wrapped in OptimizedModule.*give what it holds, model\._orig_mod"),
+    "data parallel": (torch.nn.DataParallel, r"wrapped in DataParallel.*give what it holds, model\.module"),
+    "without numbers": (lambda model: model.to("meta"), "on the meta device.*load_model"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_models_that_cannot_be_read_as_they_are(case: str, model: Any) -> None:
+    change, words = UNREADABLE[case]
+    with pytest.raises(UsageError, match=words):
+        llmva.align(change(model), tiny_tokenizer(), prompts(), **FAST)
+
+
+def test_hooks_of_other_programs_are_told(model: Any) -> None:
+    """Steering by another library is in every figure and in no export."""
+    assert not llmva.ChatModel.of(model, tiny_tokenizer()).limits
+    with an_edit(model).apply(model):
+        assert not llmva.ChatModel.of(model, tiny_tokenizer()).limits
+    model.model.embed_tokens.register_forward_hook(partial(lambda bias, module, args, out: out + bias, 0.5))
+    (limit,) = llmva.ChatModel.of(model, tiny_tokenizer()).limits
+    assert "forward hooks that are not llmva's, on model.embed_tokens" in limit
+
+
+def test_weights_that_two_modules_share_are_not_baked(model: Any) -> None:
+    """Both projections were changed by both edits, and the baked model was another than the hooked one."""
+    blocks = model.model.layers
+    edit = an_edit(model)
+    blocks[2].mlp.down_proj.weight = blocks[1].mlp.down_proj.weight
+    edit.apply(model, check=False).remove()
+    before = logits(model)
+    with pytest.raises(LlmvaError, match=r"layers\.1\.mlp\.down_proj and .*layers\.2\.mlp\.down_proj share"):
+        edit.bake(model, check=False)
+    assert torch.equal(before, logits(model))

@@ -493,3 +493,15 @@ def test_tensors_that_are_not_there_are_refused(with_more: Path, command: Comman
     said = command("chat", with_more, "-p", "hello")
     assert (said.code, said.out) == (1, "")
     assert "lacks the weights model.layers.2.mlp.down_proj.weight: download" in said.err
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("grün".encode(), "is UTF-8, and the locale names another"), (b"gr\xfcn", "is not UTF-8")],  # the second held
+)
+def test_a_locale_of_another_encoding_is_not_taken_for_another_file(name: bytes, says: str, tmp_path: Path) -> None:
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [os.fsencode(word) for word in PROGRAM]
+    done = subprocess.run([*words, b"chat", name, b"-p", b"x"], env=plain, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert says in done.stderr.decode()

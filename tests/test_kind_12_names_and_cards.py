@@ -200,7 +200,7 @@ def test_a_base_of_this_machine_is_none_of_the_hubs(
         assert repr(wanted or "path/to/base") in code
     assert str(tmp_path) not in text
     assert "models/base" not in text
-    assert "0a1b2c" not in text
+    assert "snapshots" not in text
     if wanted is None:
         assert not re.search(r"[\"'`]base/|[\"'`]models/", text)
 
@@ -249,3 +249,32 @@ def test_every_kind_of_config_finds_its_loader() -> None:
         edit = Edit({}, {"model": "org/x", "model_type": model.config.model_type})
         loader = find_loader(Plan(Path("run"), edit, "org/x", 1, 1.0, None, "org/x"))
         assert loader.part == auto_class(model.config).__name__
+
+
+@pytest.mark.parametrize("place", ["the hub", "a folder of its cache"])
+def test_an_adapter_names_the_commit_of_its_base(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branch may move, and an adapter takes any weights of its shapes."""
+    from dataclasses import replace
+
+    commit = "0a1b2c3d"
+    base = saved(tmp_path / "hub" / "models--org--tiny" / "snapshots" / commit, tiny_model())
+    model, _ = load_model(base, device="cpu")
+    name = "org/tiny" if place == "the hub" else str(base)
+    if place == "the hub":
+        model.config._commit_hash = commit  # as transformers has it
+    edit_of(random_steps(list(projections(model))), fingerprint(find_decoder(model), name)).save(tmp_path)
+    plan = make_plan(tmp_path, base=str(base))
+    plan = replace(plan, title=name)
+    for kind in KINDS:
+        out = exported(plan, kind)
+        text = (out / "README.md").read_text()
+        assert (f"revision='{commit}'" in text) == (kind != "merged")
+    # of a folder it means nothing, and a push puts the hub's name in the folder's place
+    assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["revision"] == commit
+
+
+def test_a_base_of_no_hub_has_no_commit(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base", tiny_model())
+    plan, _ = planned(base)
+    assert "revision=" not in (exported(plan, "lora") / "README.md").read_text()
+    assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["revision"] is None

@@ -28,10 +28,12 @@ from llmva.method.rollback import Plan
 from llmva.metrics.objective import Objective
 from llmva.metrics.rates import point_rates
 from llmva.models.at_rest import at_rest
+from llmva.models.chat import special_in_text
 from llmva.models.chat_model import ChatModel
 from llmva.models.files.weights import findable
 from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import answer_prompts, check_rows
+from llmva.models.gradients import check_graph
 from llmva.models.sublayers import Decoder
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
@@ -162,6 +164,7 @@ def open_run(
     What the model cannot read, and a base that no export could write, are refused first.
     """
     check_untouched(context.chat.model)
+    check_graph(context.chat.model)
     rows = _check_lengths(context, skills)
     record, start = _describe(context, options), options.warm_start
     notes = export_notes(context.chat.decoder, record["base"])
@@ -170,6 +173,7 @@ def open_run(
         record["extends"] = start.as_record()
     first_edit = start.edit if start else None
     run, resumed = Run.open(directory, record, context.prompts, restart=restart, start=first_edit)
+    notes += special_in_text(context.chat.tokenizer, [p.text for _, split in context.prompts.splits() for p in split])
     if start is not None and not resumed:
         run.answers += [dict(row) for row in start.answers]
         notes += start.notes

@@ -156,12 +156,13 @@ class Edit:
         """Write the edit into the weights: W' = W + V (U^T W), b' = b + V (U^T b), in float32, rounded once.
 
         In a mixture of experts, every expert is written. Raises LlmvaError, before anything is changed, if weights are
-        packed or offloaded, if an edit is applied by hooks, and as `apply` does.
+        packed or offloaded, or those of other modules too, if an edit is applied by hooks, and as `apply` does.
         """
         factors = self.chosen.factors
         check_untouched(model)
         projections = self._projections(model, factors, check)
         plans = [(projections[name], f, _writable(name, projections[name], len(f.V))) for name, f in factors.items()]
+        _check_unshared(model, projections)
         for projection, f, writers in plans:
             for writer in writers:
                 parameter = projection.get_parameter(writer.name)
@@ -287,6 +288,21 @@ def check_untouched(model: nn.Module) -> None:
     """Raises LlmvaError where an edit is applied to `model`, so that it does not answer as its weights say."""
     if any(_edit_hooks(module) for module in model.modules()):
         raise LlmvaError(APPLIED)
+
+
+def _check_unshared(model: nn.Module, projections: Mapping[str, nn.Module]) -> None:
+    """Raises LlmvaError where a projection's weights are another module's too, which would be changed with it."""
+    holders: dict[int, str] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            other = None if parameter is None else holders.setdefault(id(parameter), name)
+            if other is None or other == name:
+                continue
+            if any(f"{one}.".startswith(f"{edited}.") for one in (name, other) for edited in projections):
+                raise LlmvaError(
+                    f"{other} and {name} share their weights, so that an edit of one would change both: apply it by "
+                    "hook instead."
+                )
 
 
 def _writable(name: str, projection: nn.Module, width: int) -> tuple[Writer, ...]:

@@ -35,9 +35,9 @@ def chat(
 
     inputs.quiet_libraries(model)
     from llmva.cli.terminal.console import Display, emit, say
-    from llmva.models.chat import ChatTemplate
+    from llmva.models.chat import ChatTemplate, ending_limits
     from llmva.models.forward import check_features
-    from llmva.models.load import load_model
+    from llmva.models.load import load_model, loading_limits
 
     loaded_edit = inputs.load_edit(edit, choice, Display(output.quiet).note)
     if compare and loaded_edit is None:
@@ -45,7 +45,7 @@ def chat(
     loaded, tokenizer = load_model(model, **asdict(loading), note=Display(output.quiet).note)
     check_features(loaded)
     template = ChatTemplate.of(tokenizer)
-    for limit in template.limits:
+    for limit in (*loading_limits(loaded), *template.limits, *ending_limits(loaded, tokenizer)):
         Display(output.quiet).note(limit)
     if loaded_edit is not None:
         for sentence in inputs.changes_since_fit(edit, loaded, tokenizer):

@@ -98,10 +98,18 @@ def _main(arguments: list[str]) -> None:
 
 
 def _check_text(text: str) -> None:
-    """Raises UsageError for bytes that are not UTF-8, which reach a program as halves of surrogate pairs."""
+    """Raises UsageError for bytes that are not UTF-8, which reach a program as halves of surrogate pairs.
+
+    UTF-8 itself does so where the locale is another and Python was told to follow it.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
+        with suppress(UnicodeError):
+            shown = os.fsencode(text).decode("utf-8")
+            raise UsageError(
+                f"{shown[:60]!a} is UTF-8, and the locale names another encoding: set PYTHONUTF8=1, or LC_ALL=C.UTF-8."
+            ) from error
         raise UsageError(f"{text[:60]!a} is not UTF-8: write it in UTF-8, or rename the file.") from error
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from llmva.judges.garbled import why_garbled
 from llmva.judges.text import Folder
-from llmva.models.chat import AnswerReader
+from llmva.models.chat import AnswerReader, end_tokens
 from llmva.models.chat_model import ChatModel
-from llmva.models.generate import context_length, end_tokens, generate
+from llmva.models.generate import context_length, generate
 from llmva.models.thinking import Thinking, think
 from llmva.statistics import wilson
 

@@ -10,9 +10,10 @@ from typing import Any
 from llmva.edit import Edit
 from llmva.evaluation.utility import measure_utility
 from llmva.judges.base import Judge
-from llmva.method.observe import Observation, harmless_answers, observe
+from llmva.method.observe import Observation, harmless_answers, observe, same_answer
 from llmva.metrics.rates import summarise
 from llmva.models.at_rest import at_rest
+from llmva.models.chat import special_in_text
 from llmva.models.chat_model import ChatModel
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt
@@ -53,6 +54,9 @@ def evaluate(
     if edit is not None:
         edit.apply(chat.model).remove()  # raises for an edit of another model before any answer is generated
     asked = [prompt.text for prompt in prompts]
+    told = special_in_text(chat.tokenizer, asked)
+    for note in told:
+        progress.note(note)
     thinking = prove_model(chat, settings.thinking, settings.thinking_tokens, asked, progress)
 
     def answers(label: str) -> Observation:
@@ -66,6 +70,7 @@ def evaluate(
         )
 
     def add_rates(name: str, seen: Observation) -> None:
+        told.extend(same_answer(seen.prompts, seen.labels, seen.capture.answers))
         record["test"][name] = summarise(seen.prompts, seen.labels, seed=seed)
         for part, (start, end) in (parts or {}).items():
             of_part = summarise(seen.prompts[start:end], seen.labels[start:end], seed=seed)
@@ -94,7 +99,7 @@ def evaluate(
                     thinking=thinking.off,
                 )
                 tokens += more
-    record["limits"] = limits_of(chat, (), thinking, Tally.of_seen(*seen))
+    record["limits"] = [*limits_of(chat, (), thinking, Tally.of_seen(*seen)), *told]
     record["cost"] = {
         "seconds": round(time.monotonic() - started, 2),
         "peak_bytes": peak_bytes(),

@@ -11,6 +11,7 @@ from llmva.evaluation.skills import Probe, measure_skills
 from llmva.evaluation.utility import measure_utility
 from llmva.method.context import Context
 from llmva.method.first_token import FirstTokenClassifier
+from llmva.method.observe import same_answer
 from llmva.method.rollback import MIN_AGREEMENT
 from llmva.metrics.objective import Objective
 from llmva.metrics.pareto import RATES, find_front
@@ -69,6 +70,8 @@ def _test_rates(context: Context, run: Run, iteration: int) -> dict[str, Any]:
     seen = context.observe(context.prompts.test, f"test prompts, {label}")
     run.log(iteration, "test", seen)
     run.record["cost"]["generated_tokens"] += seen.capture.tokens
+    alike = same_answer(seen.prompts, seen.labels, seen.capture.answers)
+    run.record["limits"] += [sentence for sentence in alike if sentence not in run.record["limits"]]
     rates = summarise(seen.prompts, seen.labels, seed=context.seed)
     return rates | apart(run.record, seen.prompts, seen.labels, context.seed)
 

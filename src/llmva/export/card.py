@@ -41,7 +41,7 @@ LIMITS = """- It gives no guarantee. An attack unlike the prompts it was fitted 
 - The labels of the prompts decided what counts as benign, and the run's judge decided what counts as a refusal. Read
   answers before you trust a number.
 - All results are for single turns with greedy decoding."""
-CACHED = re.compile(r".*[/\\]models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\][0-9a-f]+[/\\]?", re.ASCII | re.DOTALL)
+CACHED = re.compile(r".*[/\\]models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\]([0-9a-f]+)[/\\]?", re.ASCII | re.DOTALL)
 
 
 def card(plan: Plan, kind: str, repo: str | None = None) -> str:
@@ -64,6 +64,17 @@ def hub_id(plan: Plan) -> str | None:
     name = plan.title
     known = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
     return name if known and not Path(name).exists() and not name.endswith(".gguf") else None
+
+
+def hub_revision(plan: Plan) -> str | None:
+    """The commit of the base on the hub that the edit was made on; None where it is not known.
+
+    A branch moves, and an adapter is put on whatever weights its name gives.
+    """
+    cached = CACHED.fullmatch(plan.title)
+    if hub_id(plan) is None:
+        return None
+    return cached[3] if cached else plan.edit.base.get("revision")
 
 
 def base_name(plan: Plan) -> str:
@@ -197,9 +208,11 @@ def _row(row: Row) -> str:
 def _code_of(plan: Plan, kind: str, repo: str, loader: Loader) -> str:
     """Python that loads what is shipped."""
     base, packing = hub_id(plan) or f"path/to/{base_name(plan)}", plan.edit.base.get("quantize")
+    pinned = f", revision={commit!r}" if (commit := hub_revision(plan)) else ""
     own_code = ", trust_remote_code=True" if loader.own_code else ""
     half = plan.edit.base.get("dtype") == "float16"  # which rounds the weights that the edit knows
-    options = f"{f', quantize={packing!r}' if packing else ''}{', dtype=' + repr('float16') if half else ''}{own_code}"
+    form = f"{f', quantize={packing!r}' if packing else ''}{', dtype=' + repr('float16') if half else ''}"
+    options = f"{form}{own_code}{pinned}"
     ours = f"llmva.load_model({base!r}{options})"
     if kind == "edit":
         known = repo != HERE
@@ -215,6 +228,7 @@ from peft import PeftModel
 model, tokenizer = {ours}
 model = PeftModel.from_pretrained(model, {repo!r})"""
     name, place = (loader.whole, repo) if kind == "merged" else (loader.part, base)
+    own_code += pinned if kind == "lora" else ""
     code = f"""from transformers import {name}, AutoTokenizer
 
 model = {name}.from_pretrained({place!r}{own_code})

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from llmva.edit import Factors
 from llmva.errors import LlmvaError, UsageError
 from llmva.export.base import check_weights
+from llmva.export.card import hub_revision
 from llmva.export.folder import describe, fresh, in_workplace, written
 from llmva.export.merged import Change, edited_tensors, read_proved
 from llmva.export.plan import Plan
@@ -86,7 +87,7 @@ def export_lora(
     with in_workplace(out) as work:
         write_tensors(work / WEIGHTS, tensors, {"format": "pt"})
         reasons = describe(plan, "lora", work)
-        write_json(work / ADAPTER, _config(findable(plan.base), ranks, conv1d, biased))
+        write_json(work / ADAPTER, _config(plan, ranks, conv1d, biased))
     return {
         **written(out, {**reasons, WEIGHTS: "the adapter's weights", ADAPTER: "the adapter's config"}),
         "rank": max(ranks.values()),
@@ -98,7 +99,7 @@ def export_lora(
     }
 
 
-def _config(base: str, ranks: Mapping[str, int], conv1d: bool, biased: bool) -> dict[str, Any]:
+def _config(plan: Plan, ranks: Mapping[str, int], conv1d: bool, biased: bool) -> dict[str, Any]:
     """alpha = r everywhere, so that the scale is 1 for loaders that know no patterns too."""
     largest = max(ranks.values())
     # PEFT matches keys with the ends of names, as patterns: layers.1 must not match layers.11 or a tower's layers.1
@@ -106,7 +107,8 @@ def _config(base: str, ranks: Mapping[str, int], conv1d: bool, biased: bool) -> 
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": findable(plan.base),
+        "revision": hub_revision(plan),
         "r": largest,
         "lora_alpha": largest,
         "rank_pattern": other,

@@ -1,4 +1,4 @@
-"""A model while we read it: in evaluation mode, and in the hands of one thread.
+"""A model while we read it: in evaluation mode, in the hands of one thread, and computed as its weights are stored.
 
 Hooks, the generation config and the mode belong to the model, not to a call. Two threads that read one model at once
 would see each other's edits and captures, so the second one is refused.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -40,13 +40,36 @@ def at_rest(model: Any) -> Iterator[None]:
         for module in training:
             module.training = False
         try:
-            yield
+            with plain_torch() if first else nullcontext():
+                yield
         finally:
             for module in training:
                 module.training = True
     finally:
         if first:
             kept.pop(OWNER, None)
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Torch as it starts for the length of a block: new tensors in float32 on the CPU, no autocast, no inference mode.
+
+    A program may have set otherwise for its own work, or a library may have left it so after an error. What is computed
+    here would then be rounded, fail between two dtypes, or be without the gradients that an edit is written along.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as after:
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                after.enter_context(torch.autocast(kind, enabled=False))
+        if torch.is_inference_mode_enabled():
+            after.enter_context(torch.inference_mode(False))
+        if torch.get_default_device().type != "cpu":
+            after.enter_context(torch.device("cpu"))
+        if dtype != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            after.callback(torch.set_default_dtype, dtype)
+        yield
 
 
 def reads_model(function: Callable[P, T]) -> Callable[P, T]:

@@ -34,6 +34,7 @@ class Batching:
     tokens: int
     square: float = 0.0  # memory of attention for each squared token of a row's length, in tokens
     row: float = 0.0  # memory of a row's logits, which are held in float32 too, in tokens
+    alone_above: int | None = None  # a row of more tokens is a batch of its own
 
     def cost(self, length: int, at_once: int | None = None) -> float:
         """How many tokens of the maximum a row of `length` tokens uses, of which `at_once` go through the model at once
@@ -50,6 +51,8 @@ class Batching:
         start = 0
         while start < len(order):
             rows = max(1, min(MAX_ROWS, int(self.tokens / self.cost(length(order[start])))))
+            if self.alone_above is not None and length(order[start]) > self.alone_above:
+                rows = 1
             batch = order[start : start + rows]
             done: list[T] = []
             try:
@@ -87,8 +90,7 @@ def first_guess(model: Any, tokens: int | None = None) -> Batching:
     else:
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         free = min(weights * CPU_SHARE + SPARE, FREE_SHARE * psutil.virtual_memory().available)
-    one = _sized(model, 1)
-    return Batching(tokens or 2 ** max(0, int(free / _token_bytes(model)).bit_length() - 1), one.square, one.row)
+    return _sized(model, tokens or 2 ** max(0, int(free / _token_bytes(model)).bit_length() - 1))
 
 
 def tokens_within(model: Any, gigabytes: float) -> int:
@@ -120,7 +122,7 @@ def _sized(model: Any, tokens: int) -> Batching:
     square = 0.0 if parameter.device.type == "cuda" else queries * (4 + size) / each
     head = model.get_output_embeddings()  # an encoder has none
     row = 0.0 if head is None else int(head.weight.shape[0]) * (4 + size) / each
-    return Batching(tokens, square, row)
+    return Batching(tokens, square, row, _changes_its_positions(config))
 
 
 def _token_bytes(model: Any) -> float:
@@ -134,6 +136,22 @@ def _token_bytes(model: Any) -> float:
     inner = max(inner) if isinstance(inner, list | tuple) else inner  # one for each block
     passing = (6 * config.hidden_size + 3 * inner) * parameter.element_size()  # activations of one block
     return float(cached + passing)
+
+
+def _changes_its_positions(config: Any) -> int | None:
+    """The length from which on a model turns its position embeddings otherwise, as LongRoPE does; None for most.
+
+    transformers goes by the longest row of a batch, so that a short prompt beside a long one would get other answers.
+    """
+    rules = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    of_kinds = [rules, *(part for part in rules.values() if isinstance(part, dict))] if isinstance(rules, dict) else []
+    for part in of_kinds:
+        if part.get("rope_type", part.get("type")) in ("longrope", "su"):
+            length = part.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            return length if isinstance(length, int) else None
+    return None
 
 
 def trim() -> None:

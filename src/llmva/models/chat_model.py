@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from llmva.models.at_rest import told_hooks
+from llmva.models.at_rest import plain_torch, told_hooks
 from llmva.models.batching import Batching, first_guess
-from llmva.models.chat import AnswerReader, ChatTemplate, input_device, pad_left, pad_token
+from llmva.models.chat import AnswerReader, ChatTemplate, ending_limits, input_device, pad_left, pad_token
 from llmva.models.forward import batches_well, check_features, is_of_transformers
 from llmva.models.load import loading_limits
 from llmva.models.reading.cache import cache_name
@@ -60,14 +60,16 @@ class ChatModel:
         known = model.model if isinstance(model, Decoder) else model
         check_features(known)
         template = ChatTemplate.of(tokenizer)
-        limits, alone = [*loading_limits(known), *template.limits], False
+        limits = [*loading_limits(known), *template.limits, *ending_limits(known, tokenizer)]
         if hooks := told_hooks(known):
             limits.append(f"The model has {hooks}: what they do is part of every figure, and no export has it.")
-        if not is_of_transformers(known):
-            last = int(known.get_input_embeddings().weight.shape[0]) - 1
-            rows = [[min(i, last) for i in template.row(text)] or [0] for text in UNEVEN]
-            alone = not batches_well(known, pad_token(known, tokenizer), rows)
-        decoder = model if isinstance(model, Decoder) else find_decoder(model)
+        with plain_torch():
+            alone = False
+            if not is_of_transformers(known):
+                last = int(known.get_input_embeddings().weight.shape[0]) - 1
+                rows = [[min(i, last) for i in template.row(text)] or [0] for text in UNEVEN]
+                alone = not batches_well(known, pad_token(known, tokenizer), rows)
+            decoder = model if isinstance(model, Decoder) else find_decoder(model)
         batching = Batching(1) if alone else first_guess(known, batch_tokens)
         limits += [sentence for sentence, holds in ((ALONE, alone), (UNSTEADY, not decoder.steady)) if holds]
         return cls(decoder, tokenizer, batching, template, tuple(limits))
@@ -89,8 +91,11 @@ class ChatModel:
     def decodes(self) -> bool:
         """Whether rows may share, leave and join a batch (`decoding`). Proved once on the model.
 
-        A hook on the model itself, as steering methods have, sees whole batches and must not be shown such ones.
+        A hook on the model itself, as steering methods have, sees whole batches and must not be shown such ones. Where
+        positions depend on a batch's longest row, no row may share one with others.
         """
+        if self.batching.alone_above is not None:
+            return False
         return not self.model._forward_pre_hooks and self._decodes and cache_name(self.model) is not None
 
     @property

@@ -227,7 +227,7 @@ def other_weights(base: Mapping[str, Any], here: Mapping[str, str]) -> str | Non
 
 
 def fingerprint(decoder: Decoder, name: str) -> dict[str, Any]:
-    """The `base` of an edit: `model`, shape facts, hashes of weights, and `sha256` over all except `model`.
+    """The `base` of an edit: `model`, shape facts, hashes of weights, and `sha256` over these facts and hashes.
 
     `hashes` are of the sublayers' projections, `weights` of all modules.
     """
@@ -241,7 +241,9 @@ def fingerprint(decoder: Decoder, name: str) -> dict[str, Any]:
         "weights": weight_hashes(decoder.model),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return {"model": name, "quantize": _quantised(decoder.model), "sha256": digest, **facts}
+    commit = getattr(config, "_commit_hash", None)  # of a model that came from the hub
+    where = {"revision": commit} if isinstance(commit, str) else {}
+    return {"model": name, **where, "quantize": _quantised(decoder.model), "sha256": digest, **facts}
 
 
 def _quantised(model: Any) -> str | None:

@@ -17,6 +17,7 @@ from llmva.models.sublayers import contiguous_head, hooked, nearly_equal
 
 TOLERANCE = 0.02  # of the largest logit, in float32; half precision rounds sums of another order
 HALF_TOLERANCE = 0.1
+WRAPPED = ("_orig_mod", "module")  # where torch.compile and DataParallel keep the model that they wrap
 STEPS = 6  # tokens that are generated to see whether the cache holds what was read
 
 
@@ -54,6 +55,14 @@ def logits_of(result: Any, keep: int) -> Tensor:
     return logits[:, -keep:]
 
 
+def check_numbers(model: Any, logits: Tensor) -> None:
+    """Raises LlmvaError where logits are no numbers: the largest of them would be token 0, whatever the prompt."""
+    if bool(logits.isnan().any()):
+        kind = str(model.dtype).removeprefix("torch.")
+        mend = "choose a smaller strength or --step" if kind == "float32" else "pass --dtype bfloat16 or float32"
+        raise LlmvaError(f"What the model computes for a prompt overflows in {kind}: {mend}.")
+
+
 def _last_states(model: Any, keep: int) -> Any:
     """A hook that hands the output embedding the last positions alone."""
     return model.get_output_embeddings().register_forward_pre_hook(
@@ -69,6 +78,14 @@ def _last_states(model: Any, keep: int) -> Any:
 def check_features(model: Any) -> None:
     """Raises UsageError for a model that lacks what answering prompts needs."""
     kind = type(model).__name__
+    for name in WRAPPED:
+        if isinstance(getattr(model, name, None), torch.nn.Module) and not hasattr(type(model), "generate"):
+            raise UsageError(f"The model is wrapped in {kind}, which cannot be read: give what it holds, model.{name}.")
+    if _is_empty(model):
+        raise UsageError(
+            "The model is on the meta device, where weights have no numbers: load it with llmva.load_model, or with "
+            "from_pretrained on a device."
+        )
     if not hasattr(type(model), "generate"):
         raise UsageError(
             f"The model's class {kind} has no generate(): let it inherit from GenerationMixin too, or choose a release "
@@ -91,6 +108,13 @@ def check_features(model: Any) -> None:
             f"The forward of the model's class {kind} takes no {missing[0]}, without which prompts cannot be answered "
             "in batches: add it to its code, or choose another model."
         )
+
+
+def _is_empty(model: Any) -> bool:
+    """Whether no weight has numbers, and accelerate does not bring any in."""
+    parameters = list(model.parameters())
+    brought = any(hasattr(module, "_hf_hook") for module in model.modules())
+    return bool(parameters) and not brought and all(parameter.device.type == "meta" for parameter in parameters)
 
 
 @torch.inference_mode()

@@ -18,8 +18,9 @@ from torch import Tensor
 from llmva.errors import UsageError
 from llmva.models.at_rest import at_rest, reads_model
 from llmva.models.batching import longest_first
-from llmva.models.chat import pad_token
+from llmva.models.chat import end_tokens, pad_token
 from llmva.models.chat_model import ChatModel
+from llmva.models.forward import check_numbers
 from llmva.models.reading.cache import read_prefix
 from llmva.models.reading.decoding import End, decode
 from llmva.models.reading.rows import read_rows
@@ -228,6 +229,7 @@ def _read(chat: ChatModel, rows: Sequence[list[int]], taken: Taken, on_progress:
     def work(batch: list[int]) -> None:
         with taken.watch(batch):
             logits = read_rows(chat.model, chat.pad_id, [rows[i] for i in batch], shared)[:, -1]
+        check_numbers(chat.model, logits)
         taken.take_logits(batch, logits)
 
     for batch, _ in chat.batching.over(longest_first(lengths), lengths.__getitem__, work):
@@ -340,9 +342,15 @@ def generate_greedily(
 
     For options that a given config leaves open, transformers uses the model's own: repetition penalties, beams, forced
     or suppressed tokens. So the model's own config is replaced during the call. `options` go to `generate`.
+    Raises LlmvaError where logits are no numbers.
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
 
+    def checked(ids: Tensor, scores: Tensor) -> Tensor:
+        check_numbers(model, scores)
+        return scores
+
+    options["logits_processor"] = LogitsProcessorList([checked, *options.get("logits_processor", ())])
     plain = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -357,13 +365,6 @@ def generate_greedily(
         finally:
             model.generation_config = own
     return sequences[:, ids.shape[1] :]
-
-
-def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end a turn, from the model's generation config and the tokenizer."""
-    ids = getattr(model.generation_config, "eos_token_id", None)
-    known = set(ids) if isinstance(ids, list | tuple) else {ids}
-    return {i for i in known | {tokenizer.eos_token_id} if i is not None}
 
 
 def context_length(model: Any) -> int | None:

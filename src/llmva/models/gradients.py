@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmva.errors import UsageError
 from llmva.models.at_rest import reads_model
 from llmva.models.batching import Batching, longest_first
 from llmva.models.chat_model import ChatModel
 from llmva.models.forward import logits_of, run_forward
 from llmva.models.reading.cache import Prefix, cache_name, read_prefix, rest_inputs, row_inputs
 from llmva.models.sublayers import first_tensor, hooked
+from llmva.models.writers import PLAIN
 
 LOGIT_BYTES = 32 * 2**20
 Score = Callable[[Tensor, list[int]], Tensor]
@@ -36,6 +38,17 @@ class Part:
     outputs: Tensor  # of the sublayers at the last prompt token, [S, n, d], in the model's dtype
     final: Tensor  # final residual stream there, [n, d]
     slopes: Tensor  # gradients of the scores with respect to the outputs, [S, n, k, d]
+
+
+def check_graph(model: Any) -> None:
+    """Raises UsageError for weights that no graph may use; without gradients an edit would be a poorer one."""
+    # packed weights are made in inference mode at their first use, and gradients pass them all the same
+    plain = [p for p in model.parameters() if type(p) is torch.nn.Parameter and p.dtype in PLAIN]
+    if any(parameter.is_inference() for parameter in plain):
+        raise UsageError(
+            "The model was loaded inside torch.inference_mode(), so that no gradients pass its weights: load it "
+            "outside of that."
+        )
 
 
 def gradients(chat: ChatModel, prompts: Sequence[str], score: Score) -> Iterator[Part]:
@@ -57,7 +70,8 @@ def gradients(chat: ChatModel, prompts: Sequence[str], score: Score) -> Iterator
 
     # the graph holds the logits several times: limit them for large vocabularies
     max_rows = max(1, LOGIT_BYTES // (4 * chat.decoder.vocabulary))
-    small = Batching(min(batching.tokens, math.ceil(max_rows * batching.cost(max(lengths)))), batching.square)
+    tokens = min(batching.tokens, math.ceil(max_rows * batching.cost(max(lengths))))
+    small = Batching(tokens, batching.square, alone_above=batching.alone_above)
     for _, part in small.over(longest_first(lengths), lengths.__getitem__, work):
         yield part
 

@@ -97,7 +97,8 @@ def agreement(
     asked = [prompt for prompt, _ in pairs]
     missing = [i for i, text in enumerate(texts) if text not in known]
     # logits of all compared positions are held twice: a row counts by its tokens, or by its share of these positions
-    small, positions = Batching(chat.batching.tokens), max(1, MAX_LOGIT_BYTES // (4 * chat.decoder.vocabulary))
+    positions = max(1, MAX_LOGIT_BYTES // (4 * chat.decoder.vocabulary))
+    small = Batching(chat.batching.tokens, alone_above=chat.batching.alone_above)
     lengths = [
         max(len(prompt) + len(answer), math.ceil((len(answer) + 1) * small.tokens / positions))
         for prompt, answer in pairs

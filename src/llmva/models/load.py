@@ -18,7 +18,8 @@ from llmva.errors import LlmvaError, UsageError
 from llmva.models.chat import ChatTemplate, pad_token
 from llmva.models.chat.template import find_in_files, first_line, panicked
 from llmva.models.files import unpacked
-from llmva.models.files.weights import find_weights, model_inside, refuse_adapter
+from llmva.models.files.untold import dropped, untied
+from llmva.models.files.weights import find_weights, model_inside, refuse_adapter, refuse_dangling
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 QUANTIZED = ("4bit", "8bit")
@@ -155,7 +156,7 @@ def _load(
     if missing:
         rest = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise LlmvaError(f"'{name}' lacks the weights {missing[0]}{rest}: download or convert the model whole.")
-    model._llmva_limits = _dropped(report, str(name))
+    model._llmva_limits = [*dropped(report, str(name)), *untied(model, str(name))]
     if extra:  # transformers still considers an unpacked .gguf quantised, and refuses to save it
         model.hf_quantizer = None
         vars(model.config).pop("quantization_config", None)
@@ -200,18 +201,6 @@ def read_tokenizer(name: str, source: str, options: Mapping[str, Any]) -> Any:
 def loading_limits(model: Any) -> list[str]:
     """Sentences on what `load_model` left out of a model, for the limits of its figures."""
     return list(getattr(model, "_llmva_limits", ()))
-
-
-def _dropped(report: Mapping[str, Any], name: str) -> list[str]:
-    """What is told of tensors that the checkpoint has and transformers leaves out, such as biases the config denies."""
-    unexpected = sorted(report["unexpected_keys"])
-    if not unexpected:
-        return []
-    more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
-    return [
-        f"The checkpoint of '{Path(name).name}' holds tensors that its model type does not use and that no figure "
-        f"knows of: {unexpected[0]}{more}."
-    ]
 
 
 def _check_ends(model: Any, name: str) -> None:
@@ -295,6 +284,7 @@ def locate(name: str) -> tuple[str, dict[str, Any]]:
             raise UsageError(f"There is no file '{name}': check the path of the .gguf model.")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
+        refuse_dangling(path)
         refuse_adapter(path)
         config = path / "config.json"
         if not config.is_file():
@@ -364,6 +354,11 @@ def _explain(name: str, part: str, error: BaseException) -> LlmvaError:
     if not local and isinstance(error, OSError):
         return UsageError(
             f"'{name}' is neither a local folder nor a model that the hub gives: check its name and the network."
+        )
+    if re.search(r"flash.?attention|flash_attn", text, re.I):
+        return UsageError(
+            f"The config.json of '{name}' asks for an attention whose package is not here ({first_line(error)[:80]}): "
+            "remove attn_implementation and _attn_implementation from it, and transformers takes its own."
         )
     if isinstance(error, ImportError):
         return UsageError(f"'{name}' needs a package that is missing ({first_line(error)}): install it with pip.")

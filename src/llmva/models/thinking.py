@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from llmva.errors import UsageError
 from llmva.models.at_rest import reads_model
+from llmva.models.chat import end_tokens
 from llmva.models.chat.marks import Marks, content, spans
 from llmva.models.chat_model import ChatModel
 from llmva.models.generate import (
@@ -23,7 +24,6 @@ from llmva.models.generate import (
     answer_prompts,
     check_rows,
     context_length,
-    end_tokens,
     generate,
 )
 from llmva.progress import Progress

@@ -14,10 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llmva.models.chat import ChatTemplate
+from llmva.models.chat import ChatTemplate, end_tokens
 from llmva.models.chat_model import ChatModel
 from llmva.models.fingerprint import other_weights, weights_digest
-from llmva.models.generate import end_tokens
 
 TITLES = {  # of the fields, in the order in which the first difference is named
     "adapters": "the adapters",

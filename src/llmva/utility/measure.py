@@ -97,7 +97,8 @@ class _Model:
         )
         self._requests, self._reported = 0, 0
         vocabulary = int(wrapped.model.get_output_embeddings().weight.shape[0])
-        self._scoring = Batching(min(batching.tokens, max(1, LOGIT_BYTES // (4 * vocabulary))), batching.square)
+        tokens = min(batching.tokens, max(1, LOGIT_BYTES // (4 * vocabulary)))
+        self._scoring = Batching(tokens, batching.square, alone_above=batching.alone_above)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._wrapped, name)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from llmva.models.chat.switches import CLOSED, OPENED, SILENT, Switch, find_swit
 TOKENIZER_FILE = "chat_template.jinja"  # which tokenizers read themselves
 PROCESSOR_FILES = ("chat_template.json", "processor_config.json", "preprocessor_config.json", TOKENIZER_FILE)
 QUESTION, REPLY = "What colour is the sky at noon?", "It is blue, unless it rains."  # to see where a template puts them
+CLOCK = re.compile(r"strftime_now\(\s*['\"]([^'\"]+)['\"]")  # with the form in which a template asks for the date
 MAX_ADDED = 100_000  # characters of a template's own; lists of tools have some thousands
 PLAIN_LIMIT = (
     "The model has no chat template, so it was asked in a plain dialogue (User: ... Assistant:): if it has a template, "
@@ -96,6 +98,9 @@ class ChatTemplate:
                 f"The tokenizer cannot encode text that begins with {rendered[:40]!r} ({type(error).__name__}): put "
                 "the tokenizer that belongs to the model into its folder, or remove that prompt."
             ) from error
+        end = getattr(self.tokenizer, "eos_token_id", None)
+        while self.text is None and len(ids) > 1 and ids[-1] == end:  # some tokenizers add it, as for training
+            ids = ids[:-1]
         bos = getattr(self.tokenizer, "bos_token_id", None)
         doubled = bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos
         return ids[1:] if doubled and not self._doubles(rendered) else ids
@@ -178,6 +183,13 @@ def _find(tokenizer: Any) -> tuple[str | None, str, tuple[str, ...], tuple[str, 
             "used."
         )
     return text, source, tuple(notes), tuple(limits)
+
+
+def default_template(tokenizer: Any) -> str | None:
+    """The text of the template that a tokenizer holds itself, the default one of several; None where it holds none."""
+    own: Any = getattr(tokenizer, "chat_template", None)
+    text: Any = _of_names(own) if isinstance(own, dict) and own else own
+    return text if isinstance(text, str) and text else None
 
 
 def _of_names(named: Mapping[str, str]) -> str:
@@ -278,12 +290,47 @@ def _faults(template: ChatTemplate) -> list[str]:
             "the template write the head of the assistant's turn for add_generation_prompt."
         )
     rendered = template.render([{"role": "user", "content": QUESTION}])
+    if _tells_the_time(template):
+        faults.append(
+            "The chat template tells the model the date, so its answers to the same prompt may differ from day to day."
+        )
+    if (first := _first_token_missing(template, rendered)) is not None:
+        faults.append(
+            f"The tokenizer begins a text with {first} and the chat template does not, so prompts were read without "
+            "it: if the model was trained with it, let the template write it."
+        )
     if template._doubles(rendered):
         faults.append(
             f"The chat template begins with {template.tokenizer.bos_token} twice, and was used so: if that is a "
             "mistake, mend the template."
         )
     return faults
+
+
+def _tells_the_time(template: ChatTemplate) -> bool:
+    """Whether the prompt shows what transformers' clock for templates says in a form that the template asks for."""
+    forms = CLOCK.findall(template.text or "")
+    if not forms:
+        return False
+    told = [datetime.now().strftime(form) for form in forms]
+    rendered = template.render([{"role": "user", "content": QUESTION}])
+    told += [datetime.now().strftime(form) for form in forms]  # a second may have passed
+    return any(date and date in rendered for date in told)
+
+
+def _first_token_missing(template: ChatTemplate, rendered: str) -> str | None:
+    """The first token that the tokenizer gives every text and the prompt does not begin with; None without one."""
+    tokenizer = template.tokenizer
+    bos, name = (getattr(tokenizer, what, None) for what in ("bos_token_id", "bos_token"))
+    if bos is None:
+        return None
+    try:
+        ids: list[int] = tokenizer(QUESTION)["input_ids"]
+        return str(name) if ids[:1] == [bos] and template.encode(rendered)[:1] != [bos] else None
+    except BaseException as error:  # such a tokenizer is told of where prompts are read
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
+        return None
 
 
 def _prompts_for_an_answer(template: ChatTemplate) -> bool:

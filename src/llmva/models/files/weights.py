@@ -23,6 +23,7 @@ VARIANT = re.compile(r"model\.(\w+)(?:-\d{5}-of-\d{5})?\.safetensors|model\.safe
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 PICKLED = re.compile(r"pytorch_model(?:-\d{5}-of-\d{5})?\.bin(?:\.index\.json)?")
 POINTER = b"version "  # how the text begins that a clone without Git LFS has in a large file's place
+LINKED = (".json", ".safetensors", ".jinja", ".model", ".txt", ".py")  # of the model's files that may be links
 OTHER_FORMS = (".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".bin")
 
 
@@ -45,9 +46,11 @@ def find_weights(folder: Path) -> Weights:
     """The weights that transformers loads from `folder`. None of them is read but its first bytes.
 
     Raises:
-        UsageError: the weights are in a form that llmva does not read, not all there, or an adapter lies beside them.
+        UsageError: the weights are in a form that llmva does not read, not all there, links to what is gone, or an
+            adapter lies beside them.
         LlmvaError: the index cannot be read.
     """
+    refuse_dangling(folder)
     refuse_adapter(folder)
     names = sorted(path.name for path in folder.iterdir())
     if any(DISTRIBUTED.fullmatch(name) for name in names):
@@ -77,6 +80,16 @@ def refuse_adapter(folder: Path) -> None:
         f"'{folder}' holds an adapter beside the model ({ADAPTER}), which is loaded with it and which no export would "
         f"contain: {merge}, or move {ADAPTER} out of the folder."
     )
+
+
+def refuse_dangling(folder: Path) -> None:
+    """Raises UsageError for a link to a file that is gone, as a copy of the hub's cache without its blobs has them."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.exists() and path.suffix in LINKED:
+            raise UsageError(
+                f"'{path}' is a link to a file that is not there: download the model again, or copy it with what its "
+                "links lead to (cp -rL)."
+            )
 
 
 def model_inside(folder: Path) -> Path | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmva.errors import LlmvaError
 from llmva.models.batching import MAX_ROWS, Batching, longest_first, out_of_memory, trim
-from llmva.models.forward import HALF_TOLERANCE, logits_of, run_forward
+from llmva.models.forward import HALF_TOLERANCE, check_numbers, logits_of, run_forward
 from llmva.models.reading.cache import (
     cache_name,
     join_rows,
@@ -69,7 +69,7 @@ def decode(
         end: asked after every new token.
 
     Raises:
-        LlmvaError: memory does not hold one row.
+        LlmvaError: memory does not hold one row, or its logits are no numbers.
     """
     lengths = [len(row) + budget for row, budget in zip(rows, budgets, strict=True)]
     waiting = longest_first(lengths)[::-1]  # the next one last
@@ -132,6 +132,7 @@ def _prefill(
     inputs = rest_inputs(model, [rows[i] for i in group], padding, prefix, cached=True, room=True)
     with watch(group):
         logits = logits_of(run_forward(model, inputs, keep=1, use_cache=True), 1)[:, -1]
+    check_numbers(model, logits)
     on_prefill(group, logits)
     name = cache_name(model)
     assert name is not None
@@ -154,6 +155,7 @@ def _step(model: Any, active: _Active) -> Tensor:
     assert name is not None
     inputs: dict[str, Any] = {**row_inputs(model, ids, active.mask), name: active.cache}
     logits = logits_of(run_forward(model, inputs, keep=1, use_cache=True), 1)[:, -1]
+    check_numbers(model, logits)
     for new, token in zip(active.new, logits.argmax(-1).tolist(), strict=True):
         new.append(token)
     return logits
