@@ -5,8 +5,8 @@
 Ours is the default run without its end, counted at the model's own forward. Reference: the run of `--recipe paper`
 gives F1 by iteration; each of its iterations is charged what the public code asks of the model: every answer has
 exactly 128 tokens, a second forward pass over the prompts gives the captures, and a utility benchmark runs in the
-loop, of which only 256 prompts with 8 tokens are charged. Totals are given with and without that benchmark. Then the vectors' step is
-timed alone on the captures of 512 prompts: exact SVMs against scikit-learn's LinearSVC(max_iter=2000).
+loop, of which only 256 prompts with 8 tokens are charged. Totals are given with and without that benchmark. Then the
+vectors' step is timed alone on the captures of 512 prompts: exact SVMs against scikit-learn's LinearSVC(max_iter=2000).
 """
 
 from __future__ import annotations
