@@ -374,7 +374,8 @@ def test_strengths_give_the_figures_of_the_scaled_edit(
             found = evaluate(
                 chat_model(taught, tokenizer), prompts.validation, judge, EvaluationSettings(max_new_tokens=8)
             )["test"]["before"]
-        assert {name: rows[strength][name] for name in names} == {name: found[name] for name in names}
+        assert rows[strength]["predicted"] is True
+        assert rows[strength]["f1"] == pytest.approx(found["f1"], abs=0.08)
     assert len({row["f1"] for row in rows.values()}) > 1
     assert disk.directory is not None
     splits = [json.loads(line) for line in (disk.directory / "answers.jsonl").read_text().splitlines()]
@@ -438,9 +439,7 @@ def test_a_judge_of_ones_own(taught: Any, tokenizer: Any, prompts: llmva.PromptS
     result = align(taught, tokenizer, prompts, judge=judge, iterations=1, **FASTER)
     assert result.record["judge"] == "stub"
     measured = 2 * (48 + len(prompts.validation)) + len(prompts.test) * (1 + (result.record["best_iteration"] > 0))
-    if result.record["best_iteration"]:
-        measured += 4 * len(prompts.validation)  # strengths but 0 and 1
-    assert judge.asked == measured
+    assert judge.asked == measured  # strengths are looked at by first tokens
 
 
 def test_an_unknown_judge_or_setting(taught: Any, tokenizer: Any, prompts: llmva.PromptSet) -> None:
@@ -473,9 +472,10 @@ def test_progress_is_told(taught: Any, tokenizer: Any, prompts: llmva.PromptSet)
 
     result = align(taught, tokenizer, prompts, iterations=1, progress=Listener(), **FASTER)
     names = [name for name, _ in told]
-    assert names[:3] == ["iteration 0: answering", "iteration 0: fitting", "measured 0"]
+    assert names[:4] == ["iteration 0: answering", "iteration 0: fitting", "iteration 0: passes", "measured 0"]
     assert ("test prompts, before", len(prompts.test)) in told
-    assert all(done[name] == total for name, total in told if total and name in done)
+    whole = {name: total for name, total in told if total and "passes" not in name}  # passes end when none helps
+    assert {name: done[name] for name in whole} == whole
     assert ("measured 1", result.record["best_iteration"]) in told
 
 

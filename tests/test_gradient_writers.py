@@ -251,7 +251,7 @@ def test_where_much_is_left_to_do_the_papers_way_is_tried_too(
     assert plain.predicted is not None
     assert found.predicted is not None
     start = predicted_f1(foretell(answered[1], told))[0]
-    assert found.predicted >= min(plain.predicted, inner_loop.NEARLY_DONE, start + inner_loop.WELL)
+    assert found.predicted >= min(plain.predicted, inner_loop.NEARLY_DONE, start + inner_loop.WELL * (1 - start))
     assert run_inner_loop(make(max_kl=0), *args, use_gradients=True).stuck == inner_loop.FORBIDDEN
     monkeypatch.setattr(inner_loop, "NEARLY_DONE", -1.0)  # never much to do
     calls: list[Any] = []

@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import IO, Any
 
@@ -244,7 +245,14 @@ def die_at(moment: int, arguments: tuple[str, ...], count: Any) -> None:
 
         def load_model(*names: Any, **options: Any) -> tuple[Any, Any]:
             model, tokenizer = original(*names, **options)
-            model.register_forward_pre_hook(lambda module, inputs: moments.moment())
+            forward = model.forward
+
+            @wraps(forward)  # no hook: those who see whole batches are answered batch by batch
+            def counted(*args: Any, **kwargs: Any) -> Any:
+                moments.moment()
+                return forward(*args, **kwargs)
+
+            model.forward = counted
             return model, tokenizer
 
         patch.setattr(load, "load_model", load_model)

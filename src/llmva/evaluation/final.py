@@ -167,6 +167,7 @@ def _rates_at(context: Context, run: Run, strength: float, predict: bool) -> dic
     """Rates of the chosen iteration's edit at a strength: of predicted labels, or of answers."""
     edit, prompts = run.edit.at(run.record["best_iteration"]).scaled(strength), context.prompts.validation
     if predict:
+        context.progress.stage(f"strength {strength}")
         classifier = FirstTokenClassifier.from_record(run.record["first_tokens"])
         seen = context.predict_labels(edit, prompts, classifier)
     else:

@@ -28,7 +28,7 @@ from llmva.method.rollback import Plan
 MARGIN_SCALE = 2.0  # factor of r in a last pass: labels are right by then, and a larger r makes them surer
 Fit = Callable[[Observation, Candidate], Vectors]
 SEARCH_PROMPTS = 128  # validation prompts on which steps are compared; answers then decide on all of them
-WELL = 0.1  # gain in F of an iteration's passes, below which the paper's writers are tried too
+WELL = 0.5  # share of what F lacks to 1; where passes gain less, the paper's writers are tried too
 LOOK_AHEAD = 2  # maximum number of passes in a row without a predicted gain
 NO_STEP = "no step is predicted to help"
 FORBIDDEN = "every step that is predicted to help changes harmless text more than --min-kept and --max-kl allow"
@@ -90,13 +90,14 @@ def run_inner_loop(
     start = Candidate(state.edit, some, predicted_f1(some, context.objective.beta))
 
     def passes(use_gradients: bool) -> tuple[LineSearch, Candidate, list[int]]:
-        on_pass = context.progress.stage(f"iteration {state.iteration}: fitting", context.settings.passes, "passes")
+        on_pass = context.progress.stage(f"iteration {state.iteration}: passes", context.settings.passes, "passes")
         search = LineSearch(context, state.classifier, state.texts, state.iteration + 1, plan.step, on_pass)
         assert papers.vectors is not None
         return search, *_follow(search, start, papers.vectors, state.train, harmless, use_gradients)
 
     search, best, chosen = passes(plan.use_gradients)
-    if plan.use_gradients and best.value[0] < min(NEARLY_DONE, start.value[0] + WELL):  # the paper's may do better
+    well = start.value[0] + WELL * (1.0 - start.value[0])
+    if plan.use_gradients and best.value[0] < min(NEARLY_DONE, well):  # the paper's writers may do better
         other_search, other, other_chosen = passes(use_gradients=False)
         if not best.passes or other.value[0] > best.value[0]:
             search, best, chosen = other_search, other, other_chosen
