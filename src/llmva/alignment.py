@@ -30,6 +30,8 @@ from llmva.metrics.rates import point_rates
 from llmva.models.at_rest import at_rest
 from llmva.models.chat import special_in_text
 from llmva.models.chat_model import ChatModel
+from llmva.models.engines.base import Engine
+from llmva.models.engines.choose import make_engine
 from llmva.models.files.weights import findable
 from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import answer_prompts, check_rows
@@ -82,6 +84,7 @@ def align(
     restart: bool = False,
     skills: Sequence[Probe] = (),
     batch_tokens: int | None = None,
+    engine: Engine | str = "transformers",
     progress: Progress | None = None,
     options: RunOptions | None = None,
     **settings: Any,
@@ -97,16 +100,16 @@ def align(
         restart: discard a run in `out`.
         skills: probes measured before and after; they influence nothing.
         batch_tokens: maximum number of tokens in a batch; None chooses by free memory.
+        engine: what writes answers: a value of `--engine`, or an Engine.
         settings: fields of `llmva.settings.Settings`.
 
     Raises:
-        UsageError, LlmvaError: one sentence that names the mend; also where an edit is applied to the model, or another
-            thread works with it.
+        UsageError, LlmvaError: one sentence that names the mend; also where the model has an edit or another reader.
     """
-    options, chat = options or RunOptions(), ChatModel.of(model, tokenizer, batch_tokens)
+    options, chat = options or RunOptions(), ChatModel.of(model, tokenizer, batch_tokens, make_engine(engine, model))
     context = make_context(chat, prompts, judge, seed, make_settings(**settings), progress, options)
     directory = None if out is None else Path(out)
-    with at_rest(chat.model):
+    with at_rest(chat.model), closing(chat):
         if directory is None or restart or not is_finished(directory):
             context = replace(context, thinking=options.thinking or prove(context))
         with closing(open_run(context, directory, restart, skills, options)) as run:
@@ -308,7 +311,7 @@ def _sublayer_count(decoder: Decoder, settings: Settings) -> int:
 def _describe(context: Context, options: RunOptions) -> dict[str, Any]:
     """The part of run.json that is known before the run starts."""
     decoder, prompts = context.chat.decoder, context.prompts
-    model, computed_by = decoder.model, versions()
+    model, computed_by = decoder.model, versions(context.chat.engine)
     by_split = {split: {source: n[split] for source, n in prompts.counts().items()} for split, _ in prompts.splits()}
     name = findable(options.name or getattr(model.config, "_name_or_path", "") or "unnamed")
     return {

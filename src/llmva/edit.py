@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from llmva.edit_file import Parts, read_edit, write_edit
 from llmva.errors import LlmvaError, UsageError
 from llmva.models.at_rest import check_thread
+from llmva.models.engines.applied import BAKED, OutputMap
 from llmva.models.fingerprint import module_hash, other_weights, weight_hashes
 from llmva.models.writers import Writer, find_writers, left_map
 
@@ -59,7 +60,6 @@ class Factors:
         return digest.hexdigest()[:16]
 
 
-BAKED = "_llmva_baked"  # in a projection's own dict: the digest of the factors in its weights, and its hash since
 APPLIED = "An edit is applied to this model already: remove it first, by remove() of what apply() returned."
 
 
@@ -261,10 +261,11 @@ class Applied:
         self.remove()
 
 
-class _Hook:
+class _Hook(OutputMap):
     """Changes the output of a projection by `factors`."""
 
     def __init__(self, factors: Factors) -> None:
+        super().__init__(factors.V, factors.U)
         self.factors = factors
         self._moved: dict[torch.device, tuple[Tensor, Tensor]] = {}  # the output's device is known only when called
 

@@ -10,6 +10,7 @@ import typer
 
 from llmva.cli.options import (
     Batches,
+    EngineName,
     JudgeName,
     Loading,
     ModelArg,
@@ -41,6 +42,7 @@ def align(
     seed: Seed = 42,
     loading: Loading,
     batches: Batches,
+    engine: EngineName = "transformers",
     output: Output,
 ) -> None:
     """Align MODEL and write the edit, its metrics and a report to DIR.
@@ -49,16 +51,19 @@ def align(
     """
     with interruptible() as kept:
         from llmva.cli import inputs
+        from llmva.models.engines.choose import check_engine
         from llmva.settings import make_settings
 
         directory = out or inputs.default_out(model)
         kept.say = of_run(directory, restart)
+        check_engine(engine)
         make_settings(**settings)  # a mistake in them costs no loading
         probes = inputs.choose_probes(model, skills)
         with inputs.load(model, sources, judge, seed, loading, output.quiet) as (loaded, tokenizer, prompts, display):
             from llmva.alignment import RunOptions
             from llmva.alignment import align as run
 
+            inputs.note_engine(engine, display)
             result = run(
                 loaded,
                 tokenizer,
@@ -69,6 +74,7 @@ def align(
                 restart=restart,
                 skills=probes,
                 batch_tokens=batches.of(loaded),
+                engine=engine,
                 progress=display,
                 options=RunOptions(name=inputs.model_title(model), command=inputs.typed_command()),
                 **settings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from llmva.cli.options import (
     Batches,
     Choice,
     EditDir,
+    EngineName,
     JudgeName,
     Loading,
     ModelArg,
@@ -26,6 +28,7 @@ from llmva.errors import UsageError
 if TYPE_CHECKING:
     from llmva.cli.terminal.console import Display
     from llmva.judges.base import Judge
+    from llmva.models.chat_model import ChatModel
     from llmva.prompts.types import Prompt
 
 Load = Callable[[], tuple[Any, Any]]  # loads model and tokenizer, once all else has been read
@@ -93,6 +96,7 @@ def evaluate(
     seed: Seed = 42,
     loading: Loading,
     batches: Batches,
+    engine: EngineName = "transformers",
     output: Output,
 ) -> None:
     """Measure ASR, ORR and F1 of MODEL on test prompts, with and without an edit.
@@ -108,10 +112,12 @@ def evaluate(
     from llmva.cli.terminal.console import Display, emit
     from llmva.files import write_text
     from llmva.judges import make_judge
+    from llmva.models.engines.choose import check_engine
     from llmva.models.load import load_model
     from llmva.report import transfer_markdown
 
     # prompts, judge and edit are read before the model, so that a mistake in them costs no loading
+    check_engine(engine)
     chosen_judge = make_judge(judge)
     about_edit: list[str] = []
     changes: list[str] = []
@@ -123,12 +129,13 @@ def evaluate(
         def load() -> tuple[Any, Any]:
             display.note(f"loading {model}")
             loaded = load_model(model, **asdict(loading), note=display.note)
+            inputs.note_engine(engine, display)
             changes.extend(inputs.changes_since_fit(edit, *loaded))
             for sentence in changes:
                 display.note(sentence)
             return loaded
 
-        how = {"edit": loaded_edit, "seed": seed, "batches": batches, "progress": display}
+        how = {"edit": loaded_edit, "seed": seed, "batches": batches, "engine": engine, "progress": display}
         if sources.data:
             metrics = _by_set(load, sources, set_options, edit, chosen_judge, how, settings)
         else:
@@ -143,6 +150,8 @@ def evaluate(
             metrics["limits"] = [*reading.warnings, *metrics["limits"]]
         metrics["limits"] = [*about_edit, *metrics["limits"]]
     record = {"model": model, "edit": None if edit is None else str(edit), "judge": chosen_judge.name, **metrics}
+    if engine != "transformers":
+        record["engine"] = engine
     if changes:
         record["limits"] = [*record.get("limits", []), *changes]
     if set_options.markdown is not None:
@@ -188,7 +197,6 @@ def _by_set(
     from llmva.cli import inputs
     from llmva.evaluation.evaluate import EvaluationSettings
     from llmva.evaluation.transfer import transfer
-    from llmva.models.chat_model import ChatModel
     from llmva.prompts.testsets import PER_SET, read_test_sets
 
     test_sets = read_test_sets(
@@ -204,14 +212,15 @@ def _by_set(
         how["progress"].note(sentence)
     counts = {one.name: len(one.prompts) for one in test_sets}
     model, tokenizer = load()
-    metrics = transfer(
-        ChatModel.of(model, tokenizer, how["batches"].of(model)),
-        test_sets,
-        judge,
-        settings=EvaluationSettings(seed=how["seed"], **settings),
-        edit=how["edit"],
-        progress=how["progress"],
-    )
+    with closing(_chat_model(model, tokenizer, how)) as chat:
+        metrics = transfer(
+            chat,
+            test_sets,
+            judge,
+            settings=EvaluationSettings(seed=how["seed"], **settings),
+            edit=how["edit"],
+            progress=how["progress"],
+        )
     if edit is not None and test_sets[0].about["contamination"] is None:
         metrics["limits"].append(
             f"The prompts of the run are not beside '{edit}', so whether the fit has seen test prompts is not known."
@@ -229,7 +238,6 @@ def _at_once(
 ) -> dict[str, Any]:
     """Metrics of all prompts together, and of the benchmarks that the user wants."""
     from llmva.evaluation.evaluate import EvaluationSettings, evaluate
-    from llmva.models.chat_model import ChatModel
     from llmva.utility import measure_tasks
     from llmva.utility.tasks import PAPER, load_tasks
 
@@ -243,17 +251,34 @@ def _at_once(
     sources = sorted({prompt.source for prompt in prompts})
     counts = {source: sum(prompt.source == source for prompt in prompts) for source in sources}
     model, tokenizer = load()
-    metrics = evaluate(
-        ChatModel.of(model, tokenizer, how["batches"].of(model)),
-        prompts,
-        judge,
-        EvaluationSettings(seed=how["seed"], **settings),
-        edit=how["edit"],
-        progress=how["progress"],
-    )
+    with closing(_chat_model(model, tokenizer, how)) as chat:
+        metrics = evaluate(
+            chat,
+            prompts,
+            judge,
+            EvaluationSettings(seed=how["seed"], **settings),
+            edit=how["edit"],
+            progress=how["progress"],
+        )
     if benchmarks.utility:
-        metrics |= measure_tasks(model, tokenizer, tasks, chat=benchmarks.utility_chat, **how)
+        metrics |= measure_tasks(
+            model,
+            tokenizer,
+            tasks,
+            edit=how["edit"],
+            chat=benchmarks.utility_chat,
+            seed=how["seed"],
+            batch_tokens=how["batches"].of(model),
+            progress=how["progress"],
+        )
     return {"prompts": counts, **metrics}
+
+
+def _chat_model(model: Any, tokenizer: Any, how: Mapping[str, Any]) -> ChatModel:
+    from llmva.models.chat_model import ChatModel
+    from llmva.models.engines.choose import make_engine
+
+    return ChatModel.of(model, tokenizer, how["batches"].of(model), make_engine(how["engine"], model))
 
 
 def _show(record: dict[str, Any], display: Display) -> None:

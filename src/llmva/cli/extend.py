@@ -11,6 +11,7 @@ import typer
 from llmva.cli.options import (
     Base,
     Batches,
+    EngineName,
     JudgeName,
     Loading,
     Output,
@@ -49,6 +50,7 @@ def extend(
     ] = None,
     loading: Loading,
     batches: Batches,
+    engine: EngineName = "transformers",
     output: Output,
 ) -> None:
     """Continue from the edit in DIR with new attacks (--toxic) or new false refusals (--benign). DIR stays unchanged.
@@ -69,10 +71,12 @@ def extend(
         from llmva.extension import extend as run
         from llmva.extension import prepare
         from llmva.judges import make_judge
+        from llmva.models.engines.choose import check_engine
         from llmva.models.load import load_model
         from llmva.prompts.load import read_prompts
         from llmva.settings import make_settings
 
+        check_engine(engine)
         make_settings(**settings)
         chosen_judge = make_judge(judge)
         reading = read_prompts(sides.toxic, sides.benign)
@@ -87,6 +91,7 @@ def extend(
                 display.note(f"the judge of the earlier run was {record['judge']}; this run uses {chosen_judge.name}")
             display.note(f"loading {title}")
             loaded, tokenizer = load_model(place, **asdict(loading), note=display.note)
+            inputs.note_engine(engine, display)
             result = run(
                 loaded,
                 tokenizer,
@@ -99,6 +104,7 @@ def extend(
                 skills=probes,
                 options=RunOptions(name=title, command=inputs.typed_command()),
                 batch_tokens=batches.of(loaded),
+                engine=engine,
                 progress=display,
                 **settings,
             )

@@ -69,6 +69,12 @@ def show_licences(data: Sequence[str], display: Display) -> list[Wanted]:
     return wanted
 
 
+def note_engine(engine: str, display: Display) -> None:
+    """Tell what a user would wait for in silence."""
+    if engine != "transformers":
+        display.note(f"{engine.partition(':')[0]} starts with the first prompts, which takes about a minute")
+
+
 @contextmanager
 def load(
     place: str, sources: Sources, judge: str, seed: int, loading: Loading, quiet: bool

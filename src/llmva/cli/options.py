@@ -38,6 +38,14 @@ Rank = Annotated[
         help="Give every module this rank: smaller ones are padded, larger ones truncated and the error reported.",
     ),
 ]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="Write answers with transformers or vllm; vllm:merged and vllm:lora say how vLLM gets the edit.",
+    ),
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Discard earlier results in the output folder.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=SEEDS - 1, help="Seed all random draws with this number.")]
 

@@ -67,6 +67,7 @@ def evaluate(
             max_new_tokens=settings.max_new_tokens,
             thinking=thinking,
             on_progress=progress.stage(f"answering, {label}", len(prompts)),
+            captures=False,
         )
 
     def add_rates(name: str, seen: Observation) -> None:

@@ -67,7 +67,7 @@ def finish(context: Context, run: Run, probes: Sequence[Probe]) -> None:
 
 def _test_rates(context: Context, run: Run, iteration: int) -> dict[str, Any]:
     label = "before" if iteration == 0 else f"after iteration {iteration}"
-    seen = context.observe(context.prompts.test, f"test prompts, {label}")
+    seen = context.observe(context.prompts.test, f"test prompts, {label}", captures=False)
     run.log(iteration, "test", seen)
     run.record["cost"]["generated_tokens"] += seen.capture.tokens
     alike = same_answer(seen.prompts, seen.labels, seen.capture.answers)
@@ -172,7 +172,7 @@ def _rates_at(context: Context, run: Run, strength: float, predict: bool) -> dic
         seen = context.predict_labels(edit, prompts, classifier)
     else:
         with edit.apply(context.chat.model, check=False):
-            seen = context.observe(prompts, f"strength {strength}")
+            seen = context.observe(prompts, f"strength {strength}", captures=False)
         run.record["cost"]["generated_tokens"] += seen.capture.tokens
     texts = run.harmless_texts(context.prompts, "validation", HARMLESS_TEXTS)
     harm: Mapping[str, Any] = context.harm(edit, texts).as_record()

@@ -78,6 +78,7 @@ def measure_skills(
         max_new_tokens=PROBE_TOKENS,
         thinking=thinking or Thinking(),
         on_progress=on_progress,
+        captures=False,
     )
     results: dict[str, list[bool]] = {}
     for probe, answer in zip(probes, captured.answers, strict=True):

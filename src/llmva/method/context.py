@@ -56,8 +56,11 @@ class Context:
         """A generator that depends only on seed, iteration and pass `number`, so a resumed run draws the same."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + iteration + number * 7919)
 
-    def observe(self, prompts: Sequence[Prompt], stage: str) -> Observation:
-        """Judged answers of the current model; `stage` is the text of the progress bar."""
+    def observe(self, prompts: Sequence[Prompt], stage: str, captures: bool = True) -> Observation:
+        """Judged answers of the current model; `stage` is the text of the progress bar.
+
+        `captures` is False if only labels are needed.
+        """
         return observe(
             self.chat,
             prompts,
@@ -65,6 +68,7 @@ class Context:
             max_new_tokens=self.settings.max_new_tokens,
             thinking=self.thinking,
             on_progress=self.progress.stage(stage, len(prompts)),
+            captures=captures,
         )
 
     def predict_labels(self, edit: Edit, prompts: Sequence[Prompt], classifier: FirstTokenClassifier) -> Observation:

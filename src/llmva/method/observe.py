@@ -83,11 +83,12 @@ def observe(
     max_new_tokens: int,
     thinking: Thinking | None = None,
     on_progress: Callable[[int], None] = lambda n: None,
+    captures: bool = True,
 ) -> Observation:
     """Answer, capture and judge `prompts` with the current model.
 
     With `thinking` on, the model thinks first, and captures are read at the end of its thoughts; None is off. The
-    judge sees no thoughts in any case.
+    judge sees no thoughts in any case. `captures` is False if only labels are needed.
     """
     texts = [prompt.text for prompt in prompts]
     captured = answer_after_thoughts(
@@ -97,6 +98,7 @@ def observe(
         thinking=thinking or Thinking(),
         settled=judge.settled,
         on_progress=on_progress,
+        captures=captures,
     )
     return Observation(list(prompts), judge.answered_all(prompts, captured.answers), captured)
 

@@ -128,14 +128,19 @@ def _sized(model: Any, tokens: int) -> Batching:
 def _token_bytes(model: Any) -> float:
     """Memory of a token: its keys and values, and the activations of one block."""
     config, parameter = text_config(model), next(model.parameters())
-    queries = getattr(config, "num_attention_heads", None) or max(1, config.hidden_size // 64)
-    heads = getattr(config, "num_key_value_heads", None) or queries
-    head = getattr(config, "head_dim", None) or config.hidden_size // queries
-    cached = 2 * config.num_hidden_layers * heads * head * parameter.element_size()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     inner = max(inner) if isinstance(inner, list | tuple) else inner  # one for each block
     passing = (6 * config.hidden_size + 3 * inner) * parameter.element_size()  # activations of one block
-    return float(cached + passing)
+    return cached_bytes(model) + float(passing)
+
+
+def cached_bytes(model: Any) -> float:
+    """Memory of a token's keys and values."""
+    config, parameter = text_config(model), next(model.parameters())
+    queries = getattr(config, "num_attention_heads", None) or max(1, config.hidden_size // 64)
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    head = getattr(config, "head_dim", None) or config.hidden_size // queries
+    return float(2 * config.num_hidden_layers * heads * head * parameter.element_size())
 
 
 def _changes_its_positions(config: Any) -> int | None:

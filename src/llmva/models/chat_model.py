@@ -13,6 +13,7 @@ from torch import Tensor
 from llmva.models.at_rest import plain_torch, told_hooks
 from llmva.models.batching import Batching, first_guess
 from llmva.models.chat import AnswerReader, ChatTemplate, ending_limits, input_device, pad_left, pad_token
+from llmva.models.engines.base import Engine
 from llmva.models.forward import batches_well, check_features, is_of_transformers
 from llmva.models.load import loading_limits
 from llmva.models.reading.cache import cache_name
@@ -36,7 +37,8 @@ UNSTEADY = (
 class ChatModel:
     """The model argument of every function that reads or answers prompts.
 
-    `limits` are sentences about the model and its template that a reader of any figure must know.
+    `limits` are sentences about the model and its template that a reader of any figure must know. `engine` writes its
+    answers, where that is not transformers.
     """
 
     decoder: Decoder
@@ -44,14 +46,16 @@ class ChatModel:
     batching: Batching
     template: ChatTemplate
     limits: tuple[str, ...] = ()
+    engine: Engine | None = field(default=None, repr=False, compare=False)
     _rows: dict[tuple[str, bool], array[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, batch_tokens: int | None = None) -> ChatModel:
+    def of(cls, model: Any, tokenizer: Any, batch_tokens: int | None = None, engine: Engine | None = None) -> ChatModel:
         """Find the sublayers of `model`, unless it is a Decoder already, check it, and guess the size of a batch.
 
         Args:
             batch_tokens: maximum number of tokens in a batch; None guesses by free memory.
+            engine: what writes answers; None is transformers. See `llmva.models.engines`.
 
         Raises:
             UsageError, LlmvaError: as `find_decoder` and `ChatTemplate.of`, and where a model with code of its own
@@ -72,12 +76,17 @@ class ChatModel:
             decoder = model if isinstance(model, Decoder) else find_decoder(model)
         batching = Batching(1) if alone else first_guess(known, batch_tokens)
         limits += [sentence for sentence, holds in ((ALONE, alone), (UNSTEADY, not decoder.steady)) if holds]
-        return cls(decoder, tokenizer, batching, template, tuple(limits))
+        return cls(decoder, tokenizer, batching, template, tuple(limits), engine)
 
     @property
     def model(self) -> Any:
         """The transformers model."""
         return self.decoder.model
+
+    def close(self) -> None:
+        """End the engine's program, if there is one."""
+        if self.engine is not None:
+            self.engine.close()
 
     @cached_property
     def reader(self) -> AnswerReader:

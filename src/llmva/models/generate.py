@@ -20,6 +20,7 @@ from llmva.models.at_rest import at_rest, reads_model
 from llmva.models.batching import longest_first
 from llmva.models.chat import end_tokens, pad_token
 from llmva.models.chat_model import ChatModel
+from llmva.models.engines.base import CHECKED, written_by
 from llmva.models.forward import check_numbers
 from llmva.models.reading.cache import read_prefix
 from llmva.models.reading.decoding import End, decode
@@ -53,20 +54,18 @@ class Capture:
 
     def rows(self, index: list[int] | slice, tokens: int = 0) -> Capture:
         """The capture of some prompts; `tokens` is its number of generated tokens."""
-        answers = self.answers[index] if isinstance(index, slice) else [self.answers[i] for i in index]
         likely, chances, shares = (None if x is None else x[index] for x in (self.likely, self.chances, self.shares))
-        thoughts, unclosed = _some(self.thoughts, index), _some(self.unclosed, index)
         return replace(
             self,
-            answers=answers,
+            answers=self.answers[index] if isinstance(index, slice) else [self.answers[i] for i in index],
             outputs=self.outputs[:, index],
             final=self.final[index],
             tokens=tokens,
             likely=likely,
             chances=chances,
             shares=shares,
-            thoughts=thoughts,
-            unclosed=unclosed,
+            thoughts=_some(self.thoughts, index),
+            unclosed=_some(self.unclosed, index),
         )
 
     def interleave(self, other: Capture, every: int) -> Capture:
@@ -125,6 +124,7 @@ def answer_prompts(
     settled: Callable[[str], bool] = lambda answer: False,
     rows: list[list[int]] | None = None,
     on_progress: Callable[[int], None] = lambda n: None,
+    captures: bool = True,
 ) -> Capture:
     """Answer `prompts` greedily and capture the sublayers' outputs at the last prompt token.
 
@@ -136,15 +136,15 @@ def answer_prompts(
         settled: a judge's `settled`: generation of a row stops once it is True of the answer so far.
         rows: token ids of each prompt; None renders the prompts.
         on_progress: called with the number of prompts that have been answered since the last call.
+        captures: False if they are not needed, which spares a pass where an engine writes the answers.
 
     Raises:
         UsageError: a prompt that does not fit into the model's context.
     """
     rows = rows or chat.rows(prompts)
     check_rows(chat.model, prompts, rows, max_new_tokens)
-    taken = Taken(chat.decoder, len(rows))
-    answers, thoughts, unclosed = [""] * len(rows), [""] * len(rows), [False] * len(rows)
-    tokens = 0
+    taken = Taken(chat.decoder, len(rows), wanted=captures or chat.engine is None)
+    answers, thoughts, unclosed, tokens = [""] * len(rows), [""] * len(rows), [False] * len(rows), 0
     if max_new_tokens == 0:
         _read(chat, rows, taken, on_progress)
     else:
@@ -188,7 +188,12 @@ def generate(
 
     taken = taken or Taken(chat.decoder, len(rows), wanted=False)
     with at_rest(chat.model):
-        yield from (_joining if chat.decodes() else _batch_by_batch)(chat, rows, budgets, ends, taken)
+        if chat.engine is not None:
+            first = taken if taken.wanted else Taken(chat.decoder, min(CHECKED, len(rows)))
+            _read(chat, rows[: first.n], first, lambda n: None)
+            yield from written_by(chat.engine, chat.model, rows, budgets, sorted(ending), ends, first)
+        else:
+            yield from (_joining if chat.decodes() else _batch_by_batch)(chat, rows, budgets, ends, taken)
 
 
 def _joining(

@@ -153,10 +153,12 @@ def answer_after_thoughts(
     thinking: Thinking,
     settled: Callable[[str], bool] = lambda answer: False,
     on_progress: Callable[[int], None] = lambda n: None,
+    captures: bool = True,
 ) -> Capture:
     """`answer_prompts` of a model that may think: answers hold no thoughts, which are in `thoughts`.
 
-    Captures are read where the thoughts end, if the model is let think, else at the end of the prompt.
+    Captures are read where the thoughts end, if the model is let think, else at the end of the prompt; `captures` is
+    False if they are not needed.
 
     Raises:
         UsageError: a prompt that does not fit into the model's context, with thoughts and an answer.
@@ -164,7 +166,13 @@ def answer_after_thoughts(
     if thinking.on:
         thoughts = think(chat, prompts, thinking, max_new_tokens)
         captured = answer_prompts(
-            chat, prompts, max_new_tokens=max_new_tokens, settled=settled, rows=thoughts.rows, on_progress=on_progress
+            chat,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            settled=settled,
+            rows=thoughts.rows,
+            on_progress=on_progress,
+            captures=captures,
         )
         unclosed = _either(thoughts.unclosed, captured.unclosed)
         return replace(
@@ -176,6 +184,7 @@ def answer_after_thoughts(
         max_new_tokens=0 if thinking.anyway else max_new_tokens,
         settled=settled,
         on_progress=(lambda n: None) if thinking.anyway else on_progress,
+        captures=captures,
     )
     began = captured.thoughts or [""] * len(prompts)
     thinkers = [
@@ -193,6 +202,7 @@ def answer_after_thoughts(
         settled=settled,
         rows=thoughts.rows,
         on_progress=on_progress if thinking.anyway else lambda n: None,
+        captures=False,
     )
     answers, texts = list(captured.answers), list(began)
     unclosed = list(captured.unclosed or [False] * len(prompts))

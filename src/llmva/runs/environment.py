@@ -5,10 +5,14 @@ from __future__ import annotations
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmva.models.engines.base import Engine
 
 
-def versions() -> dict[str, str]:
-    """Versions of packages and the device; other versions may round differently."""
+def versions(engine: Engine | None = None) -> dict[str, str]:
+    """Versions of packages, the device and what writes answers; others may round differently."""
     import torch
     import transformers
 
@@ -18,6 +22,7 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "tokenizers": version("tokenizers"),
+        "engine": "transformers" if engine is None else engine.title,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
     }
 

@@ -35,7 +35,7 @@ UNTOLD = {
     "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "initializer_range", "pad_token_id",
     "quantization_config", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
-COMPUTED_BY = ("device", "torch", "transformers", "tokenizers", "llmva")  # what may change answers by itself
+COMPUTED_BY = ("device", "torch", "transformers", "tokenizers", "engine", "llmva")  # what may change answers by itself
 
 
 def identity(
@@ -122,7 +122,8 @@ def difference(
 
 def other_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What computed a run and is another now, in words; both as records of run.json hold it."""
-    old, new = ({"llmva": one.get("llmva"), **one.get("versions", {})} for one in (before, now))
+    usual = {"engine": "transformers"}  # runs before there was a choice do not say
+    old, new = ({"llmva": one.get("llmva"), **usual, **one.get("versions", {})} for one in (before, now))
     return [
         f"{name} is {new.get(name)}, and was {old.get(name)} when the run began"
         for name in COMPUTED_BY

@@ -50,6 +50,7 @@ def _answers_again(context: Context, run: Run) -> tuple[int, int]:
             max_new_tokens=tokens,
             thinking=context.thinking,
             settled=context.judge.settled,
+            captures=False,
         ).answers
     # an answer may have ended as soon as its label was settled, so the shorter one says how much there is to compare
     pairs = [(row["answer"][:OPENING], answer[:OPENING]) for row, answer in zip(rows, again, strict=True)]

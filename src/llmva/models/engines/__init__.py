@@ -1,0 +1,1 @@
+"""What writes answers: transformers, in `models.generate`, or an engine beside it."""
