@@ -186,7 +186,7 @@ LONG: dict[str, tuple[tuple[str, ...], str, str]] = {
     ),
     "evaluate": (("evaluate", "MODEL", "--edit", "RUN"), "llmva.evaluation.evaluate.observe", "nothing was written"),
     "export": (("export", "RUN", "--as", "merged", "--out", "OUT/r"), "llmva.export.merged._finish", "there is no"),
-    "verify": (("verify", "MODEL", "RUN"), "llmva.models.load.load_model", "nothing was written"),
+    "verify": (("verify", "MODEL", "RUN"), "llmva.export.verify.load_model", "nothing was written"),
     "push": (("push", "RUN", "--repo", "me/it"), "llmva.export.push.push", "look whether me/it has"),
 }
 

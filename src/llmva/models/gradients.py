@@ -42,6 +42,8 @@ class Part:
 
 def check_graph(model: Any) -> None:
     """Raises UsageError for weights that no graph may use; without gradients an edit would be a poorer one."""
+    if any(p.device.type == "meta" for p in model.parameters()):
+        return  # blocks on disk are loaded for each use, and take no part in a graph
     # packed weights are made in inference mode at their first use, and gradients pass them all the same
     plain = [p for p in model.parameters() if type(p) is torch.nn.Parameter and p.dtype in PLAIN]
     if any(parameter.is_inference() for parameter in plain):
