@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import llmva
 from conftest import chat_model, taught_model, taught_requests, tiny_tokenizer
 from llmva.alignment import RunOptions
 from llmva.evaluation.evaluate import EvaluationSettings
+from llmva.evaluation.final import finish
 from llmva.method.first_token import FirstTokenClassifier, predict_labels
 from llmva.method.rollback import stop_reason
 from llmva.metrics.objective import Objective
@@ -494,3 +496,37 @@ def test_it_aligns(taught: Any, tokenizer: Any, prompts: llmva.PromptSet, memory
     assert after["f1"] > before["f1"] + 0.2
     assert after["asr"] <= before["asr"]
     assert after["orr"] <= before["orr"]
+
+
+@pytest.mark.parametrize(("share", "point"), [(0.9, (1, 0.75)), (1e-9, (0, 1.0))])
+def test_a_better_iteration_that_breaks_a_limit_is_used_weaker(
+    share: float,
+    point: tuple[int, float],
+    taught: Any,
+    tokenizer: Any,
+    prompts: llmva.PromptSet,
+    memory: llmva.Result,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its harm falls with the square of the strength; the untouched model is no answer to that."""
+    limit = share * memory.record["iterations"][1]["kl"]
+
+    def finish_under_the_limit(context: Any, run: Any, skills: Any) -> None:
+        """As of a run whose training texts kept the limit that validation texts break."""
+        context = replace(context, objective=replace(context.objective, max_kl=limit))
+        run.record["best_iteration"] = context.objective.choose(run.record["iterations"])
+        assert run.record["best_iteration"] == 0
+        finish(context, run, skills)
+
+    monkeypatch.setattr("llmva.alignment.finish", finish_under_the_limit)
+    record = align(taught, tokenizer, prompts, iterations=3).record
+    assert (record["best_iteration"], record["best_strength"]) == point
+    if point[0] == 0:
+        assert "strengths" not in record
+        return
+    used = next(row for row in record["strengths"] if row["strength"] == 0.75)
+    assert used["kl"] <= limit
+    assert "predicted" not in used  # its answers were measured
+    assert used["f1"] > record["iterations"][0]["f1"]
+    assert record["test"]["after"]["f1"] > record["test"]["before"]["f1"]
+    assert any("is used at strength 0.75" in sentence for sentence in record["limits"])

@@ -29,9 +29,9 @@ def finish(context: Context, run: Run, probes: Sequence[Probe]) -> None:
     """Measure strengths on validation prompts, choose one, then measure test prompts, skills and utility."""
     if run.record.get("test", {}).get("after"):
         return
-    record, best = run.record, run.record["best_iteration"]
-    strength = _choose_strength(context, run) if best else 1.0
-    record["best_strength"] = strength
+    record = run.record
+    best, strength = _choose_point(context, run)
+    record |= {"best_iteration": best, "best_strength": strength}
     validation = context.prompts.validation
     benign = sum(prompt.benign for prompt in validation)
     record["validation"] = {"n_benign": benign, "n_toxic": len(validation) - benign}
@@ -133,15 +133,33 @@ def _limits(record: dict[str, Any], objective: Objective) -> list[str]:
     return sentences
 
 
-def _choose_strength(context: Context, run: Run) -> float:
-    """Look at the chosen iteration's edit at other strengths; 1, unless limits demand another.
+def _choose_point(context: Context, run: Run) -> tuple[int, float]:
+    """Iteration and strength to use: a better iteration that breaks a limit may keep it when it is weaker."""
+    record, objective, best = run.record, context.objective, int(run.record["best_iteration"])
+    entries = record["iterations"]
+    tempting = objective.most_valuable(entries)
+    if objective.value(entries[tempting]) > objective.value(entries[best]):
+        strength = _choose_strength(context, run, tempting)
+        row = next(row for row in record["strengths"] if row["strength"] == strength)
+        keeps = not objective.violation({**row, "iteration": tempting})
+        if keeps and objective.value(row) > objective.value(entries[best]):
+            return tempting, strength
+    if best:
+        return best, _choose_strength(context, run, best)
+    record.pop("strengths", None)
+    return 0, 1.0
+
+
+def _choose_strength(context: Context, run: Run, best: int) -> float:
+    """Look at the edit of iteration `best` at other strengths; 1, unless limits demand another.
 
     Validation prompts decide, because a choice on test prompts would make the test results worthless. Where first
     tokens predict the labels of this run, they do so here, and no answers are generated; a strength that would be
     chosen by them is measured before.
     """
-    record, best = run.record, run.record["best_iteration"]
-    rows: list[dict[str, Any]] = record.setdefault("strengths", [])
+    record = run.record
+    rows: list[dict[str, Any]] = [row for row in record.get("strengths", []) if row["iteration"] == best]
+    record["strengths"] = rows
     predicts = context.predicts_labels and record["iterations"][-1]["foretold"] >= MIN_AGREEMENT
     # measured already; in a run that extends another, strength 0 is not iteration 0
     known = (1.0,) if run.edit.at(0).factors else (0.0, 1.0)
@@ -150,22 +168,22 @@ def _choose_strength(context: Context, run: Run) -> float:
             continue
         if strength in known:
             entry = record["iterations"][best if strength else 0]
-            rows.append({"strength": strength, **{name: entry.get(name) for name in RATES}})
+            rows.append({"iteration": best, "strength": strength, **{name: entry.get(name) for name in RATES}})
         else:
-            rows.append(_rates_at(context, run, strength, predicts))
+            rows.append(_rates_at(context, run, best, strength, predicts))
             run.commit()  # an interruption loses at most one
     while True:
         chosen = context.objective.choose_strength(record["iterations"][best], rows)
         place = next((i for i, row in enumerate(rows) if row["strength"] == chosen and row.get("predicted")), None)
         if place is None:
             return chosen
-        rows[place] = _rates_at(context, run, chosen, predict=False)
+        rows[place] = _rates_at(context, run, best, chosen, predict=False)
         run.commit()
 
 
-def _rates_at(context: Context, run: Run, strength: float, predict: bool) -> dict[str, Any]:
-    """Rates of the chosen iteration's edit at a strength: of predicted labels, or of answers."""
-    edit, prompts = run.edit.at(run.record["best_iteration"]).scaled(strength), context.prompts.validation
+def _rates_at(context: Context, run: Run, iteration: int, strength: float, predict: bool) -> dict[str, Any]:
+    """Rates of an iteration's edit at a strength: of predicted labels, or of answers."""
+    edit, prompts = run.edit.at(iteration).scaled(strength), context.prompts.validation
     if predict:
         context.progress.stage(f"strength {strength}")
         classifier = FirstTokenClassifier.from_record(run.record["first_tokens"])
@@ -177,5 +195,11 @@ def _rates_at(context: Context, run: Run, strength: float, predict: bool) -> dic
     texts = run.harmless_texts(context.prompts, "validation", HARMLESS_TEXTS)
     harm: Mapping[str, Any] = context.harm(edit, texts).as_record()
     rates = point_rates(seen.prompts, seen.labels)
-    row = {"strength": strength, **rates, **harm, **check_regression(run.record, seen.prompts, seen.labels)}
+    row = {
+        "iteration": iteration,
+        "strength": strength,
+        **rates,
+        **harm,
+        **check_regression(run.record, seen.prompts, seen.labels),
+    }
     return {**row, "predicted": True} if predict else row

@@ -61,6 +61,11 @@ class Objective:
         known = [entry for entry in entries if not entry.get("undone")]
         return int(min(known, key=lambda e: (self.violation(e), -self.value(e), e["iteration"]))["iteration"])
 
+    def most_valuable(self, entries: Sequence[Mapping[str, Any]]) -> int:
+        """The iteration with the greatest value, whatever limits it breaks; ties go to the earlier one."""
+        known = [entry for entry in entries if not entry.get("undone")]
+        return int(min(known, key=lambda e: (-self.value(e), e["iteration"]))["iteration"])
+
     def choose_strength(self, entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float:
         """The strength for the chosen iteration: 1, unless that breaks a limit and another strength keeps all limits.
 
