@@ -58,12 +58,7 @@ class Batching:
             try:
                 done.append(work(batch))
             except RuntimeError as error:  # also torch.OutOfMemoryError, a subclass
-                if not out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    raise LlmvaError(
-                        "Memory does not hold even one prompt: use a smaller model or shorter prompts."
-                    ) from error
+                check_divisible(error, len(batch))
             if done:
                 yield batch, done.pop()
                 start += len(batch)
@@ -170,7 +165,14 @@ def trim() -> None:
             trim(0)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out, on any device."""
+def check_divisible(error: RuntimeError, rows: int) -> None:
+    """Raises what cannot be mended by fewer than `rows` rows: an error other than of memory, or of a single row."""
+    if not _out_of_memory(error):
+        raise error
+    if rows == 1:
+        raise LlmvaError("Memory does not hold even one prompt: use a smaller model or shorter prompts.") from error
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text

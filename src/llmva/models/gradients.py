@@ -19,9 +19,10 @@ from torch import Tensor
 from llmva.errors import UsageError
 from llmva.models.at_rest import reads_model
 from llmva.models.batching import Batching, longest_first
+from llmva.models.chat.inputs import forward_inputs
 from llmva.models.chat_model import ChatModel
 from llmva.models.forward import logits_of, run_forward
-from llmva.models.reading.cache import Prefix, cache_name, read_prefix, rest_inputs, row_inputs
+from llmva.models.reading.cache import Prefix, cache_name, read_prefix, rest_inputs
 from llmva.models.sublayers import first_tensor, hooked
 from llmva.models.writers import PLAIN
 
@@ -144,7 +145,7 @@ def _all_but_last(model: Any, inputs: dict[str, Any]) -> dict[str, Any] | None:
     # recurrent layers change their states in place
     if not (isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)):
         return None
-    return {**row_inputs(model, ids[:, -1:], mask), name: cache}
+    return {**forward_inputs(model, ids[:, -1:], mask), name: cache}
 
 
 @contextmanager

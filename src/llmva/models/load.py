@@ -87,18 +87,24 @@ def load_model(
         raise UsageError(f"quantize '{quantize}' is unknown: use none, {', '.join(QUANTIZED)}.")
     where = pick_device(device)
     if extra and quantize == "none":
-        kept = {"device": device, "device_map": device_map, "note": note}
-        return _load_unpacked(Path(name).expanduser(), DTYPES.get(dtype) or pick_dtype(torch.float32, where), kept)
+        wanted = DTYPES.get(dtype) or pick_dtype(torch.float32, where)
+        return _load_unpacked(Path(name).expanduser(), wanted, where, device_map, note)
     return _load(name, source, options, where, dtype, device_map, quantize, bool(extra))
 
 
-def _load_unpacked(file: Path, dtype: torch.dtype, how: dict[str, Any]) -> tuple[Any, Any]:
+def _load_unpacked(
+    file: Path,
+    dtype: torch.dtype,
+    where: torch.device,
+    device_map: str | dict[str, Any] | None,
+    note: Callable[[str], None],
+) -> tuple[Any, Any]:
     """A .gguf file from the cache of unpacked ones, or unpacked now."""
-    kind, note, device_map = str(dtype).removeprefix("torch."), how["note"], how["device_map"]
+    kind = str(dtype).removeprefix("torch.")
     entry = unpacked.entry_of(file, kind)
     if unpacked.is_whole(entry):
         try:
-            model, tokenizer = load_model(entry, device=how["device"], device_map=device_map, dtype=kind)
+            model, tokenizer = load_model(entry, device=str(where), device_map=device_map, dtype=kind)
         except LlmvaError:  # somebody has changed it
             shutil.rmtree(entry, ignore_errors=True)
         else:
@@ -106,7 +112,6 @@ def _load_unpacked(file: Path, dtype: torch.dtype, how: dict[str, Any]) -> tuple
             return model, tokenizer
     note(f"unpacking {file.name} to {kind}, once: llmva cache shows what is kept")
     with unpacked.parsed_once():
-        where = pick_device(how["device"])
         options = {"trust_remote_code": False, "gguf_file": file.name}
         model, tokenizer = _load(str(file), str(file.parent), options, where, kind, device_map, "none", True)
     if device_map is None:

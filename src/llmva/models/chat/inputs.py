@@ -35,13 +35,14 @@ def takes(model: Any, name: str) -> bool:
 
 
 def forward_inputs(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The arguments of a forward pass over left-padded rows.
+    """The arguments of a forward pass over the new tokens `ids` [rows, t]; `mask` [rows, past + t] covers a cache too.
 
-    Models with learned positions would count the padding, so the positions are given; `generate` computes them itself.
+    Models with learned positions would count the padding, so the positions are given: they count real tokens, wherever
+    the padding is. `generate` computes them itself.
     """
     inputs = {"input_ids": ids, "attention_mask": mask}
     if takes(model, "position_ids"):
-        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
     return inputs
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from llmva.models.chat.inputs import input_device, pad_left, takes
+from llmva.models.chat.inputs import forward_inputs, input_device, pad_left, takes
 from llmva.models.forward import is_of_transformers, run_forward
 from llmva.models.sublayers import text_config
 
@@ -116,7 +116,7 @@ def read_prefix(model: Any, rows: Sequence[Sequence[int]]) -> Prefix | None:
     assert empty is not None
     ids = torch.tensor([list(rows[0][:length])], device=input_device(model))
     with torch.no_grad():  # not inference_mode: a graph cannot use its tensors
-        run_forward(model, {**row_inputs(model, ids, torch.ones_like(ids)), name: empty}, keep=1, use_cache=True)
+        run_forward(model, {**forward_inputs(model, ids, torch.ones_like(ids)), name: empty}, keep=1, use_cache=True)
     return Prefix(length, tuple((x.keys, x.values) if x.is_initialized else None for x in empty.layers))
 
 
@@ -125,17 +125,6 @@ def shared_length(rows: Sequence[Sequence[int]]) -> int:
     least, most = min(map(list, rows)), max(map(list, rows))  # what the first and the last in order share, all share
     limit = min(len(row) for row in rows) - 1
     return next((i for i in range(max(0, limit)) if least[i] != most[i]), max(0, limit))
-
-
-def row_inputs(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Arguments of a forward pass over the new tokens `ids` [rows, t]; `mask` [rows, past + t] covers the cache too.
-
-    Positions count real tokens, wherever the padding is.
-    """
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if takes(model, "position_ids"):
-        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-    return inputs
 
 
 def rest_inputs(
@@ -156,7 +145,7 @@ def rest_inputs(
     shared = prefix.length if prefix else 0
     ids, mask = pad_left([row[shared:] for row in rows], padding, input_device(model))
     mask = torch.cat([mask.new_ones(len(rows), shared), mask], 1)
-    inputs: dict[str, Any] = row_inputs(model, ids, mask)
+    inputs: dict[str, Any] = forward_inputs(model, ids, mask)
     if prefix is not None or cached:
         name = cache_name(model)
         assert name is not None

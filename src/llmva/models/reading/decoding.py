@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmva.errors import LlmvaError
-from llmva.models.batching import MAX_ROWS, Batching, longest_first, out_of_memory, trim
+from llmva.models.batching import MAX_ROWS, Batching, check_divisible, longest_first, trim
+from llmva.models.chat.inputs import forward_inputs
 from llmva.models.forward import HALF_TOLERANCE, check_numbers, logits_of, run_forward
 from llmva.models.reading.cache import (
     cache_name,
@@ -26,7 +26,6 @@ from llmva.models.reading.cache import (
     plain_cache,
     read_prefix,
     rest_inputs,
-    row_inputs,
 )
 
 REFILL = 0.125  # waiting rows are read once they can fill this share of the batch: a pass over few tokens is dear
@@ -84,11 +83,14 @@ def decode(
         try:
             busy = active.rows if active else []
             room = batching.tokens - cost(busy)
+            taken = 0.0
             while waiting and len(busy) + len(group) < MAX_ROWS:
-                if (busy or group) and cost([*group, waiting[-1]]) > room:
+                one = cost(waiting[-1:])
+                if (busy or group) and taken + one > room:
                     break
                 group.append(waiting.pop())
-            few = active is not None and waiting and cost(group) < REFILL * batching.tokens
+                taken += one
+            few = active is not None and waiting and taken < REFILL * batching.tokens
             if few and len(group) < REFILL * MAX_ROWS:
                 waiting += group[::-1]
                 group = []
@@ -98,13 +100,8 @@ def decode(
             elif active is not None:
                 _step(model, active)
         except RuntimeError as error:  # also torch.OutOfMemoryError, a subclass
-            if not out_of_memory(error):
-                raise
             lost = [*(active.rows if active else []), *group]
-            if len(lost) == 1:
-                raise LlmvaError(
-                    "Memory does not hold even one prompt: use a smaller model or shorter prompts."
-                ) from error
+            check_divisible(error, len(lost))
         else:
             assert active is not None
             yield from _leave(active, budgets, end)
@@ -153,7 +150,7 @@ def _step(model: Any, active: _Active) -> Tensor:
     active.mask = torch.cat([active.mask, torch.ones_like(ids)], 1)
     name = cache_name(model)
     assert name is not None
-    inputs: dict[str, Any] = {**row_inputs(model, ids, active.mask), name: active.cache}
+    inputs: dict[str, Any] = {**forward_inputs(model, ids, active.mask), name: active.cache}
     logits = logits_of(run_forward(model, inputs, keep=1, use_cache=True), 1)[:, -1]
     check_numbers(model, logits)
     for new, token in zip(active.new, logits.argmax(-1).tolist(), strict=True):
@@ -215,7 +212,7 @@ def decodes_well(model: Any, padding: int, rows: Sequence[list[int]]) -> bool:
             whole = [*row, *written[i][: len(seen[i]) - 1]]
             keep = len(seen[i])
             ids = torch.tensor([whole], device=active.mask.device)
-            alone = run_forward(model, row_inputs(model, ids, torch.ones_like(ids)), keep=keep)
+            alone = run_forward(model, forward_inputs(model, ids, torch.ones_like(ids)), keep=keep)
             wanted = logits_of(alone, keep)[0].float()
             allowed = TOLERANCE if model.dtype in (torch.float32, torch.float64) else HALF_TOLERANCE
             batched = torch.stack(seen[i]).to(wanted.device)
