@@ -1,12 +1,12 @@
 """A chat model that nobody made for us: untouched, the paper's recipe and the default run, at home and on foreign sets.
 
     python benchmarks/natural.py MODEL SHARED OUT [--recipes default,paper] [--seeds 1] [--per-source 128] [--rows 400]
-        [--max-new-tokens 128] [--foreign 50] [--iterations 30] [--bundled]
+        [--max-new-tokens 128] [--foreign 50] [--iterations 30] [--bundled] [--only]
 
 SHARED is a folder with data/: the paper's four sets (S-Eval attack and risk, NQ, ORFuzz) and data/transfer/
 (XSTest-safe, OKTest, AdvBench and attacks). Every run fits on the first --rows rows of the four training files, of
 which it sets validation and test prompts aside, and is measured on its test prompts; --bundled fits on the bundled
-prompts instead. Then the untouched model and each edit answer --foreign rows of each foreign set and of the paper's
+prompts instead, --only leaves the bundled prompts out that are read beside them. Then the untouched model and each edit answer --foreign rows of each foreign set and of the paper's
 validation files, which no fit has seen; what the model's context does not hold is left out. What is done stays in OUT,
 so the same command goes on after an interruption. It writes OUT/natural.md.
 """
@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--foreign", type=int, default=50)
     parser.add_argument("--iterations", type=int, default=30)
     parser.add_argument("--bundled", action="store_true", help="fit on the bundled prompts")
+    parser.add_argument("--only", action="store_true", help="leave the bundled prompts out")
     args = parser.parse_args()
     quiet_libraries()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -145,6 +146,7 @@ def main() -> None:
                 for side in (False, True)
             )
             prompts = llmva.PromptSet.load(toxic, benign, seed=seed)
+            prompts = prompts if args.only else prompts.with_bundled()
         for recipe in args.recipes.split(","):
             name = f"{recipe}-{seed}"
             result = llmva.align(

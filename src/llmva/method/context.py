@@ -12,7 +12,7 @@ from torch import Tensor
 from llmva.edit import Edit
 from llmva.judges.base import Judge
 from llmva.method.first_token import FirstTokenClassifier, predict_labels
-from llmva.method.identify import Vectors, identify
+from llmva.method.identify import Fit, Vectors, identify
 from llmva.method.observe import Observation, observe
 from llmva.metrics.objective import LEANS, Objective
 from llmva.models.chat_model import ChatModel
@@ -76,6 +76,17 @@ class Context:
         with edit.apply(self.chat.model, check=False):
             return predict_labels(self.chat, prompts, classifier)
 
+    def read(self, edit: Edit) -> Observation | None:
+        """Captures of the prompts that are read and not answered, for the model with `edit`; None without such.
+
+        The paper has none, so its recipe reads none.
+        """
+        prompts = self.prompts.read
+        if not prompts or self.settings.recipe == "paper":
+            return None
+        with edit.apply(self.chat.model, check=False):
+            return Observation(list(prompts), [], answer_prompts(self.chat, [p.text for p in prompts], max_new_tokens=0))
+
     def harm(self, edit: Edit, texts: Texts, on_progress: Callable[[int], None] = lambda n: None) -> Agreement:
         """Agreement of the model with `edit` with the untouched model, on harmless texts."""
         applied = partial(edit.apply, self.chat.model, check=False)
@@ -91,19 +102,29 @@ class Context:
         one, other = (partial(edit.apply, self.chat.model, check=False) for edit in (before, after))
         return agreement(self.chat, [(message, "") for message in messages], other, against=one, known=known).mean_kl
 
-    def fit(self, train: Observation, validation: Observation, harmless: Tensor | None, iteration: int) -> Vectors:
-        """Both vectors of every sublayer, in the metric of the outputs `harmless` [S, q, d]; None means M = I."""
+    def fit(
+        self,
+        train: Observation,
+        validation: Observation,
+        harmless: Tensor | None,
+        iteration: int,
+        read: Observation | None = None,
+    ) -> Vectors:
+        """Both vectors of every sublayer, in the metric of the outputs `harmless` [S, q, d]; None means M = I.
+
+        `read` are prompts without answers, on which benign vectors are fitted too.
+        """
         settings = self.settings
-        vectors = identify(
-            train,
-            validation,
-            harmless=harmless,
-            harmless_weight=settings.harmless_weight,
-            svm=settings.svm,
-            C=settings.C,
-            lean=LEANS[settings.prefer],
-            seed=self.seed,
+        fit = Fit(
+            settings.svm,
+            settings.C,
+            settings.scaled_cost,
+            settings.harmless_weight,
+            settings.source_weight,
+            LEANS[settings.prefer],
+            self.seed,
         )
+        vectors = identify(train, validation, read=read, harmless=harmless, fit=fit)
         return self.vector_hook(vectors, train, iteration - 1) if self.vector_hook else vectors
 
     def harmless_outputs(self, edit: Edit, texts: Texts, iteration: int) -> Tensor | None:

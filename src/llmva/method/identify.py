@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,8 +11,40 @@ from torch import Tensor
 from llmva.errors import UsageError
 from llmva.method.observe import Observation
 from llmva.method.svm import Cost, HarmlessMetric, angles, fit_sklearn, fit_svms, spread, unit
+from llmva.prompts.types import Prompt
 
 PAPERS_SHARE = 42 / 64  # of the 2N sublayers: the paper's choice for Llama-3.1-8B
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the SVMs are fitted.
+
+    `harmless_weight` is the `strength` of `svm.HarmlessMetric.of`, and `source_weight` that of the differences between
+    sources of a side, for v_b. `scaled` divides C by the features' mean squared deviation: outputs of late sublayers
+    are ten times as long as those of early ones, and one C would be tight here and loose there. `lean` is that of the
+    benign vector: above 1, a toxic prompt on the wrong side costs lean times C; below 1, a benign prompt costs C /
+    lean. `svm` is "exact" or "sklearn" (which has no metric), `seed` that of scikit-learn's solver.
+    """
+
+    svm: str = "exact"
+    C: float = 1.0
+    scaled: bool = False
+    harmless_weight: float = 1.0
+    source_weight: float = 0.0
+    lean: float = 1.0
+    seed: int = 0
+
+    def vector(self, x: Tensor, labels: Tensor, metric: HarmlessMetric | None, lean: float = 1.0) -> Tensor:
+        """The unit normal, [1, 1, d], from features [n, d] and labels [1, n]."""
+        deviation = float((x - x.mean(0)).pow(2).sum(1).mean()) if self.scaled else 1.0
+        costs = _costs(labels, self.C / max(deviation, 1e-30), lean)
+        if self.svm == "exact":
+            return unit(fit_svms(x[None], labels, costs, metric=[metric] if metric else None))
+        return unit(fit_sklearn(x[None], labels, costs, seed=self.seed))
+
+
+PAPERS = Fit()
 
 
 @dataclass(frozen=True)
@@ -39,49 +72,65 @@ def identify(
     train: Observation,
     validation: Observation,
     *,
+    read: Observation | None = None,
     harmless: Tensor | None = None,
-    harmless_weight: float = 1.0,
-    svm: str = "exact",
-    C: float = 1.0,
-    lean: float = 1.0,
-    seed: int = 0,
+    fit: Fit = PAPERS,
 ) -> Vectors:
     """Fit both SVMs in every sublayer and in the final residual stream, and score the sublayers.
 
     Args:
         train: the SVMs are fitted on it.
         validation: the accuracies are measured on it.
+        read: captures of further prompts, on which benign vectors are fitted too; they have no answers.
         harmless: outputs [S, q, d] at positions of harmless text, for the harmless metric; None fits as in the paper.
-        harmless_weight: the `strength` of `svm.HarmlessMetric.of`; 0 fits as in the paper.
-        svm: "exact" or "sklearn" (which has no harmless metric).
-        C: cost of a margin violation.
-        lean: of the benign vector: above 1, a toxic prompt on the wrong side costs lean times C; below 1, a benign
-            prompt costs C / lean. 1 treats both alike, as the paper does.
-        seed: of scikit-learn's solver.
+        fit: how the SVMs are fitted.
     """
-    labels = train.signs
-    costs = _costs(labels, C, lean)
+    labels, prompts = train.signs, [*train.prompts, *(read.prompts if read else ())]
+    benign = torch.tensor([[1 if prompt.benign else -1 for prompt in prompts]], dtype=torch.int8)
+
+    def vectors_of(x: Tensor, more: Tensor | None, metric: HarmlessMetric | None, source_weight: float) -> Tensor:
+        """v_a and v_b, [1, 2, d], from [n, d] and the features of `read`."""
+        every = x if more is None else torch.cat([x, more.double()])
+        of_benign = metric
+        if source_weight:
+            apart = source_differences(every, prompts)
+            of_benign = metric.and_of(apart, source_weight) if metric else HarmlessMetric.of(apart, source_weight)
+        return torch.cat([fit.vector(x, labels[:1], metric), fit.vector(every, benign, of_benign, fit.lean)], 1)
+
     parts = []
     for s, features in enumerate(train.capture.outputs):  # one at a time: float64 copies of all would fill the memory
-        metric = None if harmless is None or harmless_weight == 0 else [HarmlessMetric.of(harmless[s], harmless_weight)]
         x = features[None].double()
-        w = fit_svms(x, labels, costs, metric=metric) if svm == "exact" else fit_sklearn(x, labels, costs, seed=seed)
-        v = unit(w)
+        metric = None
+        if harmless is not None and fit.harmless_weight:
+            metric = HarmlessMetric.of(harmless[s], fit.harmless_weight)
+        v = vectors_of(x[0], None if read is None else read.capture.outputs[s], metric, fit.source_weight)
         if _constant(features, spread(x, v)):
             v = torch.zeros_like(v)
         parts.append((v, spread(x, v), accuracy(validation.capture.outputs[s : s + 1], v, validation.signs)))
     directions, sigma, right = (torch.cat(column) for column in zip(*parts, strict=True))
-    x = train.capture.final[None].double()
-    final = unit(fit_svms(x, labels, costs) if svm == "exact" else fit_sklearn(x, labels, costs, seed=seed))[0]
+    final = vectors_of(train.capture.final.double(), None if read is None else read.capture.final, None, 0.0)[0]
     return Vectors(directions, sigma, right, score(directions, final, right), angles(*directions.unbind(1)))
 
 
+def source_differences(features: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """How the mean of each source of prompts differs from those of its side, [sources, d] from features [n, d]."""
+    rows = []
+    for benign in (True, False):
+        own: dict[str, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            if prompt.benign == benign:
+                own.setdefault(prompt.source, []).append(i)
+        means = torch.stack([features[places].mean(0) for places in own.values()])
+        rows.append(means - means.mean(0))
+    return torch.cat(rows)
+
+
 def _costs(labels: Tensor, C: float, lean: float) -> Cost:
-    """C, or a cost for each labelling and sample [2, n] if the benign vector leans to a side."""
+    """C, or a cost for each sample [1, n] if the benign vector leans to a side."""
     if lean == 1.0:
         return C
     costs = torch.full(labels.shape, C, dtype=torch.float64)
-    costs[1, labels[1] == (-1 if lean > 1 else 1)] *= max(lean, 1.0 / lean)
+    costs[labels == (-1 if lean > 1 else 1)] *= max(lean, 1.0 / lean)
     return costs
 
 

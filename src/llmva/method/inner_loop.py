@@ -57,7 +57,8 @@ def fit_select_align(context: Context, state: State, plan: Plan) -> InnerResult:
         context.progress.stage(f"iteration {state.iteration}: fitting")
     iteration = state.iteration + 1  # the number of the new columns
     harmless = context.harmless_outputs(state.edit, state.texts, iteration)
-    vectors = context.fit(state.train, state.validation, harmless, iteration)  # 2. Identify  3. Score
+    read = context.read(state.edit)
+    vectors = context.fit(state.train, state.validation, harmless, iteration, read)  # 2. Identify  3. Score
     if plan.stop is not None:
         return InnerResult(state.edit, vectors, [])
     chosen = select(vectors.scores, context.sublayer_count)  # 4. Select
@@ -119,7 +120,7 @@ def _follow(
     context, max_passes = search.context, search.context.settings.passes
 
     def fit(train: Observation, now: Candidate) -> Vectors:
-        return context.fit(train, now.validation, harmless, search.iteration)
+        return context.fit(train, now.validation, harmless, search.iteration, context.read(now.edit))
 
     best = now = start
     measured = measure_slopes(context, start.edit, train.prompts, search.classifier) if use_gradients else None

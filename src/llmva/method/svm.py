@@ -31,7 +31,7 @@ class HarmlessMetric:
 
     Of two vectors with the same margin, a fit in M prefers the one along which ordinary text varies less
     (docs/method.md, "Harmless metric"). lambda is `strength` divided by the mean eigenvalue of S, so `strength` has no
-    unit and suits every sublayer.
+    unit and suits every sublayer. `and_of` adds rows of another kind, with a strength of their own.
     """
 
     rows: Tensor  # H, float64 [q, d]
@@ -40,9 +40,14 @@ class HarmlessMetric:
     @classmethod
     def of(cls, harmless: Tensor, strength: float = 1.0) -> HarmlessMetric:
         """`harmless` [q, d]: the sublayer's outputs at positions of harmless text."""
-        rows = harmless.to(torch.float64)
-        mean_eigenvalue = rows.pow(2).sum() / (rows.shape[0] * rows.shape[1])
-        rows = rows * (strength / mean_eigenvalue.clamp_min(1e-30) / rows.shape[0]).sqrt()
+        return cls._of_rows(_scaled(harmless, strength))
+
+    def and_of(self, outputs: Tensor, strength: float) -> HarmlessMetric:
+        """The metric with `outputs` [q', d] added, as `of` takes them."""
+        return self._of_rows(torch.cat([self.rows, _scaled(outputs, strength)]))
+
+    @classmethod
+    def _of_rows(cls, rows: Tensor) -> HarmlessMetric:
         q, d = rows.shape
         gram = rows @ rows.T if q < d else rows.T @ rows
         return cls(rows, torch.linalg.cholesky(gram + torch.eye(min(q, d), dtype=torch.float64, device=rows.device)))
@@ -53,6 +58,13 @@ class HarmlessMetric:
         if q < d:
             return x - torch.cholesky_solve(self.rows @ x.T, self.factor).T @ self.rows
         return torch.cholesky_solve(x.T, self.factor).T
+
+
+def _scaled(outputs: Tensor, strength: float) -> Tensor:
+    """float64 rows H with mean eigenvalue `strength` of H^T H."""
+    rows = outputs.to(torch.float64)
+    mean_eigenvalue = rows.pow(2).sum() / (rows.shape[0] * rows.shape[1])
+    return rows * (strength / mean_eigenvalue.clamp_min(1e-30) / rows.shape[0]).sqrt()
 
 
 def fit_svms(features: Tensor, labels: Tensor, C: Cost = 1.0, *, metric: list[HarmlessMetric] | None = None) -> Tensor:

@@ -1,10 +1,11 @@
 """Write the bundled prompts: `python -m llmva.prompts.build` turns data/*.txt into data/prompts.jsonl, always alike.
 
 requests_KIND.txt hold what someone wants ("bribe a judge"), frames.txt and wrappers.txt ways to ask for it,
-own_KIND.txt whole prompts. `# name` starts a topic (in frames and wrappers: a split); a topic with `!` is kept for
-the test split. Each request, frame and wrapper belongs to one split, so every wording does too. Harmful and benign
-requests share the frames, and a few benign requests get a jailbreak wrapper, so that the way of asking does not tell
-the side.
+own_KIND.txt whole prompts, tasks.txt things to do with a sentence ("translate this: ..."). `# name` starts a topic (in
+frames, wrappers and tasks: a split); a topic with `!` is kept for the test split. Each request, frame, wrapper and task
+belongs to one split, so every wording does too. Harmful and benign requests share the frames, a few benign requests get
+a jailbreak wrapper, and some alarming prompts ask for a task with a harmful request, so that neither the way of asking
+nor the words tell the side.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ DATA = Path(__file__).parent / "data"
 SIZES = {"test": 100, "validation": 60, "train": 255}  # prompts of each kind
 # More requests than the prompts of the kind: some harmful requests become jailbreaks only.
 HARMFUL_SIZES = {"test": 115, "validation": 70, "train": 999}
+QUOTED = {"test": 16, "validation": 14, "train": 60}  # alarming prompts: harmful requests that a task only quotes
 WRAPPED_BENIGN = {"test": 8, "validation": 4, "train": 18}  # alarming requests that get a wrapper, not a frame
 LOWERED = 0.25  # share of framed prompts typed without capitals or a full stop
 MISTYPED = 0.06  # share of framed prompts with two letters swapped
@@ -39,9 +41,11 @@ Pools = dict[str, list[Item]]  # split -> items
 
 def build() -> list[dict[str, str]]:
     """All prompts as rows with text, kind, topic, template and split."""
-    frames, wrappers = _templates("frame"), _templates("wrapper")
+    frames, wrappers, tasks = _templates("frame"), _templates("wrapper"), _templates("task")
     harmful = _allot(_items("requests", "harmful") + _items("own", "harmful"), HARMFUL_SIZES)
-    alarming, plain = (_allot(_items("requests", kind) + _items("own", kind)) for kind in ("alarming", "plain"))
+    asked = {split: size - QUOTED[split] for split, size in SIZES.items()}
+    alarming = _allot(_items("requests", "alarming") + _items("own", "alarming"), asked)
+    plain = _allot(_items("requests", "plain") + _items("own", "plain"))
     own_jailbreaks = _allot(_items("own", "jailbreak"), {"test": 0, "validation": 3, "train": 999})
     rows = []
     for split in ("train", "validation", "test"):
@@ -55,7 +59,8 @@ def build() -> list[dict[str, str]]:
             "harmful": _word(_own_first(harmful[split])[: SIZES[split]], frames[split], typed=True),
             "jailbreak": own_jailbreaks[split] + [item for item in jailbreaks if item.kind == "harmful"],
             "alarming": _word([item for item in alarming[split] if item not in benign], frames[split], typed=True)
-            + [item for item in jailbreaks if item.kind == "alarming"],
+            + [item for item in jailbreaks if item.kind == "alarming"]
+            + _quote(_ranked(requests, "quoted")[: QUOTED[split]], frames[split], tasks[split]),
             "plain": _word(plain[split], frames[split], typed=True),
         }
         for kind, items in kinds.items():
@@ -135,6 +140,17 @@ def _word(items: Sequence[Item], templates: Sequence[tuple[str, str]], typed: bo
         text = template.replace("{}", item.text)
         worded.append(Item(_typed(text) if typed else text, item.kind, item.topic, name))
     return worded
+
+
+def _quote(
+    items: Sequence[Item], frames: Sequence[tuple[str, str]], tasks: Sequence[tuple[str, str]]
+) -> list[Item]:
+    """Put each harmful request into a frame, and that into a task, which makes it harmless."""
+    framed = _word(items, frames)
+    return [
+        Item(_at(tasks, turn)[1].replace("{}", item.text).replace("\\n", "\n"), "alarming", item.topic, _at(tasks, turn)[0])
+        for turn, item in enumerate(framed)
+    ]
 
 
 def _at(templates: Sequence[tuple[str, str]], turn: int) -> tuple[str, str]:

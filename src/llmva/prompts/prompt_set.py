@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmva.prompts.load import Lists, load_splits, splits_from_lists
+from llmva.prompts.split import normalise
 from llmva.prompts.store import read_bundled, read_jsonl, write_jsonl
 from llmva.prompts.types import MAX_CHARS, Prompt, Splits
 
@@ -65,7 +66,17 @@ class PromptSet(Splits):
     @classmethod
     def of(cls, splits: Splits) -> PromptSet:
         """The set of these splits, warnings and notes included."""
-        return cls(splits.train, splits.validation, splits.test, splits.warnings, splits.notes)
+        return cls(splits.train, splits.validation, splits.test, splits.warnings, splits.notes, splits.read)
+
+    def with_bundled(self) -> PromptSet:
+        """The set with the bundled training and validation prompts to read, except those that it has itself.
+
+        Prompts of a few files teach their style more than what makes a prompt harmful; bundled ones have other styles.
+        """
+        own = {normalise(prompt.text) for _, prompts in self.splits() for prompt in prompts}
+        bundled = read_bundled()
+        others = [p for p in (*bundled.train, *bundled.validation) if normalise(p.text) not in own]
+        return replace(self, read=tuple(Prompt(p.text, p.benign, f"bundled {p.source}") for p in others))
 
     def to_jsonl(self, path: str | Path) -> None:
         """Write every prompt, split by split, through a temporary file. `warnings` are not kept."""
@@ -89,11 +100,11 @@ class PromptSet(Splits):
 
     def hashes(self) -> dict[str, str]:
         """sha256 (hex) of each source: its texts, sides, splits and order, so that any change of the input shows."""
-        digests = {source: hashlib.sha256() for source in self.counts()}
-        for split, prompts in self.splits():
+        digests: dict[str, Any] = {source: hashlib.sha256() for source in self.counts()}
+        for split, prompts in (*self.splits(), ("read", self.read)):
             for prompt in prompts:
                 line = json.dumps([split, prompt.benign, prompt.text]) + "\n"
-                digests[prompt.source].update(line.encode())
+                digests.setdefault(prompt.source, hashlib.sha256()).update(line.encode())
         return {source: digest.hexdigest() for source, digest in digests.items()}
 
     def counts(self) -> dict[str, dict[str, int]]:

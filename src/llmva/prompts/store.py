@@ -14,6 +14,7 @@ from llmva.prompts.split import check_sides, normalise
 from llmva.prompts.types import Prompt, Splits, as_splits
 
 SPLITS = ("train", "validation", "test")
+READ = "read"  # in place of a split: prompts that are read and not answered
 BENIGN_KINDS = {"harmful": False, "jailbreak": False, "alarming": True, "plain": True}
 
 
@@ -33,7 +34,7 @@ def write_jsonl(splits: Splits, path: Path) -> None:
 
     rows = (
         {"id": p.id, "text": p.text, "benign": p.benign, "source": p.source, "split": split}
-        for split, prompts in splits.splits()
+        for split, prompts in (*splits.splits(), (READ, splits.read))
         for p in prompts
     )
     write_lines(path, rows)
@@ -41,7 +42,7 @@ def write_jsonl(splits: Splits, path: Path) -> None:
 
 def read_jsonl(path: Path) -> Splits:
     """Read what `write_jsonl` wrote. Raises UsageError naming the line that is not as it writes them."""
-    by_split: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
+    by_split: dict[str, list[Prompt]] = {split: [] for split in (*SPLITS, READ)}
     split_of: dict[str, str] = {}  # normalised text -> split
     for number, row in json_lines(path):
         prompt, split = _read_row(row, f"line {number} of {path}")
@@ -58,7 +59,7 @@ def _read_row(row: Any, where: str) -> tuple[Prompt, str]:
         raise UsageError(
             f"{where} needs the fields text, benign (true or false), source and split: add what is missing."
         )
-    if row["split"] not in SPLITS:
+    if row["split"] not in (*SPLITS, READ):
         raise UsageError(f"{where} has the split {short(row['split'])}: make it train, validation or test.")
     try:
         prompt = Prompt(row["text"], row["benign"], row["source"])

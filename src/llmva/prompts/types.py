@@ -24,8 +24,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Splits:
-    """Prompts in three disjoint splits.
+    """Prompts in three disjoint splits, and prompts that are read but not answered.
 
+    On those under `read`, benign vectors are fitted beside `train`; only their side is used.
     `warnings` are sentences about what loading dropped or guessed, which a run keeps. `notes` say what was read from
     each source, with its first prompt, and are for the user's eyes alone. Commands show both, equality ignores them.
     """
@@ -35,6 +36,7 @@ class Splits:
     test: tuple[Prompt, ...]
     warnings: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    read: tuple[Prompt, ...] = ()
 
     def splits(self) -> Iterator[tuple[str, tuple[Prompt, ...]]]:
         """Name and prompts of each split: train, validation, test."""
@@ -44,5 +46,6 @@ class Splits:
 
 
 def as_splits(by_name: Mapping[str, Sequence[Prompt]], warnings: Iterable[str] = ()) -> Splits:
-    """The prompts under the keys train, validation and test."""
-    return Splits(tuple(by_name["train"]), tuple(by_name["validation"]), tuple(by_name["test"]), tuple(warnings))
+    """The prompts under the keys train, validation and test, and read, if it is there."""
+    train, validation, test = (tuple(by_name[name]) for name in ("train", "validation", "test"))
+    return Splits(train, validation, test, tuple(warnings), read=tuple(by_name.get("read", ())))

@@ -1,0 +1,145 @@
+"""What v_b reads: AUC of o.v_b on prompts of other origin, by what it is fitted on. No answer is generated.
+
+    python benchmarks/readers.py MODEL SHARED OUT [--per-source 128] [--seeds 1] [--edit DIR] [--rows 200]
+
+SHARED is a folder with data/ as benchmarks/natural.py takes it. Vectors are fitted on the bundled training prompts, on
+the paper's four training files, and on both, by the SVM alone (M = I) and in the metric of random messages. AUC is
+the share of pairs, one benign prompt and one toxic one, that o.v_b orders rightly. It is given as the mean over the
+middle two thirds of the sublayers, and with --edit over the sublayers of that edit; in brackets the least of them.
+Captures of the untouched model stay in OUT, named after a hash of the prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import llmva
+from llmva.cli.inputs import quiet_libraries
+from llmva.edit import Edit
+from llmva.method.svm import HarmlessMetric, unit
+from llmva.models.chat_model import ChatModel
+from llmva.models.generate import answer_prompts
+from llmva.models.harmless import random_messages
+from llmva.prompts.load import read_prompts
+
+HOME = {True: ("nq", "orfuzzset"), False: ("seval_attack", "seval_risk")}  # benign: names
+FOREIGN = {True: ("xstest_safe", "oktest"), False: ("advbench", "attack_aim", "attack_jailbroken", "attack_pair")}
+PAIRS = {
+    "XSTest / AdvBench": ("xstest_safe", "advbench"),
+    "OKTest / AdvBench": ("oktest", "advbench"),
+    "both / attacks": ("xstest_safe+oktest", "attack_aim+attack_jailbroken+attack_pair"),
+    "NQ / S-Eval attack": ("nq (val)", "seval_attack (val)"),
+    "ORFuzz / S-Eval risk": ("orfuzzset (val)", "seval_risk (val)"),
+    "bundled test": ("alarming (test)+plain (test)", "harmful (test)+jailbreak (test)"),
+}
+
+
+def texts_of(shared: Path, rows: int) -> dict[str, tuple[bool, list[str]]]:
+    """Name -> (benign, texts) of every set: (train) is for fits, all others are for AUC."""
+    sets: dict[str, tuple[bool, list[str]]] = {}
+    bundled = llmva.PromptSet.bundled()
+    for split, prompts in (("train", bundled.train), ("test", bundled.test)):
+        for prompt in prompts:
+            sets.setdefault(f"{prompt.source} ({split})", (prompt.benign, []))[1].append(prompt.text)
+    for benign in (True, False):
+        files = {f"{name} (train)": f"{shared}/data/{name}_train.csv" for name in HOME[benign]}
+        files |= {f"{name} (val)": f"{shared}/data/{name}_val.csv" for name in HOME[benign]}
+        files |= {name: f"{shared}/data/transfer/{name}.csv" for name in FOREIGN[benign]}
+        for name, file in files.items():
+            place = f"{file}:input:train[0:{rows}]"
+            prompts = read_prompts([] if benign else [place], [place] if benign else []).prompts
+            sets[name] = (benign, [prompt.text for prompt in prompts])
+    return sets
+
+
+def captured(chat: ChatModel, name: str, texts: list[str], out: Path) -> Tensor:
+    """Outputs of the sublayers, [S, n, d], from OUT if they lie there."""
+    key = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
+    file = out / f"{name.replace(' ', '-')}-{key}.safetensors"
+    if not file.is_file():
+        outputs = answer_prompts(chat, texts, max_new_tokens=0).outputs
+        save_file({"outputs": outputs.float().contiguous()}, file)
+        print(f"{name}: {len(texts)} prompts", flush=True)
+    return load_file(file)["outputs"]
+
+
+def auc(benign: Tensor, toxic: Tensor) -> Tensor:
+    """Share of pairs in the right order, [S], of projections [S, n] and [S, m]."""
+    scores = torch.cat([benign, toxic], 1)
+    ranks = scores.argsort(1).argsort(1).double() + 1
+    n, m = benign.shape[1], toxic.shape[1]
+    return (ranks[:, :n].sum(1) - n * (n + 1) / 2) / (n * m)
+
+
+def fit(train: dict[str, tuple[bool, Tensor]], per_source: int, seed: int, harmless: Tensor | None) -> Tensor:
+    """v_b of every sublayer, [S, d], on a draw of so many prompts of each source."""
+    generator = torch.Generator().manual_seed(seed)
+    parts, labels = [], []
+    for benign, outputs in train.values():
+        drawn = torch.randperm(outputs.shape[1], generator=generator)[:per_source]
+        parts.append(outputs[:, drawn])
+        labels += [1 if benign else -1] * len(drawn)
+    features = torch.cat(parts, 1)
+    vectors = []
+    for s, x in enumerate(features):
+        metric = None if harmless is None else [HarmlessMetric.of(harmless[s], 1.0)]
+        vectors.append(unit(llmva.fit_svms(x[None], torch.tensor([labels]), metric=metric))[0, 0])
+    return torch.stack(vectors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--per-source", type=int, default=128)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--edit", type=Path)
+    parser.add_argument("--rows", type=int, default=200, help="of each file at most")
+    parser.add_argument("--dtype", default="auto")
+    args = parser.parse_args()
+    quiet_libraries(args.model)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = llmva.load_model(args.model, dtype=args.dtype)
+    chat = ChatModel.of(model, tokenizer)
+    sets = texts_of(args.shared, args.rows)
+    outputs = {name: (benign, captured(chat, name, texts, args.out)) for name, (benign, texts) in sets.items()}
+    messages = random_messages(chat, 256, torch.Generator().manual_seed(0))
+    harmless = captured(chat, "random messages", messages, args.out)
+
+    count = len(chat.decoder.names)
+    groups = {"middle": list(range(count // 6, count - count // 6))}
+    if args.edit is not None:
+        edited = Edit.load(args.edit).factors
+        groups["edited"] = [s for s, name in enumerate(chat.decoder.names) if name in edited]
+    bundled = llmva.PromptSet.bundled().counts()
+    own = {f"{source} (train)": outputs[f"{source} (train)"] for source in bundled}
+    papers = {f"{name} (train)": outputs[f"{name} (train)"] for names in HOME.values() for name in names}
+
+    def projections(names: str, vectors: Tensor) -> Tensor:
+        parts = [torch.einsum("snd,sd->sn", outputs[name][1].double(), vectors) for name in names.split("+")]
+        return torch.cat(parts, 1)
+
+    for group, chosen in groups.items():
+        print(f"\n{Path(args.model).name}, {group} sublayers ({len(chosen)} of {count}), {args.per_source} a source\n")
+        print("| fitted on | metric | " + " | ".join(PAIRS) + " |")
+        print("| --- | --- |" + " --- |" * len(PAIRS))
+        for name, train in (("bundled", own), ("paper's four", papers), ("both", {**papers, **own})):
+            for metric, text in (("I", None), ("random messages", harmless)):
+                seeds = [fit(train, args.per_source, seed, text) for seed in range(args.seeds)]
+                cells = []
+                for benign, toxic in PAIRS.values():
+                    each = torch.stack([auc(projections(benign, v), projections(toxic, v)) for v in seeds]).mean(0)
+                    cells.append(f"{each[chosen].mean():.3f} [{each[chosen].min():.2f}]")
+                print(f"| {name} | {metric} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
