@@ -13,11 +13,11 @@ from conftest import chat_model, tiny_model, tiny_tokenizer
 from llmva.edit import Edit
 from llmva.judges.base import Judgement, Label
 from llmva.method.align import align_one, align_sublayers
-from llmva.method.identify import Vectors, identify
+from llmva.method.identify import Fit, Vectors, identify, source_differences
 from llmva.method.observe import Observation
 from llmva.method.svm import fit_sklearn, fit_svms, unit
 from llmva.models.batching import Batching
-from llmva.models.generate import capture
+from llmva.models.generate import Capture, capture
 from llmva.models.harmless import outputs_on_text
 from llmva.models.sublayers import Decoder, find_decoder
 from llmva.prompts.types import Prompt
@@ -171,7 +171,7 @@ def test_ratio_by_hand() -> None:
 def test_identify_returns_what_its_parts_compute() -> None:
     decoder = find_decoder(larger(tiny_model()))
     train, validation = observed(decoder, TRAIN, 0), observed(decoder, HELD_OUT, 1)
-    vectors = identify(train, validation, C=0.5)
+    vectors = identify(train, validation, fit=Fit(C=0.5))
     features = train.capture.outputs.double()
     v = unit(fit_svms(features, train.signs, 0.5))
     torch.testing.assert_close(vectors.directions, v)
@@ -193,7 +193,7 @@ def test_identify_returns_what_its_parts_compute() -> None:
 def test_identify_with_the_papers_solver() -> None:
     decoder = find_decoder(tiny_model())
     train = observed(decoder, TRAIN, 0)
-    vectors = identify(train, train, svm="sklearn", seed=3)
+    vectors = identify(train, train, fit=Fit(svm="sklearn", seed=3))
     torch.testing.assert_close(
         vectors.directions, unit(fit_sklearn(train.capture.outputs.double(), train.signs, seed=3))
     )
@@ -208,8 +208,8 @@ def test_identify_with_quiet_readers() -> None:
         chat_model(decoder, tiny_tokenizer(), Batching(1000)), texts, 12, torch.Generator().manual_seed(0)
     )
     paper = identify(train, validation)
-    assert torch.equal(paper.directions, identify(train, validation, harmless=harmless, harmless_weight=0).directions)
-    quiet = identify(train, validation, harmless=harmless, harmless_weight=30.0)
+    assert torch.equal(paper.directions, identify(train, validation, harmless=harmless, fit=Fit(harmless_weight=0)).directions)
+    quiet = identify(train, validation, harmless=harmless, fit=Fit(harmless_weight=30.0))
     for s in range(6):
         moved = [(harmless[s].double() @ v.directions[s].T).pow(2).sum() for v in (quiet, paper)]
         assert moved[0] < moved[1]
@@ -240,3 +240,64 @@ def test_a_constant_sublayer_is_not_edited(config: str, dtype: torch.dtype) -> N
     edit = align_sublayers(Edit(), decoder.sublayers, vectors, list(range(6)), 1)
     assert decoder.names[1] not in edit.factors
     assert len(edit.factors) == 5
+
+
+# -- v_b that reads more than the style of sources ------------------------------------------------------------------
+
+
+def two_styles(side_moves: float, generator: torch.Generator) -> tuple[list[Prompt], Tensor]:
+    """Sources that differ along axis 1 in style, and along axis 0 by side; the style gives the sides away, too."""
+    prompts, rows = [], []
+    for source, benign, style in (("a", True, 3.0), ("b", True, 1.0), ("c", False, -1.0), ("d", False, -3.0)):
+        for i in range(30):
+            prompts.append(Prompt(f"{source} {i}", benign, source))
+            x = torch.randn(6, generator=generator, dtype=torch.float64)
+            x[0] += side_moves if benign else -side_moves
+            x[1] += style
+            rows.append(x)
+    return prompts, torch.stack(rows)
+
+
+def observed_as(prompts: list[Prompt], features: Tensor) -> Observation:
+    labels = [Judgement(Label.ANSWERED if i % 2 else Label.REFUSED, 1.0, "") for i in range(len(prompts))]
+    return Observation(prompts, labels, Capture([""] * len(prompts), features[None], features, 0))
+
+
+def test_differences_between_sources_of_a_side_count_less() -> None:
+    prompts, features = two_styles(1.0, torch.Generator().manual_seed(0))
+    seen = observed_as(prompts, features)
+    plain, robust = (
+        identify(seen, seen, fit=Fit(source_weight=weight)).directions[0] for weight in (0.0, 1000.0)
+    )
+    assert abs(plain[1, 1]) > 0.5  # v_b reads the style
+    assert abs(robust[1, 1]) < 0.3
+    assert robust[1, 0] > plain[1, 0] + 0.1
+    assert torch.equal(plain[0], robust[0])  # v_a is as it was
+    apart = source_differences(features, prompts)
+    assert apart.shape == (4, 6)
+    torch.testing.assert_close(apart[0], -apart[1])
+    assert abs(float(apart[0, 1])) == pytest.approx(1.0, abs=0.3)
+
+
+def test_prompts_that_are_read_teach_v_b_alone() -> None:
+    g = torch.Generator().manual_seed(1)
+    prompts, features = two_styles(1.0, g)
+    # of the user's sources only a and d, whose style is enough to tell the sides
+    kept = [i for i, p in enumerate(prompts) if p.source in "ad"]
+    seen = observed_as([prompts[i] for i in kept], features[kept])
+    others = torch.randn(200, 6, generator=g, dtype=torch.float64)
+    sides = [bool(x[0] > 0) for x in others]
+    others[:, 0] += torch.tensor([2.0 if side else -2.0 for side in sides])
+    read = replace(observed_as([Prompt(f"r {i}", side, "r") for i, side in enumerate(sides)], others), judgements=[])
+    alone, both = (identify(seen, seen, read=r).directions[0] for r in (None, read))
+    assert torch.equal(alone[0], both[0])
+    assert abs(both[1, 1]) < abs(alone[1, 1])
+    assert both[1, 0] > alone[1, 0]
+
+
+def test_the_cost_follows_the_scale_of_the_outputs() -> None:
+    prompts, features = two_styles(0.3, torch.Generator().manual_seed(2))
+    small, large = (observed_as(prompts, scale * features) for scale in (1.0, 20.0))
+    plain, scaled = ([identify(s, s, fit=Fit(scaled=on)).directions for s in (small, large)] for on in (False, True))
+    torch.testing.assert_close(*scaled)
+    assert not torch.allclose(*plain, atol=1e-3)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmva.errors import UsageError
 from llmva.method.context import Context
-from llmva.method.identify import identify
+from llmva.method.identify import Fit, identify
 from llmva.method.svm import HarmlessMetric, fit_sklearn, fit_svms
 from llmva.settings import make_settings
 from test_identify import HELD_OUT, TRAIN, observed
@@ -77,9 +77,9 @@ def seen(model: Any) -> tuple[Any, Any]:
 
 def test_a_lean_changes_benign_vectors_alone(seen: tuple[Any, Any]) -> None:
     plain = identify(*seen)
-    assert torch.equal(plain.directions, identify(*seen, lean=1.0).directions)
+    assert torch.equal(plain.directions, identify(*seen, fit=Fit(lean=1.0)).directions)
     for lean in (4.0, 0.25):
-        leaning = identify(*seen, lean=lean)
+        leaning = identify(*seen, fit=Fit(lean=lean))
         assert torch.allclose(leaning.directions[:, 0], plain.directions[:, 0], atol=1e-10)
         assert not torch.allclose(leaning.directions[:, 1], plain.directions[:, 1], atol=1e-3)
 
@@ -89,12 +89,12 @@ def test_a_lean_to_safety_puts_more_toxic_prompts_on_their_side() -> None:
     from llmva.method.identify import _costs
 
     x, y, _ = problem(200, 5, 3)
-    labels = torch.stack([y[1], y[0]])
+    labels = y[:1]
     right = {}
     for lean in (4.0, 1.0, 0.25):
-        w = fit_svms(torch.cat([x, torch.ones(200, 1)], 1)[None], labels, _costs(labels, 1.0, lean))[0, 1]
+        w = fit_svms(torch.cat([x, torch.ones(200, 1)], 1)[None], labels, _costs(labels, 1.0, lean))[0, 0]
         said = torch.cat([x, torch.ones(200, 1)], 1) @ w > 0
-        right[lean] = (float((~said[labels[1] == -1]).double().mean()), float(said[labels[1] == 1].double().mean()))
+        right[lean] = (float((~said[labels[0] == -1]).double().mean()), float(said[labels[0] == 1].double().mean()))
     assert right[4.0][0] > right[1.0][0] > right[0.25][0]
     assert right[4.0][1] < right[1.0][1] < right[0.25][1]
 
@@ -108,4 +108,4 @@ def test_what_is_preferred_decides_the_lean(prefer: str, lean: float, monkeypatc
     made = [None] * 8
     made[3] = make_settings(prefer=prefer, harmless_weight=0.0)  # type: ignore[call-overload]
     Context(*made).fit(None, None, None, 1)  # type: ignore[arg-type]
-    assert given["lean"] == lean
+    assert given["fit"].lean == lean

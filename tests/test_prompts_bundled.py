@@ -34,7 +34,7 @@ def test_the_file_is_what_build_writes() -> None:
 
 def test_every_kind_has_the_same_share_of_every_split(rows: list[dict[str, str]]) -> None:
     found = Counter((row["kind"], row["split"]) for row in rows)
-    sizes = {"train": 255, "validation": 60, "test": 100}
+    sizes = {"train": 300, "validation": 60, "test": 100}
     assert found == {(kind, split): n for kind in KINDS for split, n in sizes.items()}
 
 
@@ -55,10 +55,10 @@ def test_a_template_is_small_and_in_one_split(rows: list[dict[str, str]]) -> Non
     assert all(len(found) == 1 for found in splits.values())
     assert max(sizes.values()) <= 12
     own = Counter(row["kind"] for row in rows if row["template"].startswith("own-"))
-    assert own == {"harmful": 119, "jailbreak": 25, "alarming": 189, "plain": 202}
+    assert own == {"harmful": 153, "jailbreak": 25, "alarming": 198, "plain": 247}
     wrapped = Counter(row["kind"] for row in rows if row["template"].startswith("wrapper-"))
-    assert wrapped == {"jailbreak": 390, "alarming": 30}
-    assert len({name for name in sizes if name.startswith("wrapper-")}) == 74
+    assert wrapped == {"jailbreak": 435, "alarming": 30}
+    assert len({name for name in sizes if name.startswith("wrapper-")}) == 82
 
 
 def test_frames_are_shared_by_harmful_and_benign(rows: list[dict[str, str]]) -> None:
@@ -66,8 +66,23 @@ def test_frames_are_shared_by_harmful_and_benign(rows: list[dict[str, str]]) -> 
     for row in rows:
         if row["template"].startswith("frame-"):
             kinds[row["template"]].add(row["kind"] in ("harmful", "jailbreak"))
-    assert len(kinds) == 90
+    assert len(kinds) == 117
     assert all(found == {True, False} for found in kinds.values())
+
+
+def test_tasks_quote_harmful_requests_of_their_split(rows: list[dict[str, str]]) -> None:
+    """And the same request is asked for itself, so that only the task makes it harmless."""
+    quoted = [row for row in rows if row["template"].startswith("task-")]
+    assert Counter(row["split"] for row in quoted) == {"train": 72, "validation": 14, "test": 16}
+    lines = (DATA / "requests_harmful.txt").read_text(encoding="utf-8").splitlines()
+    requests = [f" {' '.join(words(line))} " for line in lines if line and not line.startswith("# ")]
+    for row in quoted:
+        text = f" {' '.join(words(row['text']))} "
+        asked = [r for r in requests if r in text]
+        assert asked, row["text"]
+        others = [r for r in rows if r["kind"] in ("harmful", "jailbreak") and r["split"] == row["split"]]
+        same = sum(any(a.strip() in " ".join(words(other["text"])) for a in asked) for other in others)
+        assert same or row["split"] != "train", row["text"]
 
 
 def test_no_text_twice(rows: list[dict[str, str]]) -> None:
@@ -125,6 +140,6 @@ def test_single_words_do_not_give_the_side_away(rows: list[dict[str, str]]) -> N
 
 def test_bundled_reads_it(rows: list[dict[str, str]]) -> None:
     prompts = PromptSet.bundled()
-    assert prompts.counts() == {kind: {"train": 255, "validation": 60, "test": 100} for kind in KINDS}
+    assert prompts.counts() == {kind: {"train": 300, "validation": 60, "test": 100} for kind in KINDS}
     assert {p.source for _, found in prompts.splits() for p in found if p.benign} == {"alarming", "plain"}
     assert [p.text for p in prompts.test] == [row["text"] for row in rows if row["split"] == "test"]

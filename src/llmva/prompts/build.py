@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
-SIZES = {"test": 100, "validation": 60, "train": 255}  # prompts of each kind
+SIZES = {"test": 100, "validation": 60, "train": 300}  # prompts of each kind
 # More requests than the prompts of the kind: some harmful requests become jailbreaks only.
 HARMFUL_SIZES = {"test": 115, "validation": 70, "train": 999}
-QUOTED = {"test": 16, "validation": 14, "train": 60}  # alarming prompts: harmful requests that a task only quotes
+QUOTED = {"test": 16, "validation": 14, "train": 72}  # alarming prompts: harmful requests that a task only quotes
 WRAPPED_BENIGN = {"test": 8, "validation": 4, "train": 18}  # alarming requests that get a wrapper, not a frame
 LOWERED = 0.25  # share of framed prompts typed without capitals or a full stop
 MISTYPED = 0.06  # share of framed prompts with two letters swapped
@@ -81,7 +81,7 @@ def _sections(name: str) -> Iterable[tuple[str, str]]:
 
 
 def _items(form: str, kind: str) -> list[Item]:
-    lines = list(_sections(f"{form}_{kind}"))
+    lines = [(topic, line.replace("\\n", "\n")) for topic, line in _sections(f"{form}_{kind}")]
     return [
         Item(line, kind, topic, f"own-{kind}-{i:03}" if form == "own" else "") for i, (topic, line) in enumerate(lines)
     ]
