@@ -177,8 +177,8 @@ def _check(sources: Sources, set_options: SetOptions, thinking: Mapping[str, Any
         raise UsageError("Sets of --data are measured with thinking off: leave out --thinking.")
     if sources.data and benchmarks.utility:
         raise UsageError("--utility measures the model once, --data set by set: run them as two commands.")
-    if not sources.data and (sources.per_set or set_options != SetOptions()):
-        raise UsageError("--per-set, --keep-duplicates and --markdown apply to sets of --data: add --data.")
+    if not sources.data and (sources.per_set or sources.data_dir or set_options != SetOptions()):
+        raise UsageError("--data-dir, --per-set, --keep-duplicates and --markdown apply to sets of --data: add --data.")
     folder = Path() if set_options.markdown is None else set_options.markdown.parent
     if not folder.is_dir():
         raise UsageError(f"There is no folder '{folder}': create it, or choose another for --markdown.")
@@ -200,7 +200,7 @@ def _by_set(
     from llmva.prompts.testsets import PER_SET, read_test_sets
 
     test_sets = read_test_sets(
-        inputs.show_licences(sources.data, how["progress"]),
+        inputs.show_licences(sources, how["progress"]),
         sources.toxic,
         sources.benign,
         fit=inputs.fit_prompts(edit),

@@ -53,7 +53,7 @@ def model_stem(model: str) -> str:
     return Path(model).name.removesuffix(".gguf") or "model"
 
 
-def show_licences(data: Sequence[str], display: Display) -> list[Wanted]:
+def show_licences(sources: Sources, display: Display) -> list[Wanted]:
     """The sets of --data. Their licences are shown before the first use, with --quiet too: terms must be seen once.
 
     Raises UsageError as `parse_data`.
@@ -61,7 +61,7 @@ def show_licences(data: Sequence[str], display: Display) -> list[Wanted]:
     from llmva.prompts.public.registry import first_use_notice
     from llmva.prompts.public.wanted import parse_data
 
-    wanted = parse_data(data)
+    wanted = parse_data(sources.data, sources.data_dir)
     for one in wanted:
         notice = first_use_notice(one.entry.name)
         if notice:
@@ -89,7 +89,7 @@ def load(
     from llmva.models.load import load_model
 
     make_judge(judge)
-    show_licences(sources.data, Display(quiet))
+    show_licences(sources, Display(quiet))
     prompts = choose_prompts(place, sources, seed)
     with Display(quiet) as display:
         for sentence in (*prompts.notes, *prompts.warnings):
@@ -103,7 +103,14 @@ def choose_prompts(place: str, sources: Sources, seed: int) -> PromptSet:
     if sources.per_set is not None and not sources.data:
         raise UsageError("--per-set applies to the sets of --data: add --data, or leave it out.")
     if sources.toxic or sources.benign or sources.data:
-        return PromptSet.load(sources.toxic, sources.benign, seed=seed, data=sources.data, per_set=sources.per_set)
+        return PromptSet.load(
+            sources.toxic,
+            sources.benign,
+            seed=seed,
+            data=sources.data,
+            per_set=sources.per_set,
+            data_dir=sources.data_dir,
+        )
     own = Path(place) / BESIDE / "prompts.jsonl"
     return PromptSet.from_jsonl(own) if own.is_file() else PromptSet.bundled()
 

@@ -79,6 +79,10 @@ class Sources(Sides):
         ),
     ] = field(default_factory=list)
     per_set: Annotated[
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", metavar="DIR", help="Read the sets of --data from copies in this folder."),
+    ] = None
         int | None,
         typer.Option(
             "--per-set",
@@ -90,9 +94,10 @@ class Sources(Sides):
 
     @property
     def places(self) -> list[str]:
-        """Paths and hub ids, and the names of sets of --data that have no path."""
+        """Paths and hub ids, and the names of sets of --data that are not read from this disk."""
         terms = [term for value in self.data for term in value.split(",")]
-        return [*self.toxic, *self.benign, *(term.partition("=")[2] or term for term in terms)]
+        copies = "" if self.data_dir is None else str(self.data_dir)
+        return [*self.toxic, *self.benign, *(term.partition("=")[2] or copies or term for term in terms)]
 
 
 @dataclass(frozen=True)

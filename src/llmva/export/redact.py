@@ -19,7 +19,8 @@ URL = re.compile(r"(?!file:)(\w{2,}://)(?:[^\s/@]*@)?(\[[^\]\s]*\]|[^\s/:#?'\"@]
 PUBLIC_HOSTS = ("huggingface.co", "hf.co", "github.com", "arxiv.org", "doi.org")
 HOST = "HOST"  # in the place of a computer's name
 DATA = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".gguf", ".safetensors", ".yaml", ".yml", ".html")
-PLACES = ("--out", "-o", "--skills", "--edit", "--judge-cache", "--cache")  # options whose value is a path, never an id
+# options whose value is a path, never an id
+PLACES = ("--out", "-o", "--skills", "--edit", "--data-dir", "--judge-cache", "--cache")
 
 
 def last_part(text: str) -> str:
