@@ -139,14 +139,35 @@ def run_prompts(edit: Path | None) -> PromptSet | None:
 
 def thinking_mode(edit: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """`thinking` and `thinking_tokens` as given, else as in the edit's run, else by default."""
-    from llmva.runs.record import read_run
     from llmva.settings import make_settings
 
-    folder = edit_file(edit).parent if edit is not None else None
-    of_run = read_run(folder)["settings"] if folder is not None and (folder / "run.json").is_file() else {}
+    of_run = _settings_of_run(edit) or {}
     both = {name: given.get(name) or of_run.get(name) for name in ("thinking", "thinking_tokens")}
     settings = make_settings(**{name: value for name, value in both.items() if value is not None})
     return {"thinking": settings.thinking, "thinking_tokens": settings.thinking_tokens}
+
+
+def system_prompt(edit: Path | None, given: Mapping[str, Any]) -> tuple[str | None, list[str], list[str]]:
+    """The system prompt as given, else as in the edit's run, else None; with notes on it, and limits."""
+    from llmva.settings import excerpt, make_settings
+
+    of_run = _settings_of_run(edit)
+    fitted = None if of_run is None else make_settings(system=of_run.get("system")).system
+    if "system" not in given:
+        note = "the system prompt is that of the edit's run, unless --system says otherwise: "
+        return fitted, [f"{note}{excerpt(fitted)}"] if fitted else [], []
+    system = make_settings(system=given["system"]).system
+    if of_run is None or system == fitted:
+        return system, [], []
+    return system, [], ["Not as in the edit's run: the system prompt. That run's figures need not hold here."]
+
+
+def _settings_of_run(edit: Path | None) -> dict[str, Any] | None:
+    """The settings of an edit's run, None where no run lies beside it."""
+    from llmva.runs.record import read_run
+
+    folder = edit_file(edit).parent if edit is not None else None
+    return dict(read_run(folder)["settings"]) if folder is not None and (folder / "run.json").is_file() else None
 
 
 def changes_since_fit(edit: Path | None, model: Any, tokenizer: Any) -> list[str]:
