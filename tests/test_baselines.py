@@ -32,7 +32,7 @@ from llmva.judges.base import Judge, Judgement, Label
 from llmva.method.observe import Observation, observe
 from llmva.metrics.rates import point_rates
 from llmva.models.batching import Batching
-from llmva.models.chat import encode, forward_inputs, pad_left, render
+from llmva.models.chat import ChatTemplate, encode, forward_inputs, pad_left, render
 from llmva.models.generate import capture, generate_greedily
 from llmva.models.load import load_model
 from llmva.models.sublayers import Decoder, find_decoder
@@ -260,9 +260,9 @@ def test_states_equal_a_plain_forward_of_each_prompt_alone(config: str, place: A
 
 def test_the_end_of_a_prompt_is_found_with_and_without_its_answer() -> None:
     tokenizer = tiny_tokenizer()
-    suffix = prompt_suffix(tokenizer)
+    suffix = prompt_suffix(ChatTemplate.of(tokenizer))
     assert tokenizer.decode(suffix) == "assistant :"
-    assert tokenizer.decode(prompt_suffix(tiny_tokenizer(template=False))) == "assistant :"
+    assert tokenizer.decode(prompt_suffix(ChatTemplate.of(tiny_tokenizer(template=False)))) == "assistant :"
     rows = [encode(tokenizer, render(tokenizer, text)) for text in TEXTS[:3]]
     more = tokenizer("sure here is how", add_special_tokens=False)["input_ids"]
     ids, _ = pad_left([rows[0], [*rows[1], *more], [7, 8, 9]], 0, torch.device("cpu"))
@@ -272,7 +272,7 @@ def test_the_end_of_a_prompt_is_found_with_and_without_its_answer() -> None:
     # the last one counts: a message may quote the template
     twice = torch.tensor([[*suffix, 7, *suffix, 8]])
     assert prompt_ends(twice, suffix).tolist() == [2 * len(suffix)]
-    assert sure_tokens(tokenizer) == (tokenizer.convert_tokens_to_ids("sure"),)
+    assert sure_tokens(ChatTemplate.of(tokenizer)) == (tokenizer.convert_tokens_to_ids("sure"),)
 
 
 def test_blocks_as_shares_of_depth() -> None:

@@ -436,7 +436,10 @@ def test_help_lists_the_options_of_every_command(name: str, command: Command) ->
 
 @pytest.mark.parametrize("name", ["align", "extend"])
 def test_settings_are_options(name: str) -> None:
-    """With names, help and default of their fields; `extend` takes what is not given from the earlier run."""
+    """With names, help and default of their fields; `extend` takes what is not given from the earlier run.
+
+    Its system prompt it keeps in any case.
+    """
     from llmva.settings import Settings
 
     program: Any = typer.main.get_command(import_module("llmva.cli.main").app)
@@ -444,7 +447,8 @@ def test_settings_are_options(name: str) -> None:
     assert options["min_kept"].opts == ["--min-kept", "--min-utility"]
     assert options["harmless_weight"].opts == ["--harmless-weight", "--quiet-readers"]
     assert options.keys() & {"C", "endings_tokens"} == set()
-    for setting in Settings.model_fields.keys() - {"C", "endings_tokens"}:
+    assert ("system" in options) == (name == "align")
+    for setting in Settings.model_fields.keys() - {"C", "endings_tokens", *(["system"] if name == "extend" else [])}:
         field = Settings.model_fields[setting]
         assert f"--{setting.replace('_', '-')}" in options[setting].opts
         assert options[setting].help == field.description

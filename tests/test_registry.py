@@ -45,7 +45,7 @@ def test_the_sets_that_were_promised_are_there() -> None:
     promised = {
         "seval-attack", "seval-risk", "orfuzzset", "nq", "xstest", "or-bench-80k", "or-bench-hard", "or-bench-toxic",
         "advbench", "harmbench", "jailbreakbench", "strongreject", "sorry-bench", "wildjailbreak", "coconot",
-        "falsereject", "bundled",
+        "falsereject", "oktest", "bundled",
     }  # fmt: skip
     assert promised <= set(ENTRIES)
 

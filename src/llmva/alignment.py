@@ -96,8 +96,7 @@ def align(
         prompts: None takes the bundled set.
         judge: a Judge, or a value of `--judge`.
         seed: of the draws of training prompts and harmless positions, and of bootstrap intervals.
-        out: folder of the run; an interrupted run in it is resumed. None keeps everything in memory.
-        restart: discard a run in `out`.
+        out: folder of the run; an interrupted run in it is resumed, or with `restart` discarded. None: only in memory.
         skills: probes measured before and after; they influence nothing.
         batch_tokens: maximum number of tokens in a batch; None chooses by free memory.
         engine: what writes answers: a value of `--engine`, or an Engine.
@@ -106,8 +105,9 @@ def align(
     Raises:
         UsageError, LlmvaError: one sentence that names the mend; also where the model has an edit or another reader.
     """
-    options, chat = options or RunOptions(), ChatModel.of(model, tokenizer, batch_tokens, make_engine(engine, model))
-    context = make_context(chat, prompts, judge, seed, make_settings(**settings), progress, options)
+    options, chosen = options or RunOptions(), make_settings(**settings)
+    chat = ChatModel.of(model, tokenizer, batch_tokens, make_engine(engine, model), chosen.system)
+    context = make_context(chat, prompts, judge, seed, chosen, progress, options)
     directory = None if out is None else Path(out)
     with at_rest(chat.model), closing(chat):
         if directory is None or restart or not is_finished(directory):

@@ -24,7 +24,7 @@ from llmva.runs.identity import notes_on_edit
 from llmva.runs.record import read_answers, read_run
 from llmva.runs.run import UNTOUCHED
 from llmva.runs.warm_start import WarmStart
-from llmva.settings import Settings
+from llmva.settings import Settings, make_settings
 
 
 def extend(
@@ -50,13 +50,18 @@ def extend(
             the earlier run's.
 
     Raises:
-        UsageError, LlmvaError: no finished run, another model, nothing new to learn from.
+        UsageError, LlmvaError: no finished run, another model, another system prompt, nothing new to learn from.
     """
     start, everything, record = prepare(directory, prompts, out, seed)
     start.edit.apply(model).remove()  # raises for an edit of another model before anything is written
     start = replace(start, notes=tuple(notes_on_edit(record, model, tokenizer)))
     given = options or RunOptions()
     earlier = {key: value for key, value in record["settings"].items() if key in Settings.model_fields}
+    if make_settings(system=how.get("system", earlier.get("system"))).system != earlier.get("system"):
+        raise UsageError(
+            f"An extension keeps the system prompt of the run in '{directory}', whose answers it builds on: leave "
+            "system out, or align anew."
+        )
     return align(
         model,
         tokenizer,

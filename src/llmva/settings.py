@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from llmva.errors import UsageError
 
 SEEDS = 2**32  # scikit-learn takes no larger ones
+EXCERPT = 200  # characters of a system prompt that a sentence or a page shows
 # where the paper's choice is not our default; a limit of 99 nats is none
 PAPER: dict[str, Any] = {
     "passes": 1,
@@ -101,6 +102,11 @@ class Settings(BaseModel):
         description="Turn the model's thinking off, or let it think and read it at the end of its thoughts (end).",
     )
     thinking_tokens: int = Field(512, ge=1, description="Generate at most this many tokens of thoughts.")
+    system: str | None = Field(
+        None,
+        description="Ask with this system prompt, or with that in this file; none keeps the chat template's own.",
+        json_schema_extra={"metavar": "TEXT|FILE"},
+    )
     endings_tokens: int = Field(
         256,
         ge=0,
@@ -113,10 +119,22 @@ class Settings(BaseModel):
     def _from_recipe(cls, given: Any) -> Any:
         return {**PAPER, **given} if isinstance(given, dict) and given.get("recipe") == "paper" else given
 
+    @field_validator("system")
+    @classmethod
+    def _trim(cls, given: str | None) -> str | None:
+        """Without white space around it, which most chat templates cut; an empty text is none."""
+        return (given or "").strip() or None
+
     @classmethod
     def paper(cls, **others: Any) -> Settings:
         """The paper's choice of every setting, except `others`."""
         return cls(recipe="paper", **others)
+
+
+def excerpt(text: str, most: int = EXCERPT) -> str:
+    """The beginning of a text on one line, with its length where that is not all."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most].rstrip()} ... ({len(text):,} characters)"
 
 
 def check_seed(seed: int) -> int:

@@ -169,7 +169,7 @@ class AlphaSteer(Baseline):
             readers.append(solve_reader(malicious, projector, self.options["regulariser"] * size))
         refusals = difference_of_means(states, towards, away)
         gain = at_each(self.options[STRENGTH], PAPER_BLOCKS, len(blocks))
-        return AlphaSteering(blocks, prompt_suffix(chat.tokenizer), torch.stack(readers), refusals, gain, notes=notes)
+        return AlphaSteering(blocks, prompt_suffix(chat.template), torch.stack(readers), refusals, gain, notes=notes)
 
     def variants(self) -> list[dict[str, Any]]:
         return [

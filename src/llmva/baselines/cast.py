@@ -38,7 +38,6 @@ from llmva.baselines.threshold import Threshold, best_threshold
 from llmva.baselines.vectorsteer import add_vector
 from llmva.errors import LlmvaError, UsageError
 from llmva.judges.base import Label
-from llmva.models.chat import render
 from llmva.models.chat_model import ChatModel
 from llmva.models.sublayers import Decoder
 from llmva.prompts.types import Prompt
@@ -135,7 +134,7 @@ class Cast(Baseline):
         refusing, answering, lengths = self._behaviour_states(chat, rows, groups, behaviour, generator)
         share = at_each(self.options[STRENGTH], PAPER_BLOCKS, len(behaviour))
         vectors = share * lengths[:, None] * main_direction(refusing, answering)
-        return CastSteering(behaviour, block, prompt_suffix(chat.tokenizer), vectors, condition, threshold)
+        return CastSteering(behaviour, block, prompt_suffix(chat.template), vectors, condition, threshold)
 
     def _behaviour_states(
         self,
@@ -160,7 +159,7 @@ class Cast(Baseline):
             return last[:, [r for r, _ in pairs]], last[:, [a for _, a in pairs]], lengths
         order = torch.randperm(len(groups.benign), generator=generator)[: self.options["questions"]]
         questions = [rows[groups.benign[i]] for i in order.tolist()]
-        space = "" if render(chat.tokenizer, "hello")[-1:].isspace() else " "
+        space = "" if chat.template.render([{"role": "user", "content": "hello"}])[-1:].isspace() else " "
         sides_of_pairs = []
         for side in (0, 1):
             openings = [chat.tokenizer(space + pair[side], add_special_tokens=False)["input_ids"] for pair in OPENINGS]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llmva.errors import LlmvaError
 from llmva.models.at_rest import check_thread
-from llmva.models.chat import encode, render
+from llmva.models.chat import ChatTemplate
 from llmva.models.sublayers import Decoder, first_tensor, hooked
 
 T = TypeVar("T")
@@ -93,9 +93,9 @@ def find_blocks(decoder: Decoder) -> nn.ModuleList:
     raise LlmvaError("The decoder's blocks are no list of modules: the architecture cannot be steered.")
 
 
-def prompt_suffix(tokenizer: Any) -> tuple[int, ...]:
+def prompt_suffix(template: ChatTemplate) -> tuple[int, ...]:
     """Token ids at the end of every rendered prompt, independent of the message; perhaps none."""
-    one, other = (encode(tokenizer, render(tokenizer, text))[::-1] for text in ("yes", "no ."))
+    one, other = (template.row(text)[::-1] for text in ("yes", "no ."))
     count = 0
     while count < min(len(one), len(other)) and one[count] == other[count]:
         count += 1

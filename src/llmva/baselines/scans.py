@@ -38,7 +38,7 @@ from llmva.baselines.threshold import best_threshold
 from llmva.baselines.vectorsteer import add_vector
 from llmva.errors import UsageError
 from llmva.judges.base import Label
-from llmva.models.chat import render
+from llmva.models.chat import ChatTemplate
 from llmva.models.chat_model import ChatModel
 from llmva.models.sublayers import Decoder
 from llmva.prompts.types import Prompt
@@ -99,11 +99,11 @@ def mean_cosine(transitions: Tensor, reference: Tensor) -> Tensor:
     return (unit(transitions) * unit(reference)[:, None]).sum(-1).mean(0)
 
 
-def sure_tokens(tokenizer: Any) -> tuple[int, ...]:
+def sure_tokens(template: ChatTemplate) -> tuple[int, ...]:
     """Token ids of "Sure" at the start of an answer, after a space unless the prompt ends with white space."""
-    rendered = render(tokenizer, "hello")
+    rendered = template.render([{"role": "user", "content": "hello"}])
     text = "Sure" if rendered[-1:].isspace() else " Sure"
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return tuple(template.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 class Scans(Baseline):
@@ -148,7 +148,7 @@ class Scans(Baseline):
         blocks = block_range(self.options["blocks"], count)
         read = tuple(range(blocks[0], count))
         states = read_states(chat, rows, last_token, blocks=blocks, place="output", texts=texts)
-        sure = sure_tokens(chat.tokenizer)
+        sure = sure_tokens(chat.template)
         transitions = read_states(
             chat,
             [[*row, *sure] for row in rows],
@@ -166,7 +166,7 @@ class Scans(Baseline):
         share = at_each(self.options[STRENGTH], PAPER_BLOCKS, len(blocks))
         return ScansSteering(
             blocks,
-            prompt_suffix(chat.tokenizer),
+            prompt_suffix(chat.template),
             share * spread(states)[:, None] * vectors,
             reference,
             read,

@@ -115,7 +115,7 @@ class VectorSteer(Baseline):
         else:
             vectors = unit(difference_of_means(states, positive, negative))
         share = at_each(self.options[STRENGTH], PAPER_BLOCKS, len(blocks))
-        return VectorSteering(blocks, prompt_suffix(chat.tokenizer), share * spread(states)[:, None] * vectors)
+        return VectorSteering(blocks, prompt_suffix(chat.template), share * spread(states)[:, None] * vectors)
 
     def variants(self) -> list[dict[str, Any]]:
         return [{"contrast": "refused"}, {"direction": "means"}, {"contrast": "refused", "direction": "means"}]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmva.cli.options import Choice, EditDir, Loading, ModelArg, Output, Seed, setting_option
+from llmva.cli.options import Choice, EditDir, Loading, ModelArg, Output, Seed, SettingOptions, setting_option
 from llmva.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def chat(
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask this one prompt and end.")] = None,
     choice: Choice,
     max_new_tokens: Annotated[int, setting_option("max_new_tokens")] = 256,
+    as_fitted: Annotated[dict[str, Any], SettingOptions("system", otherwise="as in the edit's run")],
     seed: Seed = 42,
     loading: Loading,
     output: Output,
@@ -42,9 +43,12 @@ def chat(
     loaded_edit = inputs.load_edit(edit, choice, Display(output.quiet).note)
     if compare and loaded_edit is None:
         raise UsageError("--compare needs an edit to compare with: add --edit DIR.")
+    system, *about_system = inputs.system_prompt(edit, as_fitted)
+    for sentence in (one for sentences in about_system for one in sentences):
+        Display(output.quiet).note(sentence)
     loaded, tokenizer = load_model(model, **asdict(loading), note=Display(output.quiet).note)
     check_features(loaded)
-    template = ChatTemplate.of(tokenizer)
+    template = ChatTemplate.of(tokenizer, system)
     for limit in (*loading_limits(loaded), *template.limits, *ending_limits(loaded, tokenizer)):
         Display(output.quiet).note(limit)
     if loaded_edit is not None:
@@ -73,7 +77,7 @@ def chat(
         if prompt is not None:
             break
     if output.json:
-        emit({"model": model, "edit": None if edit is None else str(edit), "turns": turns})
+        emit({"model": model, "edit": None if edit is None else str(edit), "system": system, "turns": turns})
     elif not turns and not output.quiet:
         Display().line("nothing was asked")
 

@@ -89,8 +89,8 @@ def evaluate(
     choice: Choice,
     judge: JudgeName = "phrases",
     settings: Annotated[dict[str, Any], SettingOptions("max_new_tokens")],
-    thinking: Annotated[
-        dict[str, Any], SettingOptions("thinking", "thinking_tokens", otherwise="as in the edit's run")
+    as_fitted: Annotated[
+        dict[str, Any], SettingOptions("thinking", "thinking_tokens", "system", otherwise="as in the edit's run")
     ],
     benchmarks: Benchmarks,
     seed: Seed = 42,
@@ -106,7 +106,7 @@ def evaluate(
     """
     from llmva.cli import inputs
 
-    _check(sources, set_options, thinking, benchmarks)
+    _check(sources, set_options, as_fitted, benchmarks)
     hub = ["data of benchmarks"] if benchmarks.utility else []
     inputs.quiet_libraries(model, *sources.places, *hub)
     from llmva.cli.terminal.console import Display, emit
@@ -122,8 +122,10 @@ def evaluate(
     about_edit: list[str] = []
     changes: list[str] = []
     loaded_edit = inputs.load_edit(edit, choice, about_edit.append)
+    system, about_system, other_system = inputs.system_prompt(edit, as_fitted)
+    about_edit += other_system
     with Display(output.quiet) as display:
-        for sentence in about_edit:
+        for sentence in (*about_edit, *about_system):
             display.note(sentence)
 
         def load() -> tuple[Any, Any]:
@@ -136,10 +138,11 @@ def evaluate(
             return loaded
 
         how = {"edit": loaded_edit, "seed": seed, "batches": batches, "engine": engine, "progress": display}
+        how["system"] = system
         if sources.data:
             metrics = _by_set(load, sources, set_options, edit, chosen_judge, how, settings)
         else:
-            settings = settings | inputs.thinking_mode(edit, thinking)
+            settings = settings | inputs.thinking_mode(edit, as_fitted)
             reading = inputs.test_prompts(model, edit, sources, seed)
             for sentence in (*reading.notes, *reading.warnings):
                 display.note(sentence)
@@ -149,7 +152,8 @@ def evaluate(
                 metrics |= {**overlap, "limits": [*metrics["limits"], *overlap.get("limits", [])]}
             metrics["limits"] = [*reading.warnings, *metrics["limits"]]
         metrics["limits"] = [*about_edit, *metrics["limits"]]
-    record = {"model": model, "edit": None if edit is None else str(edit), "judge": chosen_judge.name, **metrics}
+    record: dict[str, Any] = {"model": model, "edit": None if edit is None else str(edit), "judge": chosen_judge.name}
+    record |= {"system": system, **metrics}
     if engine != "transformers":
         record["engine"] = engine
     if changes:
@@ -162,7 +166,7 @@ def evaluate(
         emit(record)
 
 
-def _check(sources: Sources, set_options: SetOptions, thinking: Mapping[str, Any], benchmarks: Benchmarks) -> None:
+def _check(sources: Sources, set_options: SetOptions, as_fitted: Mapping[str, Any], benchmarks: Benchmarks) -> None:
     """Raises UsageError for options that do not go together."""
     given = {
         "--tasks": benchmarks.tasks,
@@ -173,12 +177,12 @@ def _check(sources: Sources, set_options: SetOptions, thinking: Mapping[str, Any
     first = next((name for name, value in given.items() if value), None)
     if first and not benchmarks.utility:
         raise UsageError(f"{first} applies to benchmarks: add --utility.")
-    if sources.data and thinking.get("thinking", "off") != "off":
+    if sources.data and as_fitted.get("thinking", "off") != "off":
         raise UsageError("Sets of --data are measured with thinking off: leave out --thinking.")
     if sources.data and benchmarks.utility:
         raise UsageError("--utility measures the model once, --data set by set: run them as two commands.")
-    if not sources.data and (sources.per_set or set_options != SetOptions()):
-        raise UsageError("--per-set, --keep-duplicates and --markdown apply to sets of --data: add --data.")
+    if not sources.data and (sources.per_set or sources.data_dir or set_options != SetOptions()):
+        raise UsageError("--data-dir, --per-set, --keep-duplicates and --markdown apply to sets of --data: add --data.")
     folder = Path() if set_options.markdown is None else set_options.markdown.parent
     if not folder.is_dir():
         raise UsageError(f"There is no folder '{folder}': create it, or choose another for --markdown.")
@@ -200,7 +204,7 @@ def _by_set(
     from llmva.prompts.testsets import PER_SET, read_test_sets
 
     test_sets = read_test_sets(
-        inputs.show_licences(sources.data, how["progress"]),
+        inputs.show_licences(sources, how["progress"]),
         sources.toxic,
         sources.benign,
         fit=inputs.fit_prompts(edit),
@@ -271,6 +275,8 @@ def _at_once(
             batch_tokens=how["batches"].of(model),
             progress=how["progress"],
         )
+        if how["system"] is not None:
+            metrics["limits"].append("Benchmarks were asked as their authors ask them, without the system prompt.")
     return {"prompts": counts, **metrics}
 
 
@@ -278,7 +284,8 @@ def _chat_model(model: Any, tokenizer: Any, how: Mapping[str, Any]) -> ChatModel
     from llmva.models.chat_model import ChatModel
     from llmva.models.engines.choose import make_engine
 
-    return ChatModel.of(model, tokenizer, how["batches"].of(model), make_engine(how["engine"], model))
+    batch_tokens, engine = how["batches"].of(model), make_engine(how["engine"], model)
+    return ChatModel.of(model, tokenizer, batch_tokens, engine, how["system"])
 
 
 def _show(record: dict[str, Any], display: Display) -> None:

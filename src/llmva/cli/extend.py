@@ -36,7 +36,7 @@ def extend(
     base: Base = None,
     skills: Skills = None,
     judge: JudgeName = "phrases",
-    settings: Annotated[dict[str, Any], SettingOptions(otherwise="the earlier run's")],
+    settings: Annotated[dict[str, Any], SettingOptions(otherwise="the earlier run's", without=("system",))],
     restart: Restart = False,
     seed: Annotated[
         int | None,
@@ -55,7 +55,8 @@ def extend(
 ) -> None:
     """Continue from the edit in DIR with new attacks (--toxic) or new false refusals (--benign). DIR stays unchanged.
 
-    Settings that are not given stay as in the earlier run. The earlier run's prompts guard against regressions.
+    Settings that are not given stay as in the earlier run, and its system prompt does in any case. The earlier run's
+    prompts guard against regressions.
     """
     if not sides.toxic and not sides.benign:
         raise UsageError("There is nothing new: add --toxic or --benign with a file or a data set.")

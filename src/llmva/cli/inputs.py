@@ -53,7 +53,7 @@ def model_stem(model: str) -> str:
     return Path(model).name.removesuffix(".gguf") or "model"
 
 
-def show_licences(data: Sequence[str], display: Display) -> list[Wanted]:
+def show_licences(sources: Sources, display: Display) -> list[Wanted]:
     """The sets of --data. Their licences are shown before the first use, with --quiet too: terms must be seen once.
 
     Raises UsageError as `parse_data`.
@@ -61,7 +61,7 @@ def show_licences(data: Sequence[str], display: Display) -> list[Wanted]:
     from llmva.prompts.public.registry import first_use_notice
     from llmva.prompts.public.wanted import parse_data
 
-    wanted = parse_data(data)
+    wanted = parse_data(sources.data, sources.data_dir)
     for one in wanted:
         notice = first_use_notice(one.entry.name)
         if notice:
@@ -89,7 +89,7 @@ def load(
     from llmva.models.load import load_model
 
     make_judge(judge)
-    show_licences(sources.data, Display(quiet))
+    show_licences(sources, Display(quiet))
     prompts = choose_prompts(place, sources, seed)
     with Display(quiet) as display:
         for sentence in (*prompts.notes, *prompts.warnings):
@@ -103,7 +103,14 @@ def choose_prompts(place: str, sources: Sources, seed: int) -> PromptSet:
     if sources.per_set is not None and not sources.data:
         raise UsageError("--per-set applies to the sets of --data: add --data, or leave it out.")
     if sources.toxic or sources.benign or sources.data:
-        return PromptSet.load(sources.toxic, sources.benign, seed=seed, data=sources.data, per_set=sources.per_set)
+        return PromptSet.load(
+            sources.toxic,
+            sources.benign,
+            seed=seed,
+            data=sources.data,
+            per_set=sources.per_set,
+            data_dir=sources.data_dir,
+        )
     own = Path(place) / BESIDE / "prompts.jsonl"
     return PromptSet.from_jsonl(own) if own.is_file() else PromptSet.bundled()
 
@@ -132,14 +139,35 @@ def run_prompts(edit: Path | None) -> PromptSet | None:
 
 def thinking_mode(edit: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """`thinking` and `thinking_tokens` as given, else as in the edit's run, else by default."""
-    from llmva.runs.record import read_run
     from llmva.settings import make_settings
 
-    folder = edit_file(edit).parent if edit is not None else None
-    of_run = read_run(folder)["settings"] if folder is not None and (folder / "run.json").is_file() else {}
+    of_run = _settings_of_run(edit) or {}
     both = {name: given.get(name) or of_run.get(name) for name in ("thinking", "thinking_tokens")}
     settings = make_settings(**{name: value for name, value in both.items() if value is not None})
     return {"thinking": settings.thinking, "thinking_tokens": settings.thinking_tokens}
+
+
+def system_prompt(edit: Path | None, given: Mapping[str, Any]) -> tuple[str | None, list[str], list[str]]:
+    """The system prompt as given, else as in the edit's run, else None; with notes on it, and limits."""
+    from llmva.settings import excerpt, make_settings
+
+    of_run = _settings_of_run(edit)
+    fitted = None if of_run is None else make_settings(system=of_run.get("system")).system
+    if "system" not in given:
+        note = "the system prompt is that of the edit's run, unless --system says otherwise: "
+        return fitted, [f"{note}{excerpt(fitted)}"] if fitted else [], []
+    system = make_settings(system=given["system"]).system
+    if of_run is None or system == fitted:
+        return system, [], []
+    return system, [], ["Not as in the edit's run: the system prompt. That run's figures need not hold here."]
+
+
+def _settings_of_run(edit: Path | None) -> dict[str, Any] | None:
+    """The settings of an edit's run, None where no run lies beside it."""
+    from llmva.runs.record import read_run
+
+    folder = edit_file(edit).parent if edit is not None else None
+    return dict(read_run(folder)["settings"]) if folder is not None and (folder / "run.json").is_file() else None
 
 
 def changes_since_fit(edit: Path | None, model: Any, tokenizer: Any) -> list[str]:

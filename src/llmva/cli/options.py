@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import wraps
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
+from llmva.errors import UsageError
 from llmva.settings import SEEDS, Settings
 
 ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or .gguf file.")]
@@ -78,6 +79,10 @@ class Sources(Sides):
             "--data", metavar="NAME[=PATH],...", help="Read public data sets that llmva data list shows. Repeatable."
         ),
     ] = field(default_factory=list)
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", metavar="DIR", help="Read the sets of --data from copies in this folder."),
+    ] = None
     per_set: Annotated[
         int | None,
         typer.Option(
@@ -90,9 +95,10 @@ class Sources(Sides):
 
     @property
     def places(self) -> list[str]:
-        """Paths and hub ids, and the names of sets of --data that have no path."""
+        """Paths and hub ids, and the names of sets of --data that are not read from this disk."""
         terms = [term for value in self.data for term in value.split(",")]
-        return [*self.toxic, *self.benign, *(term.partition("=")[2] or term for term in terms)]
+        copies = "" if self.data_dir is None else str(self.data_dir)
+        return [*self.toxic, *self.benign, *(term.partition("=")[2] or copies or term for term in terms)]
 
 
 @dataclass(frozen=True)
@@ -179,12 +185,13 @@ class SettingOptions:
     """In the annotation of a dict parameter: the options of these settings; the dict holds those with a value.
 
     Args:
-        names: fields of `Settings`; none means all that have an option.
+        names: fields of `Settings`; none means all that have an option, except those in `without`.
         otherwise: where a setting comes from that is not given, for the help; None: it has its default.
     """
 
-    def __init__(self, *names: str, otherwise: str | None = None) -> None:
-        self.names = names or tuple(name for name in Settings.model_fields if _option_names(name))
+    def __init__(self, *names: str, otherwise: str | None = None, without: Collection[str] = ()) -> None:
+        every = tuple(name for name in Settings.model_fields if _option_names(name) and name not in without)
+        self.names = names or every
         self.otherwise = otherwise
 
     def parameters(self) -> list[inspect.Parameter]:
@@ -202,7 +209,41 @@ class SettingOptions:
 
     @staticmethod
     def value(**given: Any) -> dict[str, Any]:
-        return {name: value for name, value in given.items() if value is not None}
+        values = {name: value for name, value in given.items() if value is not None}
+        return values | ({"system": system_text(values["system"])} if "system" in values else {})
+
+
+def system_text(given: str) -> str:
+    """The text that a value of --system is or names; "" for `none`, with which the chat template writes its own.
+
+    Raises UsageError for an empty text, and a file that is not there or cannot be read.
+    """
+    if given.strip() == "none":
+        return ""
+    is_file = given.strip() != "" and _names_file(given)
+    text = _file_text(given) if is_file else given
+    if not text.strip():
+        where = f"The file '{given}' of --system" if is_file else "--system"
+        raise UsageError(f"{where} holds no text: write a system prompt, or pass --system none for the template's own.")
+    return text.strip()
+
+
+def _names_file(given: str) -> bool:
+    """Whether a value is a path: there is one of this name, or it is one word that ends as text files do."""
+    with suppress(OSError, ValueError, RuntimeError):  # a text is too long for a name, or holds what no name may
+        if Path(given).expanduser().exists():
+            return True
+    return given.endswith((".txt", ".md")) and len(given.split()) == 1
+
+
+def _file_text(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UsageError(
+            f"The file '{path}' of --system cannot be read ({reason}): give a text file, or the text itself."
+        ) from error
 
 
 def setting_option(name: str, show_default: str | bool = True) -> Any:
@@ -215,15 +256,19 @@ def setting_option(name: str, show_default: str | bool = True) -> Any:
         help=about.description,
         min=bounds.get("ge"),
         max=bounds.get("le"),
-        metavar="|".join(choices) or None,
+        metavar="|".join(choices) or _extra(name).get("metavar"),
         show_default=show_default,
     )
 
 
 def _option_names(setting: str) -> list[str]:
-    extra = Settings.model_fields[setting].json_schema_extra
-    given: Any = extra.get("options") if isinstance(extra, dict) else None
+    given: list[str] | None = _extra(setting).get("options")
     return [f"--{setting.replace('_', '-')}"] if given is None else given
+
+
+def _extra(setting: str) -> dict[str, Any]:
+    extra = Settings.model_fields[setting].json_schema_extra
+    return dict(extra) if isinstance(extra, dict) else {}
 
 
 # -- from groups to options --------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llmva.cli.terminal.console import Display
 
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Repeat with this many seeds, beginning with --seed.")]
-StudySettings = Annotated[dict[str, Any], SettingOptions("iterations", "per_source", "max_new_tokens")]
+StudySettings = Annotated[dict[str, Any], SettingOptions("iterations", "per_source", "max_new_tokens", "system")]
 
 
 def compare(

@@ -76,9 +76,9 @@ def ablate(
     judge = make_judge(judge) if isinstance(judge, str) else judge
     prompts = prompts or PromptSet.bundled()
     progress = progress or Progress()
-    chat = ChatModel.of(model, tokenizer, batch_tokens)
-    base = fingerprint(chat.decoder, name or getattr(model.config, "_name_or_path", "") or "unnamed")
     chosen = make_settings(**settings)
+    chat = ChatModel.of(model, tokenizer, batch_tokens, system=chosen.system)
+    base = fingerprint(chat.decoder, name or getattr(model.config, "_name_or_path", "") or "unnamed")
     identity = {
         **study_identity(chat, base, prompts, ()),
         "what": what,

@@ -100,7 +100,7 @@ def compare(
     prompts = prompts or PromptSet.bundled()
     progress = progress or Progress()
     chosen = make_settings(**settings)
-    chat = ChatModel.of(model, tokenizer, batch_tokens)
+    chat = ChatModel.of(model, tokenizer, batch_tokens, system=chosen.system)
     base = fingerprint(chat.decoder, name or getattr(model.config, "_name_or_path", "") or "unnamed")
     identity = {
         **study_identity(chat, base, prompts, skills),

@@ -11,10 +11,11 @@ import llmva
 from llmva.edit import Edit
 from llmva.export.loader import Loader, find_loader
 from llmva.export.plan import Plan
-from llmva.export.redact import one_line, public_text, without_paths
+from llmva.export.redact import one_line, public_prompt, public_text, without_paths
 from llmva.report.run.outcome import outcome
 from llmva.report.run.rows import Row, comparison, skills, utility
 from llmva.report.values import finite, part
+from llmva.settings import excerpt
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -93,6 +94,12 @@ def strength(plan: Plan) -> float:
     return plan.strength * (1.0 if before is None else before)
 
 
+def system_of(plan: Plan) -> str | None:
+    """The system prompt that the edit was fitted with; None if that was the chat template's own, or is not known."""
+    system = part(dict(plan.record or {}), "settings").get("system")
+    return system if isinstance(system, str) and system.strip() else None
+
+
 def measured(plan: Plan) -> bool:
     """Whether the run's test results are for exactly what is shipped."""
     record = dict(plan.record or {})
@@ -164,7 +171,7 @@ def _body(plan: Plan, kind: str, repo: str, loader: Loader) -> str:
     limits = [f"- {_plain(public_text(str(limit)))}" for limit in (noted if isinstance(noted, list) else [])]
     sections = {
         "Results": _results_section(plan, record),
-        "Use": f"```python\n{_code_of(plan, kind, repo, loader)}\n```",
+        "Use": f"```python\n{_code_of(plan, kind, repo, loader)}\n```{_serving(plan)}",
         "Method": f"{METHOD}\n\nThis export is {ships}\n\n{_facts(plan, record)}",
         "Intended use": INTENDED,
         "Limits": "\n".join([LIMITS, *limits]),
@@ -238,6 +245,16 @@ tokenizer = AutoTokenizer.from_pretrained({place!r}{own_code})"""
     return code
 
 
+def _serving(plan: Plan) -> str:
+    """What goes with every prompt, beside the template; "" for nothing."""
+    system = system_of(plan)
+    if system is None:
+        return ""
+    told = "The edit was fitted with this system prompt, so serve the model with it:"
+    # indented, not fenced, as the command below
+    return f"\n\n{told}\n\n    {one_line(excerpt(public_prompt(system)))}"
+
+
 def _facts(plan: Plan, record: dict[str, Any]) -> str:
     facts = [
         ("base model", base_name(plan)),
@@ -245,7 +262,9 @@ def _facts(plan: Plan, record: dict[str, Any]) -> str:
         ("judge", record.get("judge")),
         ("seed", record.get("seed")),
     ]
-    facts += [(f"setting {name}", value) for name, value in part(record, "settings").items()]
+    facts += [(f"setting {name}", value) for name, value in part(record, "settings").items() if name != "system"]
+    if (system := system_of(plan)) is not None:
+        facts.append(("setting system", excerpt(public_prompt(system))))
     for split, counts in part(record, "prompts", "counts").items():
         if isinstance(counts, dict):
             facts.append((f"{split} prompts", ", ".join(f"{k} {v}" for k, v in counts.items())))

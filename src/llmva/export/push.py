@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.export.card import base_name, card, hub_id, public_edit, strength
+from llmva.export.card import base_name, card, hub_id, public_edit, strength, system_of
 from llmva.export.plan import Plan
-from llmva.export.redact import machine_roots, one_line, public_config, public_value, without_paths
+from llmva.export.redact import machine_roots, one_line, public_config, public_prompt, public_value, without_paths
 from llmva.files import lock, write_bytes, write_json, write_text
 from llmva.models.files.belonging import CARD
 from llmva.models.files.weights import read_object
@@ -163,6 +163,8 @@ def _public_record(plan: Plan) -> dict[str, Any]:
     command = whole.pop("command", None)
     record = dict(public_value(whole))
     record["base"]["model"] = base_name(plan)
+    if (system := system_of(plan)) is not None:
+        record["settings"]["system"] = public_prompt(system)
     record["command"] = without_paths(command, plan.title, base_name(plan)) if isinstance(command, str) else None
     utility = record.get("utility")
     if isinstance(utility, dict) and isinstance(utility.get("endings"), dict):

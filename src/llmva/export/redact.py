@@ -19,7 +19,8 @@ URL = re.compile(r"(?!file:)(\w{2,}://)(?:[^\s/@]*@)?(\[[^\]\s]*\]|[^\s/:#?'\"@]
 PUBLIC_HOSTS = ("huggingface.co", "hf.co", "github.com", "arxiv.org", "doi.org")
 HOST = "HOST"  # in the place of a computer's name
 DATA = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".gguf", ".safetensors", ".yaml", ".yml", ".html")
-PLACES = ("--out", "-o", "--skills", "--edit", "--judge-cache", "--cache")  # options whose value is a path, never an id
+# options whose value is a path, never an id
+PLACES = ("--out", "-o", "--skills", "--edit", "--data-dir", "--judge-cache", "--cache")
 
 
 def last_part(text: str) -> str:
@@ -52,8 +53,9 @@ def without_paths(command: str, base: str = "", called: str | None = None) -> st
         # NAME=PATH,NAME=PATH of --data, NAME=FOLDER of --judge
         pieces = [word] if "://" in word else re.split(r"([=,])", word)
         named = before in ("--judge", "--data")
+        place = before in PLACES or (before == "--system" and len(word.split()) == 1)  # a file, or a text
         cut = [
-            piece if i % 2 else _without_folder(piece, before in PLACES or (named and i > 0 and pieces[i - 1] == "="))
+            piece if i % 2 else _without_folder(piece, place or (named and i > 0 and pieces[i - 1] == "="))
             for i, piece in enumerate(pieces)
         ]
         shown.append(without_hosts("".join(cut)))
@@ -79,6 +81,13 @@ def without_hosts(text: str) -> str:
 def public_text(text: str) -> str:
     """A sentence or a name, without folders and computers."""
     return without_hosts(last_part(text))
+
+
+def public_prompt(text: str) -> str:
+    """A system prompt: whole, since a model is served with it, but for folders of this machine and computers."""
+    for root in machine_roots():
+        text = text.replace(f"{root}/", "").replace(root, Path(root).name)
+    return without_hosts(text)
 
 
 def public_value(value: Any) -> Any:

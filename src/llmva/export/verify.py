@@ -8,9 +8,10 @@ cannot be compared, an artefact is not called the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from llmva.models.sublayers import find_decoder, first_tensor, hooked
 from llmva.models.writers import PLAIN
 from llmva.progress import Progress
 from llmva.runs.identity import TITLES, belongings
+from llmva.runs.record import read_run
+from llmva.settings import make_settings
 
 PROBES = (
     "How do I sharpen a kitchen knife?",
@@ -115,13 +118,14 @@ def verify(
     edit = holder.edit
     progress.stage("loading the base")
     model, tokenizer = load_model(base, **options)
+    ask = partial(_logits, system=_system_of([artefact.path for artefact in opened]))
     options["dtype"] = str(model.dtype).removeprefix("torch.")
-    plain = _logits(model, tokenizer)
+    plain = ask(model, tokenizer)
     with edit.apply(model):
-        wanted = _logits(model, tokenizer)
+        wanted = ask(model, tokenizer)
     epsilon = torch.finfo(model.dtype).eps
     steps = (epsilon, _stored_epsilon(base, epsilon))
-    noise = {step: _rounding_noise(model, tokenizer, plain, step) for step in set(steps)}
+    noise = {step: _rounding_noise(partial(ask, model, tokenizer), model, plain, step) for step in set(steps)}
     reference = Reference(plain, wanted, noise[steps[0]], noise[steps[1]], options["dtype"])
     known = {**belongings(model, tokenizer), "generation": _generation(model)}
     packed = getattr(model, "is_quantized", False)
@@ -134,15 +138,16 @@ def verify(
             assert artefact.edit is not None
             problems = edit_problems(edit, artefact.edit)
             with artefact.edit.apply(model):
-                got = _logits(model, tokenizer)
+                got = ask(model, tokenizer)
         elif artefact.kind == "lora":
             if packed:  # PEFT takes the state of packed weights, which spoils used ones on CPUs
                 model, _ = load_model(base, **options)
-            got, problems = _with_adapter(model, tokenizer, artefact.path, edit, share)
+            with _with_adapter(model, artefact.path) as inside:
+                got, problems = ask(inside, tokenizer), adapter_problems(inside, edit, share)
         else:
             model = None  # one model at a time
             merged, own_tokenizer = load_model(artefact.path, **options)
-            got = _logits(merged, tokenizer)
+            got = ask(merged, tokenizer)
             problems = _other_belongings(known, merged, own_tokenizer, base)
             problems += merged_problems(base, artefact.path, edit, bool(options.get("trust_remote_code")))
             proved = not base.endswith(".gguf")
@@ -184,10 +189,17 @@ def _row(artefact: Artefact, reference: Reference, got: Tensor, problems: list[s
     }
 
 
+def _system_of(paths: Sequence[Path]) -> str | None:
+    """The system prompt of the first run among the artefacts."""
+    folders = (edit_file(path).parent for path in paths)
+    record = next((read_run(folder) for folder in folders if (folder / "run.json").is_file()), None)
+    return None if record is None else make_settings(system=record["settings"].get("system")).system
+
+
 @torch.inference_mode()
-def _logits(model: Any, tokenizer: Any) -> Tensor:
+def _logits(model: Any, tokenizer: Any, system: str | None = None) -> Tensor:
     """Float32 logits [prompts, vocabulary] of the first token of each answer, on the CPU."""
-    template = ChatTemplate.of(tokenizer)
+    template = ChatTemplate.loaded(tokenizer, system)
     ids, mask = pad_left([template.row(text) for text in PROBES], pad_token(model, tokenizer), input_device(model))
     logits = logits_of(run_forward(model, forward_inputs(model, ids, mask), keep=1), 1)[:, -1]
     if not logits.isfinite().any():
@@ -206,8 +218,11 @@ def _stored_epsilon(base: str, epsilon: float) -> float:
     return max([epsilon, *(torch.finfo(dtype).eps for dtype in dtypes if dtype in PLAIN and dtype is not None)])
 
 
-def _rounding_noise(model: Any, tokenizer: Any, plain: Tensor, epsilon: float) -> float:
-    """The largest change of a logit when the outputs of all sublayers change by up to `epsilon` of their size."""
+def _rounding_noise(ask: Callable[[], Tensor], model: Any, plain: Tensor, epsilon: float) -> float:
+    """The largest change of a logit when the outputs of all sublayers change by up to `epsilon` of their size.
+
+    `ask` gives the logits of the model as it is.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def rounded(module: Any, args: Any, output: Any) -> Any:
@@ -218,11 +233,12 @@ def _rounding_noise(model: Any, tokenizer: Any, plain: Tensor, epsilon: float) -
 
     projections = [sublayer.projection for sublayer in find_decoder(model).sublayers]
     with hooked([projection.register_forward_hook(rounded) for projection in projections]):
-        return max(float((_logits(model, tokenizer) - plain).abs().max()) for _ in range(ROUNDINGS))
+        return max(float((ask() - plain).abs().max()) for _ in range(ROUNDINGS))
 
 
-def _with_adapter(model: Any, tokenizer: Any, path: Path, edit: Edit, share: float) -> tuple[Tensor, list[str]]:
-    """Logits of the base with the adapter loaded by PEFT, as a user would load it, and what differs from the edit."""
+@contextmanager
+def _with_adapter(model: Any, path: Path) -> Iterator[Any]:
+    """The base with the adapter loaded by PEFT, as a user would load it."""
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -234,10 +250,10 @@ def _with_adapter(model: Any, tokenizer: Any, path: Path, edit: Edit, share: flo
         raise LlmvaError(
             f"PEFT cannot load '{path}' ({type(error).__name__}: {first}): export the adapter again."
         ) from error
-    with ExitStack() as after:
-        after.callback(wrapped.unload)
-        inside = wrapped.get_base_model()
-        return _logits(inside, tokenizer), adapter_problems(inside, edit, share)
+    try:
+        yield wrapped.get_base_model()
+    finally:
+        wrapped.unload()
 
 
 def _generation(model: Any) -> dict[str, Any]:

@@ -50,12 +50,20 @@ class ChatModel:
     _rows: dict[tuple[str, bool], array[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, batch_tokens: int | None = None, engine: Engine | None = None) -> ChatModel:
+    def of(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        batch_tokens: int | None = None,
+        engine: Engine | None = None,
+        system: str | None = None,
+    ) -> ChatModel:
         """Find the sublayers of `model`, unless it is a Decoder already, check it, and guess the size of a batch.
 
         Args:
             batch_tokens: maximum number of tokens in a batch; None guesses by free memory.
             engine: what writes answers; None is transformers. See `llmva.models.engines`.
+            system: the system prompt of every prompt; None leaves the system turn to the chat template.
 
         Raises:
             UsageError, LlmvaError: as `find_decoder` and `ChatTemplate.of`, and where a model with code of its own
@@ -63,7 +71,7 @@ class ChatModel:
         """
         known = model.model if isinstance(model, Decoder) else model
         check_features(known)
-        template = ChatTemplate.of(tokenizer)
+        template = ChatTemplate.of(tokenizer, system)
         limits = [*loading_limits(known), *template.limits, *ending_limits(known, tokenizer)]
         if hooks := told_hooks(known):
             limits.append(f"The model has {hooks}: what they do is part of every figure, and no export has it.")

@@ -16,7 +16,8 @@ import torch
 
 from llmva.errors import LlmvaError, UsageError
 from llmva.models.chat import ChatTemplate, pad_token
-from llmva.models.chat.template import find_in_files, first_line, panicked
+from llmva.models.chat.places import find_in_files
+from llmva.models.chat.template import first_line, panicked
 from llmva.models.files import unpacked
 from llmva.models.files.untold import dropped, untied
 from llmva.models.files.weights import find_weights, model_inside, refuse_adapter, refuse_dangling
@@ -199,7 +200,7 @@ def read_tokenizer(name: str, source: str, options: Mapping[str, Any]) -> Any:
     with _explained(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         _take_template(tokenizer, source, {key: options[key] for key in ("revision",) if key in options})
-        tokenizer.decode(ChatTemplate.of(tokenizer).row("hello"))
+        tokenizer.decode(ChatTemplate.loaded(tokenizer).row("hello"))
         return tokenizer
 
 
@@ -261,7 +262,7 @@ def _take_template(tokenizer: Any, source: str, where: Mapping[str, Any]) -> Non
         file, text = next(find_in_files(source, **where), (None, None))
         if file is not None:
             tokenizer.chat_template = text
-    ChatTemplate.of(tokenizer)
+    ChatTemplate.loaded(tokenizer)
 
 
 def check_weights(model: Any, name: str) -> None:

@@ -49,6 +49,9 @@ def read_entry(
         warnings.append(
             f"{entry.name}: {dropped} rows left out, which hold no prompt or one of more than {max_chars:,} characters."
         )
+    if local is not None:
+        missing = [side for side, source in by_side.items() if not source.texts]
+        warnings += [f"{entry.name}: {local} holds none of its {side} prompts." for side in missing]
     sources = [(side == "benign", source) for side, source in by_side.items() if source.texts]
     sources[0][1].warnings += warnings
     return sources
@@ -96,11 +99,17 @@ def _local_tables(entry: Entry, path: Path, warnings: list[str]) -> list[tuple[P
         if not _differ_in_split(entry):
             raise UsageError(f"{path} has no file {name}, a part of {entry.name}: put it there.")
         warnings.append(f"{entry.name}: {path} has no {name}, so its {part.use} prompts are not used.")
-    return [(part, read_file(file)) for part, matching in by_part for file in matching]
+    return [(part, read_file(file)) for part, matching in by_part for file in _nearest(matching)]
+
+
+def _nearest(files: Sequence[Path]) -> list[Path]:
+    """Those in the folder that is least deep: a set does not hold the same file twice."""
+    depth = min((len(file.parts) for file in files), default=0)
+    return [file for file in files if len(file.parts) == depth]
 
 
 def _part_of_file(entry: Entry, path: Path) -> Part:
-    matching = [part for part in entry.parts if _is_of(part, Path(path.name))]
+    matching = [part for part in (*entry.parts, *entry.copies) if _is_of(part, Path(path.name))]
     if matching:
         return matching[0]
     if _differ_in_split(entry):
@@ -122,7 +131,7 @@ def _is_of(part: Part, path: Path) -> bool:
         ends = {"/".join(path.parts[-n:]) for n in (1, depth)}
         # A copy of one file often loses its folders, so a name without wildcards is enough by itself.
         accepted = {pattern} if "*" in pattern else {pattern, pattern.rsplit("/", 1)[-1]}
-        if any(fnmatch(end, form) for end in ends for form in accepted):
+        if any(fnmatch(end.casefold(), form.casefold()) for end in ends for form in accepted):
             return True
     return False
 

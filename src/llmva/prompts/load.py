@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from llmva.errors import UsageError
 from llmva.prompts.contamination import near_repeats
@@ -67,9 +68,10 @@ def load_splits(
     max_chars: int = MAX_CHARS,
     data: Sequence[str] = (),
     per_set: int | None = None,
+    data_dir: str | Path | None = None,
 ) -> Splits:
     """What `PromptSet.load` makes a set of, with the same arguments and errors."""
-    wanted = parse_data(data)
+    wanted = parse_data(data, data_dir)
     sides = {side for one in wanted for side in one.entry.sides}
     require_prompts("toxic", len(toxic) + ("toxic" in sides))
     require_prompts("benign", len(benign) + ("benign" in sides))

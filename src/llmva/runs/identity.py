@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llmva.models.chat import ChatTemplate, end_tokens
+from llmva.models.chat import end_tokens
+from llmva.models.chat.template import template_text
 from llmva.models.chat_model import ChatModel
 from llmva.models.fingerprint import other_weights, weights_digest
 
@@ -87,7 +88,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 def template_digest(tokenizer: Any) -> str | None:
     """The chat template, or all of them where there are several; None where there is none."""
-    template = ChatTemplate.of(tokenizer).text  # which may lie in a processor's file
+    template = template_text(tokenizer)  # which may lie in a processor's file
     return None if template is None else _digest(template)
 
 

@@ -28,6 +28,7 @@ from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.environment import peak_bytes
 from llmva.runs.identity import difference, other_versions
 from llmva.runs.record import FORMAT, VERSION, read_answers, read_run
+from llmva.settings import excerpt
 
 BEFORE = ".before.safetensors"
 UNTOUCHED = -1  # iteration of the untouched model's answers in a run that extends another, copied from the first run
@@ -239,7 +240,7 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) ->
 
     for name, new in now["settings"].items():
         if before["settings"].get(name) != new:
-            raise refuse(f"the setting {name}", before["settings"].get(name), new)
+            raise refuse(f"the setting {name}", *(_shown(r["settings"].get(name)) for r in (before, now)))
     for name in UNCHANGED:
         if before[name] != now[name]:
             raise refuse(f"the {name}", before[name], now[name])
@@ -258,6 +259,11 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) ->
     if before["base"]["sha256"] != now["base"]["sha256"]:
         raise refuse("the model", *(f"'{r['base']['model']}' ({r['base']['sha256'][:12]})" for r in (before, now)))
     return notes
+
+
+def _shown(value: object) -> object:
+    """A setting in a sentence: a system prompt may be long."""
+    return f"'{excerpt(value, 60)}'" if isinstance(value, str) and len(value.split()) > 1 else value
 
 
 def _append(path: Path, rows: list[dict[str, Any]], known: int) -> int:

@@ -6,32 +6,38 @@ What is not as it should be is told: `limits` are sentences for whoever reads a 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from llmva.errors import LlmvaError
 from llmva.models.chat.marks import KNOWN, Marks, discover, spans
+from llmva.models.chat.places import TOKENIZER_FILE, find_in_files, of_names
 from llmva.models.chat.switches import CLOSED, OPENED, SILENT, Switch, find_switches
+from llmva.models.chat.system import in_message_limit, shows, with_system
 
-TOKENIZER_FILE = "chat_template.jinja"  # which tokenizers read themselves
-PROCESSOR_FILES = ("chat_template.json", "processor_config.json", "preprocessor_config.json", TOKENIZER_FILE)
 QUESTION, REPLY = "What colour is the sky at noon?", "It is blue, unless it rains."  # to see where a template puts them
 CLOCK = re.compile(r"strftime_now\(\s*['\"]([^'\"]+)['\"]")  # with the form in which a template asks for the date
 MAX_ADDED = 100_000  # characters of a template's own; lists of tools have some thousands
+SYSTEM = "You are a helpful assistant."  # to see whether a template asks for a system turn
 PLAIN_LIMIT = (
     "The model has no chat template, so it was asked in a plain dialogue (User: ... Assistant:): if it has a template, "
     "put it into the model's folder as chat_template.jinja."
 )
 
 
+class SystemTurnError(LlmvaError):
+    """A template that cannot be used without a system prompt."""
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
-    """`text` is the Jinja source, None where there is none and a plain dialogue takes its place."""
+    """`text` is the Jinja source, None where there is none and a plain dialogue takes its place.
+
+    `system` is the system prompt of every dialogue; None leaves the system turn to the template.
+    """
 
     tokenizer: Any
     text: str | None
@@ -43,35 +49,51 @@ class ChatTemplate:
     closes: bool = False  # the template ends with a closed thought where thinking is off, or it is closed for it
     notes: tuple[str, ...] = ()  # for the log
     limits: tuple[str, ...] = ()
+    system: str | None = None
+    system_in_message: bool = False  # where the template has no system turn: before the user's first message
 
     @classmethod
-    def of(cls, tokenizer: Any) -> ChatTemplate:
+    def of(cls, tokenizer: Any, system: str | None = None) -> ChatTemplate:
         """Find and try the template.
 
+        Args:
+            system: the system prompt, without white space around it.
+
         Raises:
-            LlmvaError: it cannot be rendered, or loses the message.
+            LlmvaError: it cannot be rendered, or loses the message or the system prompt.
         """
         text, source, notes, limits = _find(tokenizer)
         added: dict[str, int] = tokenizer.get_added_vocab() if hasattr(tokenizer, "get_added_vocab") else {}
         marks = discover(text or "", added, getattr(tokenizer, "response_template", None))
         plain = cls(tokenizer, text, source, marks=(*marks, *KNOWN), notes=notes, limits=limits)
         if text is None:
-            return replace(plain, limits=(*limits, PLAIN_LIMIT))
-        tried = replace(plain, in_parts=_takes_parts(plain))
+            return replace(plain, limits=(*limits, PLAIN_LIMIT), system=system)
+        tried = replace(plain, in_parts=_takes_parts(plain)) if system is None else _with_place(plain, system)
         tried = replace(tried, switches=find_switches(text, tried._state))
         on, off = (tried._tail(switch) for switch in tried.switches)
         opened = tried._left_open(on), tried._left_open(off)
         closes = opened[1] is not None or any(one.close.search(off) for one in tried.marks)
         tried = replace(tried, opened=opened, closes=closes)
-        return replace(tried, limits=(*limits, *_faults(tried)))
+        _check_system(tried)
+        return replace(tried, limits=(*tried.limits, *_faults(tried)))
+
+    @classmethod
+    def loaded(cls, tokenizer: Any, system: str | None = None) -> ChatTemplate:
+        """As `of`, where the system prompt may not be known yet: a template that asks for one is tried with some."""
+        try:
+            return cls.of(tokenizer, system)
+        except SystemTurnError:
+            return cls.of(tokenizer, SYSTEM)
 
     def render(self, messages: Sequence[Mapping[str, str]], thinking: bool = False) -> str:
         """A dialogue with the generation prompt; thinking is off, where the template offers that, unless asked."""
         if self.text is None:
+            messages = with_system(messages, self.system, None, in_message=False)
             turns = "".join(f"{m['role'].capitalize()}: {m['content']}\n\n" for m in messages)
             return f"{turns}Assistant:"
         rendered = self._fill(messages, self.switches[0 if thinking else 1])
-        limit = MAX_ADDED + 10 * sum(len(message["content"]) for message in messages)
+        given = [self.system or "", *(message["content"] for message in messages)]
+        limit = MAX_ADDED + 10 * sum(map(len, given))
         if len(rendered) > limit:
             raise LlmvaError(
                 f"The chat template makes {len(rendered):,} characters of {messages[-1]['content'][:40]!r}: mend it, "
@@ -115,8 +137,7 @@ class ChatTemplate:
         return bool(bos) and rendered.lstrip().removeprefix(str(bos)).lstrip().startswith(str(bos))
 
     def _fill(self, messages: Sequence[Mapping[str, Any]], switch: Switch, *, prompted: bool = True) -> str:
-        if switch.system is not None:
-            messages = [{"role": "system", "content": switch.system}, *messages]
+        messages = with_system(messages, self.system, switch.system, in_message=self.system_in_message)
         if self.in_parts:
             messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
         # only what the tokenizer does not know itself: its own code may take less than transformers' does
@@ -159,7 +180,7 @@ def _find(tokenizer: Any) -> tuple[str | None, str, tuple[str, ...], tuple[str, 
     """The text, its source, notes and limits."""
     own: Any = getattr(tokenizer, "chat_template", None)
     named = isinstance(own, dict) and len(own) > 0
-    text: str | None = _of_names(own) if named else own
+    text: str | None = of_names(own) if named else own
     in_files = list(find_in_files(str(getattr(tokenizer, "name_or_path", "") or ""), local_files_only=True))
     if not text:
         if not in_files:
@@ -185,20 +206,6 @@ def _find(tokenizer: Any) -> tuple[str | None, str, tuple[str, ...], tuple[str, 
     return text, source, tuple(notes), tuple(limits)
 
 
-def default_template(tokenizer: Any) -> str | None:
-    """The text of the template that a tokenizer holds itself, the default one of several; None where it holds none."""
-    own: Any = getattr(tokenizer, "chat_template", None)
-    text: Any = _of_names(own) if isinstance(own, dict) and own else own
-    return text if isinstance(text, str) and text else None
-
-
-def _of_names(named: Mapping[str, str]) -> str:
-    """The default among named templates; where there is none, the first that is not for tools or documents."""
-    special = re.compile(r"tool|rag|document|function|vision|image", re.I)
-    order = sorted(named, key=lambda name: (name != "default", special.search(name) is not None))
-    return named[order[0]]
-
-
 def _differ(tokenizer: Any, text: str, other: str) -> bool:
     """Whether two templates render a user's message differently, whichever form of content each of them takes."""
     try:
@@ -209,37 +216,6 @@ def _differ(tokenizer: Any, text: str, other: str) -> bool:
     except Exception:  # the other one may need what a tokenizer does not have
         return False
     return rendered[0] != rendered[1]
-
-
-def find_in_files(name: str, **where: Any) -> Iterator[tuple[str, str]]:
-    """`(file, text)` of the chat templates among the files of a model's processor, the file that counts most first.
-
-    Args:
-        name: a folder or a hub id.
-        where: further arguments of transformers' `cached_file`, such as `revision`.
-    """
-    from transformers.utils.hub import cached_file
-
-    for file in PROCESSOR_FILES if name else ():
-        try:
-            path = cached_file(
-                name,
-                file,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_gated_repo=False,
-                _raise_exceptions_for_connection_errors=False,
-                **where,
-            )
-            held = None if path is None else Path(path).read_text(encoding="utf-8")
-            text = held if held is None or file == TOKENIZER_FILE else json.loads(held).get("chat_template")
-            if isinstance(text, list):
-                text = {str(one["name"]): str(one["template"]) for one in text}
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):  # what cannot be read holds no template
-            continue
-        if isinstance(text, dict) and text:
-            text = _of_names(text)
-        if isinstance(text, str) and text.strip():
-            yield file, text
 
 
 # -- what a template does ----------------------------------------------------------------------------------------
@@ -254,18 +230,17 @@ def _takes_parts(template: ChatTemplate) -> bool:
         except Exception as error:  # a template is a program of the model's: it may fail in any way
             raised = raised or error
             continue
-        if QUESTION in rendered or QUESTION.lower() in rendered.lower():
+        if shows(rendered, QUESTION):
             return in_parts
-    place = getattr(template.tokenizer, "name_or_path", "")
-    name = f"'{place}'" if place else "this model"
+    name = _name(template)
     if raised is None:
         raise LlmvaError(
             f"The chat template of {name} leaves the user's message out: mend it, or remove it for a plain dialogue."
         )
     if _needs_a_system_turn(template):
-        raise LlmvaError(
-            f"The chat template of {name} asks for a system turn ({first_line(raised)}), and llmva asks without one: "
-            "let the template write its own where there is none."
+        raise SystemTurnError(
+            f"The chat template of {name} asks for a system turn ({first_line(raised)}): give its text with --system, "
+            "or let the template write its own where there is none."
         ) from raised
     raise LlmvaError(
         f"The chat template of {name} cannot be rendered ({first_line(raised)}): mend it, or remove it for a plain "
@@ -274,11 +249,41 @@ def _takes_parts(template: ChatTemplate) -> bool:
 
 
 def _needs_a_system_turn(template: ChatTemplate) -> bool:
-    system = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": QUESTION}]
     try:
-        return QUESTION in template._fill(system, Switch())
+        return QUESTION in replace(template, system=SYSTEM)._fill([{"role": "user", "content": QUESTION}], Switch())
     except Exception:  # as before
         return False
+
+
+def _with_place(plain: ChatTemplate, system: str) -> ChatTemplate:
+    """The template with the system prompt where it comes through, and with the form of contents for that."""
+    reason: str | None = None
+    for in_parts in (False, True):
+        tried = replace(plain, in_parts=in_parts, system=system)
+        try:
+            rendered = tried._fill([{"role": "user", "content": QUESTION}], Switch())
+        except Exception as error:  # as before
+            reason = reason or first_line(error)
+            continue
+        if shows(rendered, QUESTION) and shows(rendered, system):
+            return tried
+    limits = (*plain.limits, in_message_limit(reason))
+    return replace(plain, in_parts=_takes_parts(plain), system=system, system_in_message=True, limits=limits)
+
+
+def _check_system(template: ChatTemplate) -> None:
+    """Raises LlmvaError where a prompt is rendered without the system prompt."""
+    for thinking in (False, True) if template.system is not None else ():
+        if not shows(template.render([{"role": "user", "content": QUESTION}], thinking), str(template.system)):
+            raise LlmvaError(
+                f"The chat template of {_name(template)} leaves the system prompt out or changes it: mend the "
+                "template, or put the text into the prompts and leave --system out."
+            )
+
+
+def _name(template: ChatTemplate) -> str:
+    place = getattr(template.tokenizer, "name_or_path", "")
+    return f"'{place}'" if place else "this model"
 
 
 def _faults(template: ChatTemplate) -> list[str]:
@@ -353,6 +358,11 @@ def first_line(error: BaseException) -> str:
     """The first sentence of a message, in 200 characters at most."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.split(r"(?<=\w)\. (?=[A-Z])", lines[0])[0][:200].rstrip(". ")
+
+
+def template_text(tokenizer: Any) -> str | None:
+    """The Jinja source of the template that is used, wherever it was found; None where there is none."""
+    return _find(tokenizer)[0]
 
 
 # -- for one text ------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmva.models.chat.marks import KNOWN, discover
-from llmva.models.chat.template import QUESTION, REPLY, default_template
+from llmva.models.chat.places import default_template
+from llmva.models.chat.template import QUESTION, REPLY, SYSTEM
 
 
 def turn_end(tokenizer: Any) -> int | None:
@@ -93,8 +94,9 @@ def _special_tokens(tokenizer: Any) -> dict[str, int]:
 
 def _after_reply(tokenizer: Any, text: str) -> str:
     """What the template writes after the answer of a whole dialogue; "" where that cannot be told."""
-    for in_parts in (False, True):
-        turns: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": REPLY}]
+    bare: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": REPLY}]
+    for with_system, in_parts in ((False, False), (False, True), (True, False), (True, True)):
+        turns = [{"role": "system", "content": SYSTEM}, *bare] if with_system else bare
         if in_parts:
             turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
         try:

@@ -34,6 +34,9 @@ def markdown_table() -> str:
             where = "prompts.jsonl" if entry.home.kind == "bundled" else where
             columns = ", else ".join(f"`{column}`" for column in part.columns)
             lines.append(f"| `{entry.name}` | {columns} | {where} | {_rule(part)} |")
+        for part in entry.copies:
+            columns = ", else ".join(f"`{column}`" for column in part.columns)
+            lines.append(f"| `{entry.name}` | {columns} | a copy called {part.files[0]} | {_rule(part)} |")
     return "\n".join(lines) + "\n"
 
 

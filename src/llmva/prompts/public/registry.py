@@ -86,7 +86,10 @@ class Home(_Frozen):
 
 
 class Entry(_Frozen):
-    """A data set. `unchecked` names the fields that we could not check against public material."""
+    """A data set. `unchecked` names the fields that we could not check against public material.
+
+    `copies` are files in which other public code holds the set or one side of it; only copies on this disk are read so.
+    """
 
     name: str
     aliases: tuple[str, ...]
@@ -96,6 +99,7 @@ class Entry(_Frozen):
     arxiv: str | None
     description: str
     parts: tuple[Part, ...]
+    copies: tuple[Part, ...] = ()
     unchecked: tuple[str, ...]
 
     @property

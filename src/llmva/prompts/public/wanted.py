@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmva.errors import UsageError
+from llmva.prompts.public.mirror import find_copy
 from llmva.prompts.public.registry import Entry, find
 
 FORM = "NAME or NAME=PATH, several with commas between them"
@@ -20,12 +21,14 @@ class Wanted:
     local: str | None = None
 
 
-def parse_data(given: Sequence[str]) -> list[Wanted]:
-    """The sets named by values of `--data`, in order.
+def parse_data(given: Sequence[str], folder: str | Path | None = None) -> list[Wanted]:
+    """The sets named by values of `--data`, in order; `folder` has copies of those that are named without a path.
 
-    Raises UsageError for an empty or unknown name, a missing path, and a set named twice.
+    Raises UsageError for an empty or unknown name, a missing path or copy, a set named twice, and a folder alone.
     """
-    sets = [_parse(term) for value in given for term in _terms(value)]
+    if folder is not None and not given:
+        raise UsageError("--data-dir applies to the sets of --data: add --data, or leave it out.")
+    sets = [_parse(term, folder) for value in given for term in _terms(value)]
     names = [wanted.entry.name for wanted in sets]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -39,7 +42,7 @@ def _terms(value: str) -> list[str]:
     return [value] if equals and "," in path and _exists(path) else value.split(",")
 
 
-def _parse(term: str) -> Wanted:
+def _parse(term: str, folder: str | Path | None) -> Wanted:
     name, equals, path = term.strip().partition("=")
     if not name.strip():
         raise UsageError(f"an empty data set was named: write {FORM}.")
@@ -48,7 +51,9 @@ def _parse(term: str) -> Wanted:
             raise UsageError(
                 f"{name} is a file or folder, not a name: give it as --toxic or --benign, or as NAME=PATH."
             )
-        return Wanted(find(name))
+        entry = find(name)
+        in_folder = folder is not None and entry.home.kind != "bundled"
+        return Wanted(entry, find_copy(entry, Path(str(folder)).expanduser()) if in_folder else None)
     entry = find(name)
     if not path.strip():
         raise UsageError(f"{name}= lacks the path of a copy: write {FORM}.")

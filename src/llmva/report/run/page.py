@@ -14,6 +14,7 @@ from llmva.report.run.changes import Changes, changes
 from llmva.report.run.front import front_panel
 from llmva.report.run.outcome import outcome
 from llmva.report.values import DASH, MINUS, dicts, duration, finite, part, scaled, score, share
+from llmva.settings import excerpt
 
 FORMAT, VERSION = "llmva-run", 1
 HISTORY = ("f1", "asr", "orr", "garbled", "kept", "perplexity", "mean_angle")  # what the table of iterations shows
@@ -67,7 +68,7 @@ def render(run: dict[str, Any], answers: list[dict[str, Any]], prompts: Mapping[
         command=run.get("command"),
         facts=_facts(run),
         legend=legend,
-        settings=part(run, "settings"),
+        settings=_settings(run),
         sources=_sources(run),
         limits=_limits(run),
     )
@@ -193,12 +194,20 @@ def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("Blocks × width", _times(base.get("blocks"), base.get("hidden_size"))),
         ("Parameters", scaled(base.get("parameters"), ("", "thousand", "million", "billion", "trillion"))),
         ("Stored as", base.get("dtype")),
+        ("System prompt", _settings(run).get("system")),
         ("Judge", run.get("judge")),
         ("Seed", run.get("seed")),
         ("llmva", run.get("llmva")),
         *part(run, "versions").items(),
     ]
     return [(name, str(value)) for name, value in pairs if value not in (None, "", DASH)]
+
+
+def _settings(run: dict[str, Any]) -> dict[str, Any]:
+    """The settings, a system prompt by its beginning."""
+    settings = part(run, "settings")
+    system = settings.get("system")
+    return settings | {"system": excerpt(system)} if isinstance(system, str) else settings
 
 
 def _times(blocks: object, width: object) -> str | None:
