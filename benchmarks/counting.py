@@ -20,6 +20,7 @@ import torch
 PHASES = (  # module, object, attribute, phase; a function that is missing at some commit is left out
     ("llmva.method.context", "Context", "observe", "answering"),
     ("llmva.method.context", "Context", "predict_labels", "predicting labels"),
+    ("llmva.method.context", "Context", "read", "reading bundled prompts"),
     ("llmva.method.context", "Context", "harm", "harmless text"),
     ("llmva.method.context", "Context", "first_token_kl", "length of steps"),
     ("llmva.method.context", "Context", "harmless_outputs", "harmless outputs"),

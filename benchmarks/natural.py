@@ -6,7 +6,8 @@
 SHARED is a folder with data/: the paper's four sets (S-Eval attack and risk, NQ, ORFuzz) and data/transfer/
 (XSTest-safe, OKTest, AdvBench and attacks). Every run fits on the first --rows rows of the four training files, of
 which it sets validation and test prompts aside, and is measured on its test prompts; --bundled fits on the bundled
-prompts instead, --only leaves the bundled prompts out that are read beside them. Then the untouched model and each edit answer --foreign rows of each foreign set and of the paper's
+prompts instead, --only leaves the bundled prompts out that are read beside them. Then the untouched model and each
+edit answer --foreign rows of each foreign set and of the paper's
 validation files, which no fit has seen; what the model's context does not hold is left out. What is done stays in OUT,
 so the same command goes on after an interruption. It writes OUT/natural.md.
 """

@@ -2,11 +2,12 @@
 
     python benchmarks/readers.py MODEL SHARED OUT [--per-source 128] [--seeds 1] [--edit DIR] [--rows 200]
 
-SHARED is a folder with data/ as benchmarks/natural.py takes it. Vectors are fitted on the bundled training prompts, on
-the paper's four training files, and on both, by the SVM alone (M = I) and in the metric of random messages. AUC is
-the share of pairs, one benign prompt and one toxic one, that o.v_b orders rightly. It is given as the mean over the
-middle two thirds of the sublayers, and with --edit over the sublayers of that edit; in brackets the least of them.
-Captures of the untouched model stay in OUT, named after a hash of the prompts.
+SHARED is a folder with data/ as benchmarks/natural.py takes it. Vectors are fitted on --per-source prompts each of the
+paper's four training files, on twice as many of each bundled kind, and on both: as the paper does (M = I, C = 1), with
+a cost in units of the outputs' deviation, in the metric of random messages too, and as the default run does, quiet on
+differences between sources as well. AUC is the share of pairs, one benign prompt and one toxic one, that o.v_b orders
+rightly. It is given as the mean over the middle two thirds of the sublayers, and with --edit over the sublayers of that
+edit; in brackets the least of them. Captures of the untouched model stay in OUT, named after a hash of the prompts.
 """
 
 from __future__ import annotations
@@ -23,14 +24,22 @@ from torch import Tensor
 import llmva
 from llmva.cli.inputs import quiet_libraries
 from llmva.edit import Edit
-from llmva.method.svm import HarmlessMetric, unit
+from llmva.method.identify import Fit, benign_vector
 from llmva.models.chat_model import ChatModel
 from llmva.models.generate import answer_prompts
 from llmva.models.harmless import random_messages
 from llmva.prompts.load import read_prompts
+from llmva.prompts.types import Prompt
+from llmva.settings import Settings
 
 HOME = {True: ("nq", "orfuzzset"), False: ("seval_attack", "seval_risk")}  # benign: names
 FOREIGN = {True: ("xstest_safe", "oktest"), False: ("advbench", "attack_aim", "attack_jailbroken", "attack_pair")}
+HOW = {  # each adds something to the one before
+    "paper": Fit(),
+    "scaled cost": Fit(C=Settings().C, scaled=True),
+    "harmless metric": Fit(C=Settings().C, scaled=True),
+    "default": Fit(C=Settings().C, scaled=True, source_weight=Settings().source_weight),
+}
 PAIRS = {
     "XSTest / AdvBench": ("xstest_safe", "advbench"),
     "OKTest / AdvBench": ("oktest", "advbench"),
@@ -78,20 +87,24 @@ def auc(benign: Tensor, toxic: Tensor) -> Tensor:
     return (ranks[:, :n].sum(1) - n * (n + 1) / 2) / (n * m)
 
 
-def fit(train: dict[str, tuple[bool, Tensor]], per_source: int, seed: int, harmless: Tensor | None) -> Tensor:
+def fit_on(
+    train: dict[str, tuple[bool, Tensor]], counts: dict[str, int], seed: int, harmless: Tensor | None, how: Fit
+) -> Tensor:
     """v_b of every sublayer, [S, d], on a draw of so many prompts of each source."""
     generator = torch.Generator().manual_seed(seed)
-    parts, labels = [], []
-    for benign, outputs in train.values():
-        drawn = torch.randperm(outputs.shape[1], generator=generator)[:per_source]
+    parts: list[Tensor] = []
+    prompts: list[Prompt] = []
+    for name, (benign, outputs) in train.items():
+        drawn = torch.randperm(outputs.shape[1], generator=generator)[: counts[name]]
         parts.append(outputs[:, drawn])
-        labels += [1 if benign else -1] * len(drawn)
+        prompts += [Prompt(f"{name} {i}", benign, name) for i in range(len(drawn))]
     features = torch.cat(parts, 1)
-    vectors = []
-    for s, x in enumerate(features):
-        metric = None if harmless is None else [HarmlessMetric.of(harmless[s], 1.0)]
-        vectors.append(unit(llmva.fit_svms(x[None], torch.tensor([labels]), metric=metric))[0, 0])
-    return torch.stack(vectors)
+    return torch.stack(
+        [
+            benign_vector(x.double(), prompts, None if harmless is None else harmless[s], how)
+            for s, x in enumerate(features)
+        ]
+    )
 
 
 def main() -> None:
@@ -129,11 +142,13 @@ def main() -> None:
 
     for group, chosen in groups.items():
         print(f"\n{Path(args.model).name}, {group} sublayers ({len(chosen)} of {count}), {args.per_source} a source\n")
-        print("| fitted on | metric | " + " | ".join(PAIRS) + " |")
+        print("| fitted on | how | " + " | ".join(PAIRS) + " |")
         print("| --- | --- |" + " --- |" * len(PAIRS))
+        counts = dict.fromkeys(papers, args.per_source) | dict.fromkeys(own, 2 * args.per_source)
         for name, train in (("bundled", own), ("paper's four", papers), ("both", {**papers, **own})):
-            for metric, text in (("I", None), ("random messages", harmless)):
-                seeds = [fit(train, args.per_source, seed, text) for seed in range(args.seeds)]
+            for metric, how in HOW.items():
+                text = None if metric in ("paper", "scaled cost") else harmless
+                seeds = [fit_on(train, counts, seed, text, how) for seed in range(args.seeds)]
                 cells = []
                 for benign, toxic in PAIRS.values():
                     each = torch.stack([auc(projections(benign, v), projections(toxic, v)) for v in seeds]).mean(0)

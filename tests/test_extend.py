@@ -71,7 +71,7 @@ def test_a_new_attack_falls_and_the_old_prompts_stay(extended: Path) -> None:
     record = read(extended)
     before, after = (record["test"][when]["groups"] for when in ("before", "after"))
     assert record["best_iteration"] > 0
-    assert before["new"]["asr"] > 0.1  # the first edit did not stop it
+    assert before["new"]["asr"] >= 0.1  # the first edit did not stop it
     assert after["new"]["asr"] <= before["new"]["asr"] / 2
     assert after["new"]["orr"] is None
     for name in ("asr", "orr"):

@@ -208,7 +208,9 @@ def test_identify_with_quiet_readers() -> None:
         chat_model(decoder, tiny_tokenizer(), Batching(1000)), texts, 12, torch.Generator().manual_seed(0)
     )
     paper = identify(train, validation)
-    assert torch.equal(paper.directions, identify(train, validation, harmless=harmless, fit=Fit(harmless_weight=0)).directions)
+    assert torch.equal(
+        paper.directions, identify(train, validation, harmless=harmless, fit=Fit(harmless_weight=0)).directions
+    )
     quiet = identify(train, validation, harmless=harmless, fit=Fit(harmless_weight=30.0))
     for s in range(6):
         moved = [(harmless[s].double() @ v.directions[s].T).pow(2).sum() for v in (quiet, paper)]
@@ -266,9 +268,7 @@ def observed_as(prompts: list[Prompt], features: Tensor) -> Observation:
 def test_differences_between_sources_of_a_side_count_less() -> None:
     prompts, features = two_styles(1.0, torch.Generator().manual_seed(0))
     seen = observed_as(prompts, features)
-    plain, robust = (
-        identify(seen, seen, fit=Fit(source_weight=weight)).directions[0] for weight in (0.0, 1000.0)
-    )
+    plain, robust = (identify(seen, seen, fit=Fit(source_weight=weight)).directions[0] for weight in (0.0, 1000.0))
     assert abs(plain[1, 1]) > 0.5  # v_b reads the style
     assert abs(robust[1, 1]) < 0.3
     assert robust[1, 0] > plain[1, 0] + 0.1

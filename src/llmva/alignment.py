@@ -34,7 +34,7 @@ from llmva.models.engines.base import Engine
 from llmva.models.engines.choose import make_engine
 from llmva.models.files.weights import findable
 from llmva.models.fingerprint import fingerprint
-from llmva.models.generate import answer_prompts, check_rows
+from llmva.models.generate import answer_prompts, check_rows, context_length
 from llmva.models.gradients import check_graph
 from llmva.models.sublayers import Decoder
 from llmva.models.thinking import Thinking
@@ -137,7 +137,7 @@ def make_context(
     """What all iterations share. Raises UsageError for settings that do not fit the model."""
     from llmva.judges import make_judge
 
-    prompts = prompts or PromptSet.bundled()
+    prompts = _readable(chat, prompts or PromptSet.bundled())
     benign = sum(prompt.benign for prompt in prompts.validation)
     return Context(
         chat=chat,
@@ -150,6 +150,14 @@ def make_context(
         progress=progress or Progress(),
         vector_hook=options.vector_hook,
     )
+
+
+def _readable(chat: ChatModel, prompts: PromptSet) -> PromptSet:
+    """The set without prompts to read that are longer than the model's context, as those of toy models may be."""
+    limit = context_length(chat.model) if prompts.read else None
+    if limit is None:
+        return prompts
+    return replace(prompts, read=tuple(p for p in prompts.read if len(chat.row(p.text)) <= limit))
 
 
 def prove(context: Context) -> Thinking:
@@ -249,6 +257,9 @@ def record_iteration(context: Context, run: Run, state: State, plan: Plan, updat
     if update.vectors is not None:  # also of the last iteration: the report shows its angles
         entry |= vectors_record(update.vectors, update.chosen)
         entry["projection"] = projection_record(update.vectors, state.validation, context.chat.decoder)
+    if update.left_out is not None:
+        run.record["left_out"] = update.left_out.as_record()
+        run.record["limits"] += [one for one in update.left_out.warning() if one not in run.record["limits"]]
     run.record |= {
         "iterations": plan.iterations,
         "best_iteration": plan.best,

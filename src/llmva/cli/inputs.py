@@ -99,11 +99,11 @@ def load(
 
 
 def choose_prompts(place: str, sources: Sources, seed: int) -> PromptSet:
-    """What the user named, else what lies in the model's folder, else the bundled set."""
+    """What the user named, with the bundled set to read, else what lies in the model's folder, else the bundled set."""
     if sources.per_set is not None and not sources.data:
         raise UsageError("--per-set applies to the sets of --data: add --data, or leave it out.")
     if sources.toxic or sources.benign or sources.data:
-        return PromptSet.load(
+        named = PromptSet.load(
             sources.toxic,
             sources.benign,
             seed=seed,
@@ -111,6 +111,9 @@ def choose_prompts(place: str, sources: Sources, seed: int) -> PromptSet:
             per_set=sources.per_set,
             data_dir=sources.data_dir,
         )
+        return named if sources.only else named.with_bundled()
+    if sources.only:
+        raise UsageError("--only leaves the bundled prompts out: name others with --toxic and --benign, or --data.")
     own = Path(place) / BESIDE / "prompts.jsonl"
     return PromptSet.from_jsonl(own) if own.is_file() else PromptSet.bundled()
 

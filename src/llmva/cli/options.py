@@ -92,6 +92,9 @@ class Sources(Sides):
             help="Use at most N prompts per side of each --data set, sampled with --seed.",
         ),
     ] = None
+    only: Annotated[
+        bool, typer.Option("--only", help="Leave the bundled prompts out, which teach v_b beside the named ones.")
+    ] = False
 
     @property
     def places(self) -> list[str]:

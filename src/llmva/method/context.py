@@ -20,12 +20,13 @@ from llmva.models.generate import answer_prompts
 from llmva.models.harmless import Agreement, Known, agreement, outputs_on_text, random_messages
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
-from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.prompt_set import PromptSet, draw
 from llmva.prompts.types import Prompt
 from llmva.settings import Settings
 
 HARMLESS_POSITIONS = 512  # maximum number of positions of harmless texts, for the harmless metric
 RANDOM_MESSAGES = 256  # messages of random tokens, for the same metric
+READ_TIMES = 2  # times per_source: prompts of each source that are only read, which costs no generated token
 TRUST_MESSAGES = 48  # random messages on which the length of a step is measured
 VectorHook = Callable[[Vectors, Observation, int], Vectors]  # vectors, training observation, iteration -> vectors
 Texts = Sequence[tuple[str, str]]  # harmless (prompt, answer) of the untouched model
@@ -52,6 +53,20 @@ class Context:
         """Whether an iteration may predict labels by first tokens. A prefill cannot predict reasoning."""
         return self.settings.passes > 1 and not self.thinking.any
 
+    @property
+    def svm_fit(self) -> Fit:
+        """How the SVMs are fitted."""
+        settings = self.settings
+        return Fit(
+            settings.svm,
+            settings.C,
+            settings.scaled_cost,
+            settings.harmless_weight,
+            settings.source_weight,
+            LEANS[settings.prefer],
+            self.seed,
+        )
+
     def generator(self, iteration: int, number: int = 0) -> torch.Generator:
         """A generator that depends only on seed, iteration and pass `number`, so a resumed run draws the same."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + iteration + number * 7919)
@@ -76,16 +91,18 @@ class Context:
         with edit.apply(self.chat.model, check=False):
             return predict_labels(self.chat, prompts, classifier)
 
-    def read(self, edit: Edit) -> Observation | None:
-        """Captures of the prompts that are read and not answered, for the model with `edit`; None without such.
+    def read(self, edit: Edit, iteration: int, number: int = 0) -> Observation | None:
+        """Captures of a draw of the prompts that are read and not answered, for the model with `edit`.
 
-        The paper has none, so its recipe reads none.
+        None without such; the paper has none, so its recipe reads none.
         """
-        prompts = self.prompts.read
-        if not prompts or self.settings.recipe == "paper":
+        if not self.prompts.read or self.settings.recipe == "paper":
             return None
+        count = READ_TIMES * self.settings.per_source
+        prompts = draw(self.prompts.read, count, self.generator(iteration, number))
         with edit.apply(self.chat.model, check=False):
-            return Observation(list(prompts), [], answer_prompts(self.chat, [p.text for p in prompts], max_new_tokens=0))
+            captured = answer_prompts(self.chat, [prompt.text for prompt in prompts], max_new_tokens=0)
+        return Observation(prompts, [], captured)
 
     def harm(self, edit: Edit, texts: Texts, on_progress: Callable[[int], None] = lambda n: None) -> Agreement:
         """Agreement of the model with `edit` with the untouched model, on harmless texts."""
@@ -114,17 +131,7 @@ class Context:
 
         `read` are prompts without answers, on which benign vectors are fitted too.
         """
-        settings = self.settings
-        fit = Fit(
-            settings.svm,
-            settings.C,
-            settings.scaled_cost,
-            settings.harmless_weight,
-            settings.source_weight,
-            LEANS[settings.prefer],
-            self.seed,
-        )
-        vectors = identify(train, validation, read=read, harmless=harmless, fit=fit)
+        vectors = identify(train, validation, read=read, harmless=harmless, fit=self.svm_fit)
         return self.vector_hook(vectors, train, iteration - 1) if self.vector_hook else vectors
 
     def harmless_outputs(self, edit: Edit, texts: Texts, iteration: int) -> Tensor | None:

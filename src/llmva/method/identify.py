@@ -35,13 +35,19 @@ class Fit:
     lean: float = 1.0
     seed: int = 0
 
+    def metric(self, harmless: Tensor | None) -> HarmlessMetric | None:
+        """The metric of a sublayer from its harmless outputs [q, d]; None is M = I."""
+        if harmless is None or self.harmless_weight == 0:
+            return None
+        return HarmlessMetric.of(harmless, self.harmless_weight)
+
     def vector(self, x: Tensor, labels: Tensor, metric: HarmlessMetric | None, lean: float = 1.0) -> Tensor:
-        """The unit normal, [1, 1, d], from features [n, d] and labels [1, n]."""
+        """The unit normal [d], from features [n, d] and labels [n]."""
         deviation = float((x - x.mean(0)).pow(2).sum(1).mean()) if self.scaled else 1.0
-        costs = _costs(labels, self.C / max(deviation, 1e-30), lean)
+        costs = _costs(labels[None], self.C / max(deviation, 1e-30), lean)
         if self.svm == "exact":
-            return unit(fit_svms(x[None], labels, costs, metric=[metric] if metric else None))
-        return unit(fit_sklearn(x[None], labels, costs, seed=self.seed))
+            return unit(fit_svms(x[None], labels[None], costs, metric=[metric] if metric else None))[0, 0]
+        return unit(fit_sklearn(x[None], labels[None], costs, seed=self.seed))[0, 0]
 
 
 PAPERS = Fit()
@@ -86,30 +92,38 @@ def identify(
         fit: how the SVMs are fitted.
     """
     labels, prompts = train.signs, [*train.prompts, *(read.prompts if read else ())]
-    benign = torch.tensor([[1 if prompt.benign else -1 for prompt in prompts]], dtype=torch.int8)
 
-    def vectors_of(x: Tensor, more: Tensor | None, metric: HarmlessMetric | None, source_weight: float) -> Tensor:
+    def vectors_of(x: Tensor, more: Tensor | None, harmless: Tensor | None) -> Tensor:
         """v_a and v_b, [1, 2, d], from [n, d] and the features of `read`."""
         every = x if more is None else torch.cat([x, more.double()])
-        of_benign = metric
-        if source_weight:
-            apart = source_differences(every, prompts)
-            of_benign = metric.and_of(apart, source_weight) if metric else HarmlessMetric.of(apart, source_weight)
-        return torch.cat([fit.vector(x, labels[:1], metric), fit.vector(every, benign, of_benign, fit.lean)], 1)
+        v_a = fit.vector(x, labels[0], fit.metric(harmless))
+        return torch.stack([v_a, benign_vector(every, prompts, harmless, fit)])[None]
 
     parts = []
     for s, features in enumerate(train.capture.outputs):  # one at a time: float64 copies of all would fill the memory
         x = features[None].double()
-        metric = None
-        if harmless is not None and fit.harmless_weight:
-            metric = HarmlessMetric.of(harmless[s], fit.harmless_weight)
-        v = vectors_of(x[0], None if read is None else read.capture.outputs[s], metric, fit.source_weight)
+        more = None if read is None else read.capture.outputs[s]
+        v = vectors_of(x[0], more, None if harmless is None else harmless[s])
         if _constant(features, spread(x, v)):
             v = torch.zeros_like(v)
         parts.append((v, spread(x, v), accuracy(validation.capture.outputs[s : s + 1], v, validation.signs)))
     directions, sigma, right = (torch.cat(column) for column in zip(*parts, strict=True))
-    final = vectors_of(train.capture.final.double(), None if read is None else read.capture.final, None, 0.0)[0]
+    more = None if read is None else read.capture.final
+    final = vectors_of(train.capture.final.double(), more, None)[0]
     return Vectors(directions, sigma, right, score(directions, final, right), angles(*directions.unbind(1)))
+
+
+def benign_vector(features: Tensor, prompts: Sequence[Prompt], harmless: Tensor | None, fit: Fit) -> Tensor:
+    """v_b of one sublayer, [d], from float64 features [n, d]; `harmless` [q, d], None takes M = I.
+
+    Sources of one side differ in style. The metric makes v_b quiet on these differences, as on harmless text.
+    """
+    metric = fit.metric(harmless)
+    if fit.source_weight:
+        apart = source_differences(features, prompts)
+        metric = metric.and_of(apart, fit.source_weight) if metric else HarmlessMetric.of(apart, fit.source_weight)
+    labels = torch.tensor([1 if prompt.benign else -1 for prompt in prompts], dtype=torch.int8)
+    return fit.vector(features, labels, metric, fit.lean)
 
 
 def source_differences(features: Tensor, prompts: Sequence[Prompt]) -> Tensor:

@@ -10,7 +10,7 @@ labels of validation prompts improve, so no step goes too far.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from llmva.method.context import Context, State
 from llmva.method.first_token import foretell, predicted_f1
 from llmva.method.gradients import Slopes, gradient_writers, measure_slopes, predict_with_slopes
 from llmva.method.identify import Vectors, select
+from llmva.method.left_out import LeftOut, leave_out
 from llmva.method.line_search import NEARLY_DONE, Candidate, LineSearch, Update, within_harm_limits
 from llmva.method.observe import Observation, missing_class
 from llmva.method.rollback import Plan
@@ -44,6 +45,7 @@ class InnerResult:
     passes: int | None = None  # number of alignments added to the edit; None if none was tried
     predicted: float | None = None  # predicted F on validation prompts; None without predictions
     stuck: str | None = None  # why no alignment was added
+    left_out: LeftOut | None = None  # what v_b of the untouched model reads
 
 
 def fit_select_align(context: Context, state: State, plan: Plan) -> InnerResult:
@@ -57,18 +59,21 @@ def fit_select_align(context: Context, state: State, plan: Plan) -> InnerResult:
         context.progress.stage(f"iteration {state.iteration}: fitting")
     iteration = state.iteration + 1  # the number of the new columns
     harmless = context.harmless_outputs(state.edit, state.texts, iteration)
-    read = context.read(state.edit)
+    read = context.read(state.edit, iteration)
     vectors = context.fit(state.train, state.validation, harmless, iteration, read)  # 2. Identify  3. Score
+    left_out = None
+    if not state.edit.factors:
+        left_out = leave_out([state.train, *([read] if read else [])], harmless, context.svm_fit)
     if plan.stop is not None:
-        return InnerResult(state.edit, vectors, [])
+        return InnerResult(state.edit, vectors, [], left_out=left_out)
     chosen = select(vectors.scores, context.sublayer_count)  # 4. Select
     papers = align_sublayers(  # 5. Align
         state.edit, context.chat.decoder.sublayers, vectors, chosen, iteration, plan.step
     )
-    papers_result = InnerResult(papers, vectors, chosen, 1)
-    if not plan.use_classifier:
-        return papers_result
-    return run_inner_loop(context, state, plan, papers_result, harmless)
+    result = InnerResult(papers, vectors, chosen, 1)
+    if plan.use_classifier:
+        result = run_inner_loop(context, state, plan, result, harmless)
+    return replace(result, left_out=left_out)
 
 
 def run_inner_loop(
@@ -120,7 +125,9 @@ def _follow(
     context, max_passes = search.context, search.context.settings.passes
 
     def fit(train: Observation, now: Candidate) -> Vectors:
-        return context.fit(train, now.validation, harmless, search.iteration, context.read(now.edit))
+        return context.fit(
+            train, now.validation, harmless, search.iteration, context.read(now.edit, search.iteration, now.passes)
+        )
 
     best = now = start
     measured = measure_slopes(context, start.edit, train.prompts, search.classifier) if use_gradients else None

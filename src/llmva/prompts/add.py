@@ -8,7 +8,7 @@ from llmva.errors import UsageError
 from llmva.prompts.contamination import FitIndex, near_repeats
 from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.sources.source import unique_name
-from llmva.prompts.split import MIN_PER_SIDE, check_sides, cut, drop_repeats, require_prompts
+from llmva.prompts.split import MIN_PER_SIDE, check_sides, cut, drop_repeats, normalise, require_prompts
 from llmva.prompts.types import Prompt, Splits
 
 
@@ -19,6 +19,7 @@ def add_prompts(old: PromptSet, new: Sequence[Prompt], seed: int) -> tuple[Promp
     Raises UsageError for prompts that are on both sides, if nothing is new, and if there is too little to cut.
     """
     earlier = [prompt for _, prompts in old.splits() for prompt in prompts]
+    known = {normalise(prompt.text) for prompt in new}
     check_sides([*earlier, *new])
     fit = FitIndex(earlier)
     fresh = drop_repeats([prompt for prompt in new if prompt.text not in fit])
@@ -27,7 +28,7 @@ def add_prompts(old: PromptSet, new: Sequence[Prompt], seed: int) -> tuple[Promp
     for side, benign in (("toxic", False), ("benign", True)):
         count = sum(prompt.benign == benign for prompt in fresh)
         if count:
-            require_prompts(f"new {side}", count, MIN_PER_SIDE)
+            require_prompts(side, count, MIN_PER_SIDE, "new ")
     warnings = [f"{len(new) - len(fresh)} prompts are not new and were left out."] if len(fresh) < len(new) else []
     if near := len(fit.overlap(fresh).near):
         warnings.append(f"{near} of {len(fresh)} new prompts share most of their words with one of the earlier run.")
@@ -47,4 +48,5 @@ def add_prompts(old: PromptSet, new: Sequence[Prompt], seed: int) -> tuple[Promp
                 raise UsageError(f"the {split} split gets no new {'benign' if benign else 'toxic'} prompts: give more.")
     train, validation, test = ((*prompts, *added[split]) for split, prompts in old.splits())
     warnings += near_repeats(Splits(train, validation, tuple(added["test"])))
-    return PromptSet(train, validation, test, tuple(warnings)), tuple(names)
+    read = tuple(prompt for prompt in old.read if normalise(prompt.text) not in known)
+    return PromptSet(train, validation, test, tuple(warnings), read=read), tuple(names)

@@ -142,15 +142,13 @@ def _word(items: Sequence[Item], templates: Sequence[tuple[str, str]], typed: bo
     return worded
 
 
-def _quote(
-    items: Sequence[Item], frames: Sequence[tuple[str, str]], tasks: Sequence[tuple[str, str]]
-) -> list[Item]:
+def _quote(items: Sequence[Item], frames: Sequence[tuple[str, str]], tasks: Sequence[tuple[str, str]]) -> list[Item]:
     """Put each harmful request into a frame, and that into a task, which makes it harmless."""
-    framed = _word(items, frames)
-    return [
-        Item(_at(tasks, turn)[1].replace("{}", item.text).replace("\\n", "\n"), "alarming", item.topic, _at(tasks, turn)[0])
-        for turn, item in enumerate(framed)
-    ]
+    quoted = []
+    for turn, item in enumerate(_word(items, frames)):
+        name, task = _at(tasks, turn)
+        quoted.append(Item(task.replace("{}", item.text).replace("\\n", "\n"), "alarming", item.topic, name))
+    return quoted
 
 
 def _at(templates: Sequence[tuple[str, str]], turn: int) -> tuple[str, str]:

@@ -89,16 +89,7 @@ class PromptSet(Splits):
 
         The result depends on `train`'s order and the generator's state alone.
         """
-        import torch
-
-        by_source: dict[str, list[Prompt]] = {}
-        for prompt in self.train:
-            by_source.setdefault(prompt.source, []).append(prompt)
-        drawn: list[Prompt] = []
-        for prompts in by_source.values():
-            order = torch.randperm(len(prompts), generator=generator, device=generator.device)
-            drawn += [prompts[i] for i in order[:n_per_source].tolist()]
-        return drawn
+        return draw(self.train, n_per_source, generator)
 
     def hashes(self) -> dict[str, str]:
         """sha256 (hex) of each source: its texts, sides, splits and order, so that any change of the input shows."""
@@ -116,3 +107,17 @@ class PromptSet(Splits):
             for prompt in prompts:
                 counts.setdefault(prompt.source, {"train": 0, "validation": 0, "test": 0})[split] += 1
         return counts
+
+
+def draw(prompts: Sequence[Prompt], n_per_source: int, generator: torch.Generator) -> list[Prompt]:
+    """Draw without replacement, n from each source (all of a smaller one), source after source."""
+    import torch
+
+    by_source: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_source.setdefault(prompt.source, []).append(prompt)
+    drawn: list[Prompt] = []
+    for members in by_source.values():
+        order = torch.randperm(len(members), generator=generator, device=generator.device)
+        drawn += [members[i] for i in order[:n_per_source].tolist()]
+    return drawn

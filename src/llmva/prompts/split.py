@@ -113,12 +113,12 @@ def check_splits(splits: Splits) -> None:
                 raise UsageError(f"the {split} split has no {side} prompts: give more of them (--{side}).")
 
 
-def require_prompts(side: str, count: int, minimum: int = 1) -> None:
-    """Raises UsageError if a side has no prompt, or fewer than `minimum` different ones."""
+def require_prompts(side: str, count: int, minimum: int = 1, kind: str = "") -> None:
+    """Raises UsageError if a side has no prompt, or fewer than `minimum` different ones; `kind` says which prompts."""
     if not count:
         raise UsageError(f"there are no {side} prompts: add --{side} with a file or a data set.")
     if count < minimum:
         raise UsageError(
-            f"there are only {count} different {side} prompts: give at least {minimum} with --{side}, so that train, "
-            "validation and test all get some."
+            f"there are only {count} different {kind}{side} prompts: give at least {minimum} with --{side}, so that "
+            "train, validation and test all get some."
         )

@@ -215,14 +215,25 @@ def _times(blocks: object, width: object) -> str | None:
 
 
 def _sources(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Data sets with their prompts per split and the hash of their contents."""
+    """Data sets with their prompts per split, how v_b reads them if they are left out of its fit, and their hash."""
     hashes = part(run, "prompts", "hashes")
     by_split = {name: part(run, "prompts", "counts", name) for name in ("train", "validation", "test")}
     names = dict.fromkeys([*(name for counts in by_split.values() for name in counts), *hashes])
     return [
-        {"name": name, "sha": hashes.get(name, DASH), **{k: v.get(name, 0) for k, v in by_split.items()}}
+        {
+            "name": name,
+            "sha": hashes.get(name, DASH),
+            "auc": score(_mean(part(run, "left_out", name).get("auc"))),
+            **{k: v.get(name, 0) for k, v in by_split.items()},
+        }
         for name in names
     ]
+
+
+def _mean(values: object) -> float | None:
+    """The mean over sublayers; None unless all are known."""
+    known = [finite(value) for value in values] if isinstance(values, list) else []
+    return sum(value for value in known if value) / len(known) if known and None not in known else None
 
 
 def _limits(run: dict[str, Any]) -> list[str]:

@@ -1,0 +1,100 @@
+"""What v_b reads: how well it tells prompts of a source that it was not fitted on.
+
+A vector that is right on validation prompts may read the style of the sources, since those prompts come from the same
+ones. So each pair of a benign and a toxic source is left out of a fit in turn. AUC is the share of pairs of prompts,
+one of each, that o.v_b orders rightly: .5 is chance.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmva.method.identify import Fit, benign_vector
+from llmva.method.observe import Observation
+
+PER_SOURCE = 48  # prompts of each source, so that all fits take seconds
+LOW = 0.7  # mean AUC below which the run warns
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Of each source that could be left out, by sublayer, float64 [S]: means over the sources left out beside it."""
+
+    auc: dict[str, Tensor]  # of its prompts with those of the other source left out
+    accuracy: dict[str, Tensor]  # share of its prompts on the right side
+
+    def as_record(self) -> dict[str, Any]:
+        """The field `left_out` of run.json."""
+        return {
+            source: {"auc": _rounded(self.auc[source]), "accuracy": _rounded(self.accuracy[source])}
+            for source in self.auc
+        }
+
+    @property
+    def mean_auc(self) -> float | None:
+        """Over sources and the middle two thirds of the sublayers; None if no source could be left out."""
+        if not self.auc:
+            return None
+        every = torch.stack(list(self.auc.values()))
+        edge = every.shape[1] // 6
+        return float(every[:, edge : every.shape[1] - edge].mean())
+
+    def warning(self) -> list[str]:
+        """A sentence, as a list of one, where the prompts teach v_b the style of their sources."""
+        mean = self.mean_auc
+        if mean is None or mean >= LOW:
+            return []
+        return [
+            "These prompts teach v_b the style of their sources more than harm: on sources left out of its fit its "
+            f"AUC is {mean:.2f}, where .5 is chance. Add sources of other styles (--toxic, --benign, --data)."
+        ]
+
+
+def leave_out(seen: Sequence[Observation], harmless: Tensor | None, fit: Fit) -> LeftOut:
+    """Leave each pair of a benign and a toxic source out in turn; empty where a side has one source alone.
+
+    Args:
+        seen: captures of the untouched model; only the prompts' sides are used.
+        harmless: as `identify` takes it.
+    """
+    prompts = [prompt for one in seen for prompt in one.prompts]
+    by_source: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        if len(by_source.setdefault(prompt.source, [])) < PER_SOURCE:
+            by_source[prompt.source].append(i)
+    sides: dict[bool, list[str]] = {True: [], False: []}
+    for name, rows in by_source.items():
+        sides[prompts[rows[0]].benign].append(name)
+    measured: dict[str, list[Tensor]] = {name: [] for name in by_source}  # [2, S] of each pair
+    if min(map(len, sides.values())) > 1:
+        for benign, toxic in itertools.product(sides[True], sides[False]):
+            rest = [i for name, rows in by_source.items() if name not in (benign, toxic) for i in rows]
+            by_sublayer = []
+            for s in range(len(seen[0].capture.outputs)):
+                x = torch.cat([one.capture.outputs[s] for one in seen]).double()
+                v = benign_vector(x[rest], [prompts[i] for i in rest], None if harmless is None else harmless[s], fit)
+                one, other = x[by_source[benign]] @ v, x[by_source[toxic]] @ v
+                by_sublayer.append(
+                    (_auc(one, other), float((one > 0).double().mean()), float((other < 0).double().mean()))
+                )
+            auc, right, wrong = torch.tensor(by_sublayer, dtype=torch.float64).unbind(1)
+            measured[benign].append(torch.stack([auc, right]))
+            measured[toxic].append(torch.stack([auc, wrong]))
+    means = {name: torch.stack(pairs).mean(0) for name, pairs in measured.items() if pairs}
+    return LeftOut({name: both[0] for name, both in means.items()}, {name: both[1] for name, both in means.items()})
+
+
+def _auc(above: Tensor, below: Tensor) -> float:
+    """Share of pairs with the first one higher; a tie counts half."""
+    more = (above[:, None] > below[None]).double() + 0.5 * (above[:, None] == below[None]).double()
+    return float(more.mean())
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]
