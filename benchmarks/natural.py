@@ -146,8 +146,7 @@ def main() -> None:
                 [f"{args.shared}/data/{name}_train.csv:input:train[0:{args.rows}]" for name in HOME[side]]
                 for side in (False, True)
             )
-            prompts = llmva.PromptSet.load(toxic, benign, seed=seed)
-            prompts = prompts if args.only else prompts.with_bundled()
+            prompts = llmva.PromptSet.load(toxic, benign, seed=seed, only=args.only)
         for recipe in args.recipes.split(","):
             name = f"{recipe}-{seed}"
             result = llmva.align(

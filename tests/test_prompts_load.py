@@ -283,3 +283,23 @@ def test_hashes_see_text_split_and_side() -> None:
         PromptSet((Prompt("A", False, "s"),), (b,), (c,)),
     ]
     assert len({base["s"], *(other.hashes()["s"] for other in others)}) == 5
+
+
+def test_bundled_prompts_are_read_beside_named_ones(tmp_path: Path) -> None:
+    bundled = PromptSet.bundled()
+    same = bundled.train[0]  # the user has one of them, too
+    (tmp_path / "bad.txt").write_text("\n".join([same.text, *(f"a bad thing number {i}" for i in range(20))]))
+    (tmp_path / "good.txt").write_text("\n".join(f"a good thing number {i}" for i in range(20)))
+    both, only = (
+        PromptSet.load([str(tmp_path / "bad.txt")], [str(tmp_path / "good.txt")], only=only) for only in (False, True)
+    )
+    assert only.read == ()
+    assert list(both.splits()) == list(only.splits())
+    assert len(both.read) == len(bundled.train) + len(bundled.validation) - 1
+    assert same.text not in [p.text for p in both.read]
+    assert {p.source for p in both.read} == {f"bundled {kind}" for kind in ("harmful", "jailbreak", "alarming", "plain")}
+    assert {p.text for p in both.read}.isdisjoint(p.text for p in bundled.test)
+    both.to_jsonl(tmp_path / "prompts.jsonl")
+    assert PromptSet.from_jsonl(tmp_path / "prompts.jsonl") == both
+    assert both.hashes() != only.hashes()
+    assert both.counts() == only.counts()

@@ -103,15 +103,15 @@ def choose_prompts(place: str, sources: Sources, seed: int) -> PromptSet:
     if sources.per_set is not None and not sources.data:
         raise UsageError("--per-set applies to the sets of --data: add --data, or leave it out.")
     if sources.toxic or sources.benign or sources.data:
-        named = PromptSet.load(
+        return PromptSet.load(
             sources.toxic,
             sources.benign,
             seed=seed,
             data=sources.data,
             per_set=sources.per_set,
             data_dir=sources.data_dir,
+            only=sources.only,
         )
-        return named if sources.only else named.with_bundled()
     if sources.only:
         raise UsageError("--only leaves the bundled prompts out: name others with --toxic and --benign, or --data.")
     own = Path(place) / BESIDE / "prompts.jsonl"

@@ -41,16 +41,19 @@ class PromptSet(Splits):
         data: Sequence[str] = (),
         per_set: int | None = None,
         data_dir: str | Path | None = None,
+        only: bool = False,
     ) -> PromptSet:
         """Read `PATH_OR_ID[:column[:split]]` specs. A source with its own splits keeps them, others are cut 60/20/20.
 
         `data` names sets of the registry (docs/datasets.md), `NAME` or `NAME=PATH`, which bring their sides along; of
         each side `per_set` prompts are drawn (default 500). Copies of sets named without a path are in `data_dir`, if
-        that is given; else their homes are asked.
+        that is given; else their homes are asked. The bundled prompts are added to be read (`with_bundled`), unless
+        `only` leaves them out.
 
         Raises UsageError, one sentence with its mend, for anything that cannot be read or is no usable prompt.
         """
-        return cls.of(load_splits(toxic, benign, seed, max_chars, data, per_set, data_dir))
+        named = cls.of(load_splits(toxic, benign, seed, max_chars, data, per_set, data_dir))
+        return named if only else named.with_bundled()
 
     @classmethod
     def from_lists(cls, toxic: Lists, benign: Lists, seed: int = 0, max_chars: int = MAX_CHARS) -> PromptSet:
