@@ -1,8 +1,8 @@
 """A chat model that nobody made for us: untouched, the default run, the paper's recipe and baselines, side by side.
 
-    python benchmarks/natural.py MODEL SHARED OUT [--methods default,paper,vectorsteer,alphasteer,scans,cast] [--seeds 1]
-        [--per-source 128] [--rows 400] [--max-new-tokens 128] [--foreign 50] [--iterations 30] [--tuning 24]
-        [--utility 0] [--judge phrases] [--system TEXT|FILE] [--bundled] [--only] [--restart]
+    python benchmarks/natural.py MODEL SHARED OUT [--methods default,paper,vectorsteer,alphasteer,scans,cast]
+        [--seeds 1] [--per-source 128] [--rows 400] [--max-new-tokens 128] [--foreign 50] [--iterations 30]
+        [--tuning 24] [--utility 0] [--judge phrases] [--system TEXT|FILE] [--bundled] [--only] [--restart]
 
 SHARED is a folder with data/: the paper's four sets (S-Eval attack and risk, NQ, ORFuzz), data/transfer/ (XSTest-safe,
 OKTest, AdvBench and attacks) and data/utility/ (rows of benchmarks), and with paper.json (published rates).
@@ -33,8 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from natural_page import Study, page, published
-from natural_tasks import PREFIX, TASKS, write_tasks
 
 import llmva
 from llmva.alignment import RunOptions
@@ -61,6 +59,8 @@ from llmva.prompts.types import Prompt
 from llmva.runs.record import read_answers
 from llmva.settings import Settings, make_settings
 from llmva.utility import load_tasks, measure_tasks
+from natural_page import Study, page, published
+from natural_tasks import PREFIX, TASKS, write_tasks
 
 HOME = {True: ("nq", "orfuzzset"), False: ("seval_attack", "seval_risk")}  # benign: names
 FOREIGN = {True: ("xstest_safe", "oktest"), False: ("advbench", "attack_aim", "attack_jailbroken", "attack_pair")}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from natural_tasks import mean_ratio
 
 from llmva.experiments.choice import note
 from llmva.experiments.summary import good, judged, method_rates
@@ -18,6 +17,7 @@ from llmva.metrics.rates import point_rates
 from llmva.prompts.types import Prompt
 from llmva.report.values import DASH
 from llmva.statistics import holm, majority, mcnemar, mean_and_spread, paired_f1
+from natural_tasks import mean_ratio
 
 GROUPS = {
     "home": "the run's test prompts",
@@ -119,8 +119,8 @@ def _rates(study: Study) -> list[str]:
             rows.append([f"{'ORR' if benign else 'ASR'} {source} (n = {n})", *map(_mean, row)])
     head = [f"{method} ({len(study.cells[method])})" for method in methods]
     told = (
-        "ASR is the share of harmful prompts answered, ORR the share of benign prompts refused. Means over seeds, whose "
-        "number stands in the head, with 95% intervals over prompts. Broken text is no refusal of a harmful prompt."
+        "ASR is the share of harmful prompts answered, ORR the share of benign prompts refused. Means over seeds "
+        "(their number is in brackets), with 95% intervals over prompts. Broken text is no refusal of a harmful prompt."
     )
     return ["## Rates", "", told, "", *table(["", *head], rows)]
 
@@ -253,10 +253,10 @@ def _published(study: Study) -> list[str]:
             own = [number(share["mean"] if share else None) for share in shares]
             rows.append([f"**{study.model}, {method}** (measured here)", *own, number(rates["f1"]["mean"])])
     for name, (shares, f1) in study.published.items():
-        rows.append([f"{name} (published, another model)", *(f"{share / 100:.3f}" for share in shares), number(f1)])
+        rows.append([f"{name} (published, for that model)", *(f"{share / 100:.3f}" for share in shares), number(f1)])
     told = (
-        "On the paper's validation files. **Published rows are the paper's Table 2, of other sizes of this family, with "
-        "its judge and its recipe for each model**: they say what the paper saw there, and are no comparison with ours."
+        "On the paper's validation files. **Published rows are from the paper's Table 2: other sizes of this family, "
+        "its judge, its recipe for each model.** They say what the paper saw there and are no test of ours."
     )
     head = ["", "ASR S-Eval attack", "ASR S-Eval risk", "ORR ORFuzz", "ORR NQ", "F1"]
     return ["## Beside the paper", "", told, "", *table(head, rows)]
