@@ -10,14 +10,15 @@ OKTest, AdvBench and attacks) and data/utility/ (rows of benchmarks), and with p
 - Every fit uses the first --rows rows of the four training files, of which validation and test prompts are set aside,
   the same ones for all seeds; --bundled fits on the bundled prompts instead, and --only leaves those out that are read
   beside the files.
-- Baselines are fitted on the training prompts of our first round and its labels. Their magnitudes are chosen as
-  `llmva compare` does, once, on --tuning validation prompts of each source.
+- Baselines are fitted on the training prompts of our first round and its labels, without prompts that are read. Their
+  magnitudes are chosen as `llmva compare` does, once, on --tuning validation prompts of each source.
 - All are measured on the run's test prompts, on the paper's validation files, and on --foreign rows of each transfer
   set, which no fit has seen. What the model's context does not hold is left out, and told.
 - --utility N asks N documents of each of --tasks, before and after the edits of the default run and the paper's recipe.
 
 What is done stays in OUT/cells, so the same command goes on after an interruption, and more --methods, --seeds and
---utility may be asked for later. Other settings are refused there. It writes OUT/natural.md after every cell.
+--utility may be asked for later. Other settings are refused there. After every cell it writes OUT/natural.md, on what
+the last call asked for.
 """
 
 from __future__ import annotations
@@ -163,6 +164,7 @@ class Measurement:
             record, rows = dict(result.record), read_answers(folder, result.record)
             best = record["best_iteration"]
             test = {row["id"]: row for row in rows if row["split"] == "test" and row["iteration"] == best}
+            before = {row["id"]: row for row in rows if row["split"] == "test" and row["iteration"] == 0}
             train = {row["id"]: row["label"] for row in rows if row["split"] == "train" and row["iteration"] == 0}
             edited = set(result.edit.chosen.factors)
             places = [s for s, name in enumerate(record["sublayers"]) if name in edited]
@@ -185,24 +187,33 @@ class Measurement:
                         if places
                     },
                 },
-                "labels": [test[prompt.id]["label"] for prompt in self.home.test],
-                "answers": [test[prompt.id]["answer"] for prompt in self.home.test],
+                **self._of_test(test),
+                "untouched": self._of_test(before),
                 "train": train,
                 "limits": record["limits"],
             }
 
         return self.cells.get(f"{method}-{seed}-home", align)
 
+    def _of_test(self, rows: dict[str, Any]) -> dict[str, Any]:
+        """What a run has of its test prompts, as a cell."""
+        return {f"{key}s": [rows[prompt.id][key] for prompt in self.home.test] for key in ("label", "answer")}
+
+    @property
+    def ours(self) -> str | None:
+        """A method whose runs tell what the untouched model answers."""
+        return next((method for method in OURS if method in self.args.methods), None)
+
     def fitting(self, seed: int) -> Fitting:
         """The training prompts of our first round with this seed, and the untouched model's labels of them."""
 
         def answered() -> dict[str, Any]:
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(seed * 1_000_003)  # as `align` has it in its first iteration
             seen = self.setup.observe(self.home.draw(self.args.per_source, generator), f"fit prompts, seed {seed}")
             return {"train": {p.id: label.value for p, label in zip(seen.prompts, seen.labels, strict=True)}}
 
-        ours = next((method for method in OURS if method in self.args.methods), None)
-        train = (self.aligned(ours, seed) if ours else self.cells.get(f"fit-{seed}", answered))["train"]
+        cell = self.aligned(self.ours, seed) if self.ours else self.cells.get(f"fit-{seed}", answered)
+        train = cell["train"]
         by_id = {prompt.id: prompt for prompt in self.home.train}
         return [by_id[one] for one in train], [Label(label) for label in train.values()]
 
@@ -226,7 +237,9 @@ class Measurement:
 
     def measure(self, method: str, seed: int) -> None:
         """Every group of prompts, in a cell each, and the page after each."""
-        study, known = self.study, {}
+        study, known = self.study, dict[str, dict[str, Any]]()
+        if method == UNTOUCHED and self.ours:  # our run asks it the same prompts
+            known["home"] = self.aligned(self.ours, seed)["untouched"]
         if method in OURS:
             known["home"] = self.aligned(method, seed)
             study.fits.setdefault(method, {})[seed] = known["home"]["fit"]

@@ -216,8 +216,9 @@ def _utility(study: Study) -> list[str]:
             mean = estimate(*mean_ratio(tasks))
             means.append([method, str(seed), f"mean of {len(ratios)}", "", "", "", f"**{mean}**"])
     told = (
-        "Our own prompts over rows that the paper's code has, so scores compare a model with itself alone. f1 is macro "
-        "F1. A ratio near 1 says little where the untouched model guesses: read its score first."
+        "Our own prompts over rows that the paper's code has, without chat template and system prompt, so scores compare "
+        "a model with itself alone. f1 is macro F1. A ratio near 1 says little where the untouched model guesses: read "
+        "its score first."
     )
     head = ["method", "seed", "task", "metric", "n", "before → after", "ratio [95%]"]
     return ["## Utility", "", told, "", *table(head, [*rows, *means])]

@@ -21,8 +21,8 @@ GSM8K = """Work the problem out in a few short sentences and end with the number
 Problem: A baker fills 4 trays with 6 rolls each and sells 9 rolls. How many rolls are left?
 Solution: 4 trays of 6 rolls are 24 rolls. 24 - 9 = 15. The answer is 15.
 
-Problem: Mia reads 12 pages a day. Her book has 180 pages. How many days does she need?
-Solution: 180 / 12 = 15 days. The answer is 15.
+Problem: Mia reads 12 pages a day. Her book has 240 pages. How many days does she need?
+Solution: 240 / 12 = 20 days. The answer is 20.
 
 Problem: {{question}}
 Solution:"""
@@ -37,7 +37,10 @@ QUESTIONS: dict[str, tuple[str, list[str]]] = {  # prompt, and the choices in th
         "Text: {{sentence1}}\nClaim: {{sentence2}}\nDoes the text show that the claim is true?\nAnswer:",
         ["yes", "no"],
     ),
-    "sst2": ("Review: {{sentence}}\nWhat does the reviewer think of the film?\nOpinion:", ["negative", "positive"]),
+    "sst2": (
+        "Review: {{sentence|trim}}\nWhat does the reviewer think of the film?\nOpinion:",
+        ["negative", "positive"],
+    ),
     "mmlu": (
         "A question about {{subject|replace('_', ' ')}}: {{question}}\n"
         + "\n".join(f"{letter}. {{{{choices[{i}]}}}}" for i, letter in enumerate(LETTERS))
