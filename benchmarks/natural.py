@@ -29,7 +29,7 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ from llmva.prompts.load import read_prompts
 from llmva.prompts.prompt_set import draw
 from llmva.prompts.types import Prompt
 from llmva.runs.record import read_answers
-from llmva.settings import Settings, make_settings
+from llmva.settings import make_settings
 from llmva.utility import load_tasks, measure_tasks
 from natural_page import Study, page, published
 from natural_tasks import PREFIX, TASKS, write_tasks
@@ -123,9 +123,7 @@ class Measurement:
         tuning = tuple(draw(home.validation, args.tuning or len(home.validation), generator))
         settings = make_settings(max_new_tokens=args.max_new_tokens)
         self.setup = ExperimentSetup.of(chat, replace(home, validation=tuning), self.judge, settings, (), args.progress)
-        self.choices = Choices(
-            self.setup, cells, FIRST_SEED, lambda: self.fitting(FIRST_SEED), float(Settings().min_kept)
-        )
+        self.choices = Choices(self.setup, cells, FIRST_SEED, lambda: self.fitting(FIRST_SEED), settings.min_kept)
         self.study = Study(
             Path(args.model).name,
             {**{name: getattr(args, name) for name in FIXED}, "judge": self.judge.name},
@@ -245,9 +243,7 @@ class Measurement:
             study.fits.setdefault(method, {})[seed] = known["home"]["fit"]
         for group, prompts in study.prompts.items():
             name = method if method == UNTOUCHED else f"{file_name(method, None)}-{seed}"
-            cell = known.get(group) or self.cells.get(
-                f"{name}-{group}", lambda prompts=prompts: self._answers(method, seed, prompts)
-            )
+            cell = known.get(group) or self.cells.get(f"{name}-{group}", partial(self._answers, method, seed, prompts))
             study.cells.setdefault(method, {}).setdefault(seed, {})[group] = cell
             self.write()
         if method in BASELINES:

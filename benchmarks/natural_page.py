@@ -216,9 +216,9 @@ def _utility(study: Study) -> list[str]:
             mean = estimate(*mean_ratio(tasks))
             means.append([method, str(seed), f"mean of {len(ratios)}", "", "", "", f"**{mean}**"])
     told = (
-        "Our own prompts over rows that the paper's code has, without chat template and system prompt, so scores compare "
-        "a model with itself alone. f1 is macro F1. A ratio near 1 says little where the untouched model guesses: read "
-        "its score first."
+        "Our own prompts over rows that the paper's code has, without chat template and system prompt. So scores "
+        "compare a model with itself alone. f1 is macro F1. A ratio near 1 says little where the untouched model "
+        "guesses: read its score first."
     )
     head = ["method", "seed", "task", "metric", "n", "before → after", "ratio [95%]"]
     return ["## Utility", "", told, "", *table(head, [*rows, *means])]
@@ -274,9 +274,10 @@ def _notes(study: Study) -> list[str]:
             rates = study.rates(method, "home")
             said = rates and note({"method": method, "tried": fit["tried"], **rates}, untouched, fit["held"])
             lines += [f"- {method}: {said}"] if said else []
-    limits = {limit: None for seeds in study.cells.values() for groups in seeds.values() for limit in _limits(groups)}
-    return ["## Notes", "", *lines, *(f"- {limit}" for limit in limits), ""] if lines or limits else []
-
-
-def _limits(groups: Mapping[str, Any]) -> list[str]:
-    return list(groups.get("home", {}).get("limits", []))
+    limits: dict[str, list[str]] = {}  # the runs that warn so
+    for method, by_seed in study.cells.items():
+        for seed, groups in by_seed.items():
+            for limit in groups.get("home", {}).get("limits", []):
+                limits.setdefault(limit, []).append(f"{method}, seed {seed}")
+    lines += [f"- {'; '.join(runs)}: {limit}" for limit, runs in limits.items()]
+    return ["## Notes", "", *lines, ""] if lines else []

@@ -45,11 +45,12 @@ def labels(right: int) -> dict[str, list[str]]:
 
 
 def made_up(published: Any) -> Any:
-    """A study with two seeds of the default run, one of the paper's recipe and a baseline, one of which is unfinished."""
+    """Two seeds of the default run, one of the paper's recipe, and a baseline that is measured at home alone."""
     study = pages.Study("Qwen2.5-0.5B", {"rows": 10}, dict.fromkeys(pages.GROUPS, prompts()), published)
     done = {"untouched": {42: 4}, "default": {42: 10, 43: 9}, "paper": {42: 6}, "scans": {42: 4}}
     study.cells = {m: {s: dict.fromkeys(pages.GROUPS, labels(n)) for s, n in by.items()} for m, by in done.items()}
     study.cells["scans"][42] = {"home": labels(4)}
+    study.cells["default"][43] = {**study.cells["default"][43], "home": {**labels(9), "limits": ["Few prompts."]}}
     fit = {
         "strength": 0.75,
         "iteration": 1,
@@ -95,6 +96,7 @@ def test_the_page_shows_rates_tests_utility_and_what_was_published(paper: Path) 
     assert "Qwen2.5-7B" in page
     assert "Qwen3-4B" not in page
     assert "- cast, seed 42 was not measured: The model refuses none of the fit prompts." in page
+    assert "- default, seed 43: Few prompts." in page
     assert "- scans: Answers no fewer of the harmful prompts" in page
 
 
