@@ -273,7 +273,12 @@ class Measurement:
             edit = self.edit(method, seed)
             found = measure_tasks(self.chat.model, self.chat.tokenizer, tasks, edit=edit, seed=FIRST_SEED)
             row = dict(found["utility_tasks"][0])
-            same = {"after": row["before"], "ratio": 1.0 if row["before"] else None, "interval": [1.0, 1.0]}
+            known = row["before"] > 0
+            same = {
+                "after": row["before"],
+                "ratio": 1.0 if known else None,
+                "interval": [1.0, 1.0] if known else None,
+            }
             return row if edit is not None else row | same
 
         cell = self.cells.get(f"utility-{method}-{seed}-{task}-{self.args.utility}", asked)
