@@ -297,7 +297,7 @@ def test_bundled_prompts_are_read_beside_named_ones(tmp_path: Path) -> None:
     assert list(both.splits()) == list(only.splits())
     assert len(both.read) == len(bundled.train) + len(bundled.validation) - 1
     assert same.text not in [p.text for p in both.read]
-    assert {p.source for p in both.read} == {f"bundled {kind}" for kind in ("harmful", "jailbreak", "alarming", "plain")}
+    assert {p.source for p in both.read} == {f"bundled {kind}" for kind in bundled.counts()}
     assert {p.text for p in both.read}.isdisjoint(p.text for p in bundled.test)
     both.to_jsonl(tmp_path / "prompts.jsonl")
     assert PromptSet.from_jsonl(tmp_path / "prompts.jsonl") == both
