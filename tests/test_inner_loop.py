@@ -232,7 +232,7 @@ def test_where_a_pass_brings_little_r_is_raised_until_that_helps_no_more(
     make: Any, answered: Any, texts: Any, told: FirstTokenClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = scripted(monkeypatch, [(0.5, 0.5), (0.51, 0.5), (0.53, 0.5), (0.52, 0.9)], ratio_scale=4.0)
-    found = run_inner_loop(make(passes=1), Edit(), *answered, told, texts, 1, 1.0)
+    found = run_inner_loop(make(passes=1, min_kept=0.0, max_kl=99.0), Edit(), *answered, told, texts, 1, 1.0)
     assert steps == [1.0, 1.0, 1.0]  # r as it is, twice, four times: the step's length stays
     assert (found.passes, found.predicted) == (1, 0.53)
     monkeypatch.undo()

@@ -31,7 +31,7 @@ def seen(side: float, style: float, sources: str = "abcd") -> Observation:
 
 
 def test_sources_that_share_what_is_harmful_are_told_apart_when_left_out() -> None:
-    left = leave_out([seen(2.0, 0.5)], None, Fit())
+    left = leave_out([seen(2.0, 0.5)], Fit())
     assert set(left.auc) == set("abcd")
     for source in "abcd":
         assert left.auc[source][0] > 0.95
@@ -41,7 +41,7 @@ def test_sources_that_share_what_is_harmful_are_told_apart_when_left_out() -> No
 
 
 def test_style_alone_is_at_chance_and_the_run_says_so() -> None:
-    left = leave_out([seen(0.0, 6.0)], None, Fit())
+    left = leave_out([seen(0.0, 6.0)], Fit())
     assert all(float(auc[0]) < 0.65 for auc in left.auc.values())
     alone = LeftOut({name: auc[:1] for name, auc in left.auc.items()}, left.accuracy)
     assert alone.mean_auc is not None
@@ -49,11 +49,11 @@ def test_style_alone_is_at_chance_and_the_run_says_so() -> None:
     (sentence,) = alone.warning()
     assert "style of their sources" in sentence
     assert f"{alone.mean_auc:.2f}" in sentence
-    assert leave_out([seen(4.0, 0.5)], None, Fit()).auc["a"][0] > 0.95  # and not where there is something to read
+    assert leave_out([seen(4.0, 0.5)], Fit()).auc["a"][0] > 0.95  # and not where there is something to read
 
 
 def test_the_only_source_of_a_side_cannot_be_left_out() -> None:
-    left = leave_out([seen(2.0, 0.5, "ac")], None, Fit())
+    left = leave_out([seen(2.0, 0.5, "ac")], Fit())
     assert left.auc == {}
     assert left.mean_auc is None
     assert left.warning() == []
@@ -62,6 +62,6 @@ def test_the_only_source_of_a_side_cannot_be_left_out() -> None:
 def test_prompts_that_are_read_count_as_sources() -> None:
     whole = seen(2.0, 0.5)
     answered, read = whole.part(0, 120), whole.part(120, 240)
-    left, same = leave_out([answered, read], None, Fit()), leave_out([whole], None, Fit())
+    left, same = leave_out([answered, read], Fit()), leave_out([whole], Fit())
     for source in "abcd":
         torch.testing.assert_close(left.auc[source], same.auc[source])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,8 @@ from llmva.settings import Settings
 
 HARMLESS_POSITIONS = 512  # maximum number of positions of harmless texts, for the harmless metric
 RANDOM_MESSAGES = 256  # messages of random tokens, for the same metric
+READ_SHARE = 0.8  # of each of these sources at most: the others show how well v_b reads what it was not fitted on
+HELD_OUT = 64  # of each source at most
 READ_TIMES = 2  # times per_source: prompts of each source that are only read, which costs no generated token
 TRUST_MESSAGES = 48  # random messages on which the length of a step is measured
 VectorHook = Callable[[Vectors, Observation, int], Vectors]  # vectors, training observation, iteration -> vectors
@@ -96,10 +99,24 @@ class Context:
 
         None without such; the paper has none, so its recipe reads none.
         """
-        if not self.prompts.read or self.settings.recipe == "paper":
+        return self._captured(edit, self._drawn(iteration, number))
+
+    def held_out(self, edit: Edit, iteration: int) -> Observation | None:
+        """Captures of prompts to read that are not in the first draw of the iteration; None without such."""
+        drawn = {prompt.id for prompt in self._drawn(iteration, 0)}
+        rest = [prompt for prompt in self.prompts.read if prompt.id not in drawn]
+        return self._captured(edit, draw(rest, HELD_OUT, self.generator(iteration, -3)) if drawn else [])
+
+    def _drawn(self, iteration: int, number: int) -> list[Prompt]:
+        sizes = Counter(prompt.source for prompt in self.prompts.read)
+        if not sizes or self.settings.recipe == "paper":
+            return []
+        count = min(READ_TIMES * self.settings.per_source, int(READ_SHARE * min(sizes.values())))
+        return draw(self.prompts.read, count, self.generator(iteration, number))
+
+    def _captured(self, edit: Edit, prompts: list[Prompt]) -> Observation | None:
+        if not prompts:
             return None
-        count = READ_TIMES * self.settings.per_source
-        prompts = draw(self.prompts.read, count, self.generator(iteration, number))
         with edit.apply(self.chat.model, check=False):
             captured = answer_prompts(self.chat, [prompt.text for prompt in prompts], max_new_tokens=0)
         return Observation(prompts, [], captured)

@@ -21,7 +21,7 @@ from llmva.method.context import Context, State
 from llmva.method.first_token import foretell, predicted_f1
 from llmva.method.gradients import Slopes, gradient_writers, measure_slopes, predict_with_slopes
 from llmva.method.identify import Vectors, select
-from llmva.method.left_out import LeftOut, leave_out
+from llmva.method.left_out import LeftOut, leave_out, readable
 from llmva.method.line_search import NEARLY_DONE, Candidate, LineSearch, Update, within_harm_limits
 from llmva.method.observe import Observation, missing_class
 from llmva.method.rollback import Plan
@@ -30,6 +30,7 @@ MARGIN_SCALE = 2.0  # factor of r in a last pass: labels are right by then, and 
 Fit = Callable[[Observation, Candidate], Vectors]
 SEARCH_PROMPTS = 128  # validation prompts on which steps are compared; answers then decide on all of them
 WELL = 0.5  # share of what F lacks to 1; where passes gain less, the paper's writers are tried too
+UNREAD = 0.5  # share of the sublayers, those where v_b reads worst, that gradient writers leave alone
 LOOK_AHEAD = 2  # maximum number of passes in a row without a predicted gain
 NO_STEP = "no step is predicted to help"
 FORBIDDEN = "every step that is predicted to help changes harmless text more than --min-kept and --max-kl allow"
@@ -46,6 +47,7 @@ class InnerResult:
     predicted: float | None = None  # predicted F on validation prompts; None without predictions
     stuck: str | None = None  # why no alignment was added
     left_out: LeftOut | None = None  # what v_b of the untouched model reads
+    auc: Tensor | None = None  # of v_b in each sublayer, on prompts that it was not fitted on, float64 [S]
 
 
 def fit_select_align(context: Context, state: State, plan: Plan) -> InnerResult:
@@ -61,19 +63,18 @@ def fit_select_align(context: Context, state: State, plan: Plan) -> InnerResult:
     harmless = context.harmless_outputs(state.edit, state.texts, iteration)
     read = context.read(state.edit, iteration)
     vectors = context.fit(state.train, state.validation, harmless, iteration, read)  # 2. Identify  3. Score
-    left_out = None
+    held = context.held_out(state.edit, iteration)
+    auc, left_out = readable(vectors, [state.validation, *([held] if held else [])]), None
     if not state.edit.factors:
-        left_out = leave_out([state.train, *([read] if read else [])], harmless, context.svm_fit)
+        left_out = leave_out([state.train, *([read] if read else [])], context.svm_fit)
     if plan.stop is not None:
-        return InnerResult(state.edit, vectors, [], left_out=left_out)
+        return InnerResult(state.edit, vectors, [], left_out=left_out, auc=auc)
     chosen = select(vectors.scores, context.sublayer_count)  # 4. Select
     papers = align_sublayers(  # 5. Align
         state.edit, context.chat.decoder.sublayers, vectors, chosen, iteration, plan.step
     )
-    result = InnerResult(papers, vectors, chosen, 1)
-    if plan.use_classifier:
-        result = run_inner_loop(context, state, plan, result, harmless)
-    return replace(result, left_out=left_out)
+    result = InnerResult(papers, vectors, chosen, 1, left_out=left_out, auc=auc)
+    return run_inner_loop(context, state, plan, result, harmless) if plan.use_classifier else result
 
 
 def run_inner_loop(
@@ -95,11 +96,14 @@ def run_inner_loop(
     some = foretell(balanced(state.validation, SEARCH_PROMPTS), state.classifier)
     start = Candidate(state.edit, some, predicted_f1(some, context.objective.beta))
 
+    assert papers.auc is not None
+    good = (papers.auc >= papers.auc.quantile(UNREAD)).nonzero().flatten().tolist()
+
     def passes(use_gradients: bool) -> tuple[LineSearch, Candidate, list[int]]:
         on_pass = context.progress.stage(f"iteration {state.iteration}: passes", context.settings.passes, "passes")
         search = LineSearch(context, state.classifier, state.texts, state.iteration + 1, plan.step, on_pass)
         assert papers.vectors is not None
-        return search, *_follow(search, start, papers.vectors, state.train, harmless, use_gradients)
+        return search, *_follow(search, start, papers.vectors, state.train, harmless, use_gradients, good)
 
     search, best, chosen = passes(plan.use_gradients)
     well = start.value[0] + WELL * (1.0 - start.value[0])
@@ -108,9 +112,9 @@ def run_inner_loop(
         if not best.passes or other.value[0] > best.value[0]:
             search, best, chosen = other_search, other, other_chosen
     if not best.passes and best.value[0] < NEARLY_DONE and within_harm_limits(context, papers.edit, state.texts):
-        return InnerResult(papers.edit, papers.vectors, papers.chosen, 1, best.value[0])
+        return replace(papers, passes=1, predicted=best.value[0])
     stuck = None if best.passes else (FORBIDDEN if search.forbidden else NO_STEP)
-    return InnerResult(best.edit, papers.vectors, chosen, best.passes, best.value[0], stuck)
+    return replace(papers, edit=best.edit, chosen=chosen, passes=best.passes, predicted=best.value[0], stuck=stuck)
 
 
 def _follow(
@@ -120,8 +124,12 @@ def _follow(
     train: Observation,
     harmless: Tensor | None,
     use_gradients: bool,
+    good: list[int],
 ) -> tuple[Candidate, list[int]]:
-    """The best candidate that passes from `start` reach (perhaps `start`), and the sublayers of the first pass."""
+    """The best candidate that passes from `start` reach (perhaps `start`), and the sublayers of the first pass.
+
+    Gradient writers choose among the sublayers `good`.
+    """
     context, max_passes = search.context, search.context.settings.passes
 
     def fit(train: Observation, now: Candidate) -> Vectors:
@@ -131,13 +139,13 @@ def _follow(
 
     best = now = start
     measured = measure_slopes(context, start.edit, train.prompts, search.classifier) if use_gradients else None
-    update = first = _update(search, start, vectors, measured[0] if measured else None)
+    update = first = _update(search, start, vectors, measured[0] if measured else None, good)
     while now.passes < max_passes:
         if now.passes:
             train, slopes = _predicted_train(search, now, use_gradients)
             if torch.equal(*train.signs) or missing_class(train):
                 break  # all labels are right, or no answer vector can be fitted
-            update = _update(search, now, fit(train, now), slopes)
+            update = _update(search, now, fit(train, now), slopes, good)
         ahead = now.passes - best.passes < LOOK_AHEAD and now.passes + 1 < max_passes
         step = search.best_step(now, update, best.value, accept_unimproved=ahead)
         if step is None:
@@ -149,23 +157,26 @@ def _follow(
         if best.value[0] == 1.0:
             break
     if 0 < best.passes < max_passes and best.value[0] >= NEARLY_DONE:
-        best = _margin_step(search, best, fit, use_gradients) or best
+        best = _margin_step(search, best, fit, use_gradients, good) or best
     return best, first.chosen
 
 
-def _margin_step(search: LineSearch, best: Candidate, fit: Fit, use_gradients: bool) -> Candidate | None:
+def _margin_step(
+    search: LineSearch, best: Candidate, fit: Fit, use_gradients: bool, good: list[int]
+) -> Candidate | None:
     """One more pass with a larger r, after the labels are right: it makes decisions surer."""
     train, slopes = _predicted_train(search, best, use_gradients)
     if missing_class(train):
         return None
     vectors = fit(train, best).scale_ratio(MARGIN_SCALE)
-    return search.best_step(best, _update(search, best, vectors, slopes), best.value)
+    return search.best_step(best, _update(search, best, vectors, slopes, good), best.value)
 
 
-def _update(search: LineSearch, now: Candidate, vectors: Vectors, slopes: Slopes | None) -> Update:
+def _update(search: LineSearch, now: Candidate, vectors: Vectors, slopes: Slopes | None, good: list[int]) -> Update:
     """The vectors, sublayers and writers of a pass: gradient writers, or without slopes v_a as in the paper."""
     context = search.context
-    candidates = select(vectors.scores, context.settings.layers or len(vectors.scores))
+    best = select(vectors.scores[good], min(context.settings.layers or len(good), len(good)))
+    candidates = [good[i] for i in best]
     writers = None
     if slopes is not None:
         writers = gradient_writers(context, now.edit, vectors, candidates, slopes, search.iteration)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmva.method.identify import Fit, benign_vector
+from llmva.method.identify import Fit, Vectors, benign_vector
 from llmva.method.observe import Observation
 
 PER_SOURCE = 48  # prompts of each source, so that all fits take seconds
@@ -56,12 +56,11 @@ class LeftOut:
         ]
 
 
-def leave_out(seen: Sequence[Observation], harmless: Tensor | None, fit: Fit) -> LeftOut:
+def leave_out(seen: Sequence[Observation], fit: Fit) -> LeftOut:
     """Leave each pair of a benign and a toxic source out in turn; empty where a side has one source alone.
 
-    Args:
-        seen: captures of the untouched model; only the prompts' sides are used.
-        harmless: as `identify` takes it.
+    The fits are without the harmless metric, which would be most of their cost. Of `seen`, captures of the untouched
+    model, only the prompts' sides are used.
     """
     prompts = [prompt for one in seen for prompt in one.prompts]
     by_source: dict[str, list[int]] = {}
@@ -78,7 +77,7 @@ def leave_out(seen: Sequence[Observation], harmless: Tensor | None, fit: Fit) ->
             by_sublayer = []
             for s in range(len(seen[0].capture.outputs)):
                 x = torch.cat([one.capture.outputs[s] for one in seen]).double()
-                v = benign_vector(x[rest], [prompts[i] for i in rest], None if harmless is None else harmless[s], fit)
+                v = benign_vector(x[rest], [prompts[i] for i in rest], None, fit)
                 one, other = x[by_source[benign]] @ v, x[by_source[toxic]] @ v
                 by_sublayer.append(
                     (_auc(one, other), float((one > 0).double().mean()), float((other < 0).double().mean()))
@@ -88,6 +87,16 @@ def leave_out(seen: Sequence[Observation], harmless: Tensor | None, fit: Fit) ->
             measured[toxic].append(torch.stack([auc, wrong]))
     means = {name: torch.stack(pairs).mean(0) for name, pairs in measured.items() if pairs}
     return LeftOut({name: both[0] for name, both in means.items()}, {name: both[1] for name, both in means.items()})
+
+
+def readable(vectors: Vectors, seen: Sequence[Observation]) -> Tensor:
+    """Mean AUC of each sublayer's o.v_b, float64 [S], over observations of prompts that were in no fit."""
+    v_b, means = vectors.directions[:, 1], []
+    for one in seen:
+        benign = torch.tensor([prompt.benign for prompt in one.prompts])
+        read = [x.double() @ v for x, v in zip(one.capture.outputs, v_b, strict=True)]
+        means.append(torch.tensor([_auc(o[benign], o[~benign]) for o in read], dtype=torch.float64))
+    return torch.stack(means).mean(0)
 
 
 def _auc(above: Tensor, below: Tensor) -> float:
