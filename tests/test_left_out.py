@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -65,3 +67,17 @@ def test_prompts_that_are_read_count_as_sources() -> None:
     left, same = leave_out([answered, read], Fit()), leave_out([whole], Fit())
     for source in "abcd":
         torch.testing.assert_close(left.auc[source], same.auc[source])
+
+
+def test_what_a_sublayer_reads_on_other_prompts() -> None:
+    from llmva.method.identify import identify
+    from llmva.method.left_out import readable
+
+    train, other = seen(1.0, 0.5), seen(1.0, 0.5)
+    train = replace(
+        train, judgements=[Judgement(Label.ANSWERED if i % 2 else Label.REFUSED, 1.0, "") for i in range(240)]
+    )
+    auc = readable(identify(train, train), [other, other.part(0, 120)])  # the second part has no toxic prompt
+    assert auc.shape == (2,)
+    assert auc[0] > 0.7
+    assert abs(float(auc[1]) - 0.5) < 0.1 or auc[1] < auc[0]

@@ -31,6 +31,7 @@ Fit = Callable[[Observation, Candidate], Vectors]
 SEARCH_PROMPTS = 128  # validation prompts on which steps are compared; answers then decide on all of them
 WELL = 0.5  # share of what F lacks to 1; where passes gain less, the paper's writers are tried too
 UNREAD = 0.5  # share of the sublayers, those where v_b reads worst, that gradient writers leave alone
+READS_WELL = 0.95  # AUC of v_b from which a sublayer is never left alone
 LOOK_AHEAD = 2  # maximum number of passes in a row without a predicted gain
 NO_STEP = "no step is predicted to help"
 FORBIDDEN = "every step that is predicted to help changes harmless text more than --min-kept and --max-kl allow"
@@ -97,7 +98,8 @@ def run_inner_loop(
     start = Candidate(state.edit, some, predicted_f1(some, context.objective.beta))
 
     assert papers.auc is not None
-    good = (papers.auc >= papers.auc.quantile(UNREAD)).nonzero().flatten().tolist()
+    enough = min(float(papers.auc.quantile(UNREAD)), READS_WELL)
+    good = (papers.auc >= enough).nonzero().flatten().tolist()
 
     def passes(use_gradients: bool) -> tuple[LineSearch, Candidate, list[int]]:
         on_pass = context.progress.stage(f"iteration {state.iteration}: passes", context.settings.passes, "passes")

@@ -100,7 +100,9 @@ def readable(vectors: Vectors, seen: Sequence[Observation]) -> Tensor:
 
 
 def _auc(above: Tensor, below: Tensor) -> float:
-    """Share of pairs with the first one higher; a tie counts half."""
+    """Share of pairs with the first one higher; a tie counts half. .5 without pairs."""
+    if not above.numel() or not below.numel():
+        return 0.5
     more = (above[:, None] > below[None]).double() + 0.5 * (above[:, None] == below[None]).double()
     return float(more.mean())
 
