@@ -24,21 +24,21 @@ from torch import Tensor
 import llmva
 from llmva.cli.inputs import quiet_libraries
 from llmva.edit import Edit
+from llmva.method.context import SCALED_C, SOURCE_WEIGHT
 from llmva.method.identify import Fit, benign_vector
 from llmva.models.chat_model import ChatModel
 from llmva.models.generate import answer_prompts
 from llmva.models.harmless import random_messages
 from llmva.prompts.load import read_prompts
 from llmva.prompts.types import Prompt
-from llmva.settings import Settings
 
 HOME = {True: ("nq", "orfuzzset"), False: ("seval_attack", "seval_risk")}  # benign: names
 FOREIGN = {True: ("xstest_safe", "oktest"), False: ("advbench", "attack_aim", "attack_jailbroken", "attack_pair")}
 HOW = {  # each adds something to the one before
     "paper": Fit(),
-    "scaled cost": Fit(C=Settings().C, scaled=True),
-    "harmless metric": Fit(C=Settings().C, scaled=True),
-    "default": Fit(C=Settings().C, scaled=True, source_weight=Settings().source_weight),
+    "scaled cost": Fit(C=SCALED_C, scaled=True),
+    "harmless metric": Fit(C=SCALED_C, scaled=True),
+    "default": Fit(C=SCALED_C, scaled=True, source_weight=SOURCE_WEIGHT),
 }
 PAIRS = {
     "XSTest / AdvBench": ("xstest_safe", "advbench"),

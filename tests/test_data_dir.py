@@ -138,7 +138,7 @@ def test_where_prompts_lie_does_not_change_them(tmp_path: Path) -> None:
     one, two = (PromptSet.load(data=["advbench,oktest"], data_dir=tmp_path / place) for place in ("one", "two"))
     named = PromptSet.load(data=[f"advbench={tmp_path}/one/advbench.csv", f"oktest={tmp_path}/one/OKTest.csv"])
     assert one.hashes() == two.hashes() == named.hashes()
-    assert set(one.hashes()) == {"advbench", "oktest"}
+    assert {name for name in one.hashes() if "bundled" not in name} == {"advbench", "oktest"}
 
 
 def test_the_command_line(taught_folder: Path, tmp_path: Path, command: Callable[..., Said]) -> None:

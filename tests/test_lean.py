@@ -13,6 +13,7 @@ from llmva.errors import UsageError
 from llmva.method.context import Context
 from llmva.method.identify import Fit, identify
 from llmva.method.svm import HarmlessMetric, fit_sklearn, fit_svms
+from llmva.prompts.prompt_set import PromptSet
 from llmva.settings import make_settings
 from test_identify import HELD_OUT, TRAIN, observed
 
@@ -107,5 +108,6 @@ def test_what_is_preferred_decides_the_lean(prefer: str, lean: float, monkeypatc
     monkeypatch.setattr(context, "identify", lambda *seen, **options: given.update(options))
     made = [None] * 8
     made[3] = make_settings(prefer=prefer, harmless_weight=0.0)  # type: ignore[call-overload]
+    made[1] = PromptSet((), (), ())  # type: ignore[call-overload]
     Context(*made).fit(None, None, None, 1)  # type: ignore[arg-type]
     assert given["fit"].lean == lean

@@ -14,10 +14,7 @@ EXCERPT = 200  # characters of a system prompt that a sentence or a page shows
 PAPER: dict[str, Any] = {
     "passes": 1,
     "svm": "sklearn",
-    "C": 1.0,
-    "scaled_cost": False,
     "harmless_weight": 0.0,
-    "source_weight": 0.0,
     "patience": 0,
     "min_kept": 0.0,
     "max_kl": 99.0,
@@ -51,24 +48,13 @@ class Settings(BaseModel):
         "exact", description="Fit the SVMs exactly, or with scikit-learn as the paper does."
     )
     C: float = Field(
-        0.3, gt=0, description="Cost of a margin violation in the SVMs.", json_schema_extra={"options": []}
-    )
-    scaled_cost: bool = Field(
-        True,
-        description="Divide C by the mean squared deviation of a sublayer's outputs.",
-        json_schema_extra={"options": []},
+        1.0, gt=0, description="Cost of a margin violation in the SVMs.", json_schema_extra={"options": []}
     )
     harmless_weight: float = Field(
         1.0,
         ge=0,
         description="Weight of harmless text in the metric of the SVMs; the paper uses 0.",
         json_schema_extra={"options": ["--harmless-weight", "--quiet-readers"]},
-    )
-    source_weight: float = Field(
-        1.0,
-        ge=0,
-        description="Weight of the differences between sources of one side in the metric of the benign vectors.",
-        json_schema_extra={"options": []},
     )
     per_source: int = Field(
         128, ge=1, description="Draw at most this many training prompts from each data set per iteration."

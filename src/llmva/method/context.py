@@ -27,6 +27,8 @@ from llmva.settings import Settings
 
 HARMLESS_POSITIONS = 512  # maximum number of positions of harmless texts, for the harmless metric
 RANDOM_MESSAGES = 256  # messages of random tokens, for the same metric
+SCALED_C = 0.3  # times C, in units of the outputs' mean squared deviation, where prompts are read
+SOURCE_WEIGHT = 1.0  # of differences between sources in the metric of v_b, likewise
 READ_SHARE = 0.8  # of each of these sources at most: the others show how well v_b reads what it was not fitted on
 HELD_OUT = 64  # of each source at most
 READ_TIMES = 2  # times per_source: prompts of each source that are only read, which costs no generated token
@@ -59,16 +61,16 @@ class Context:
     @property
     def svm_fit(self) -> Fit:
         """How the SVMs are fitted."""
-        settings = self.settings
-        return Fit(
-            settings.svm,
-            settings.C,
-            settings.scaled_cost,
-            settings.harmless_weight,
-            settings.source_weight,
-            LEANS[settings.prefer],
-            self.seed,
-        )
+        settings, lean = self.settings, LEANS[self.settings.prefer]
+        if not self.reads:
+            return Fit(settings.svm, settings.C, False, settings.harmless_weight, 0.0, lean, self.seed)
+        C = SCALED_C * settings.C
+        return Fit(settings.svm, C, True, settings.harmless_weight, SOURCE_WEIGHT, lean, self.seed)
+
+    @property
+    def reads(self) -> bool:
+        """Whether there are prompts that are read and not answered. The paper has none, so its recipe reads none."""
+        return bool(self.prompts.read) and self.settings.recipe != "paper"
 
     def generator(self, iteration: int, number: int = 0) -> torch.Generator:
         """A generator that depends only on seed, iteration and pass `number`, so a resumed run draws the same."""
@@ -109,7 +111,7 @@ class Context:
 
     def _drawn(self, iteration: int, number: int) -> list[Prompt]:
         sizes = Counter(prompt.source for prompt in self.prompts.read)
-        if not sizes or self.settings.recipe == "paper":
+        if not self.reads:
             return []
         count = min(READ_TIMES * self.settings.per_source, int(READ_SHARE * min(sizes.values())))
         return draw(self.prompts.read, count, self.generator(iteration, number))

@@ -98,7 +98,7 @@ def run_inner_loop(
     start = Candidate(state.edit, some, predicted_f1(some, context.objective.beta))
 
     assert papers.auc is not None
-    enough = min(float(papers.auc.quantile(UNREAD)), READS_WELL)
+    enough = min(float(papers.auc.quantile(UNREAD)), READS_WELL) if context.reads else -1.0
     good = (papers.auc >= enough).nonzero().flatten().tolist()
 
     def passes(use_gradients: bool) -> tuple[LineSearch, Candidate, list[int]]:
