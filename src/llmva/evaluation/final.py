@@ -30,8 +30,11 @@ def finish(context: Context, run: Run, probes: Sequence[Probe]) -> None:
     if run.record.get("test", {}).get("after"):
         return
     record = run.record
-    best, strength = _choose_point(context, run)
-    record |= {"best_iteration": best, "best_strength": strength}
+    if "best_strength" not in record:  # else an interrupted end goes on with its choice
+        best, strength = _choose_point(context, run)
+        rows = [row for row in record.pop("strengths", []) if row["iteration"] == best]
+        record |= {"best_iteration": best, "best_strength": strength, **({"strengths": rows} if best else {})}
+    best, strength = record["best_iteration"], record["best_strength"]
     validation = context.prompts.validation
     benign = sum(prompt.benign for prompt in validation)
     record["validation"] = {"n_benign": benign, "n_toxic": len(validation) - benign}
@@ -140,14 +143,10 @@ def _choose_point(context: Context, run: Run) -> tuple[int, float]:
     tempting = objective.most_valuable(entries)
     if objective.value(entries[tempting]) > objective.value(entries[best]):
         strength = _choose_strength(context, run, tempting)
-        row = next(row for row in record["strengths"] if row["strength"] == strength)
-        keeps = not objective.violation({**row, "iteration": tempting})
-        if keeps and objective.value(row) > objective.value(entries[best]):
+        row = next(r for r in record["strengths"] if (r["iteration"], r["strength"]) == (tempting, strength))
+        if not objective.violation(row) and objective.value(row) > objective.value(entries[best]):
             return tempting, strength
-    if best:
-        return best, _choose_strength(context, run, best)
-    record.pop("strengths", None)
-    return 0, 1.0
+    return (best, _choose_strength(context, run, best)) if best else (0, 1.0)
 
 
 def _choose_strength(context: Context, run: Run, best: int) -> float:
@@ -158,26 +157,29 @@ def _choose_strength(context: Context, run: Run, best: int) -> float:
     chosen by them is measured before.
     """
     record = run.record
-    rows: list[dict[str, Any]] = [row for row in record.get("strengths", []) if row["iteration"] == best]
-    record["strengths"] = rows
+    kept: list[dict[str, Any]] = record.setdefault("strengths", [])  # also of another iteration, if that was tried
+
+    def own() -> list[dict[str, Any]]:
+        return [row for row in kept if row["iteration"] == best]
+
     predicts = context.predicts_labels and record["iterations"][-1]["foretold"] >= MIN_AGREEMENT
     # measured already; in a run that extends another, strength 0 is not iteration 0
     known = (1.0,) if run.edit.at(0).factors else (0.0, 1.0)
     for strength in STRENGTHS:
-        if any(row["strength"] == strength for row in rows):
+        if any(row["strength"] == strength for row in own()):
             continue
         if strength in known:
             entry = record["iterations"][best if strength else 0]
-            rows.append({"iteration": best, "strength": strength, **{name: entry.get(name) for name in RATES}})
+            kept.append({"iteration": best, "strength": strength, **{name: entry.get(name) for name in RATES}})
         else:
-            rows.append(_rates_at(context, run, best, strength, predicts))
+            kept.append(_rates_at(context, run, best, strength, predicts))
             run.commit()  # an interruption loses at most one
     while True:
-        chosen = context.objective.choose_strength(record["iterations"][best], rows)
-        place = next((i for i, row in enumerate(rows) if row["strength"] == chosen and row.get("predicted")), None)
-        if place is None:
+        chosen = context.objective.choose_strength(record["iterations"][best], own())
+        guess = next((row for row in own() if row["strength"] == chosen and row.get("predicted")), None)
+        if guess is None:
             return chosen
-        rows[place] = _rates_at(context, run, best, chosen, predict=False)
+        kept[kept.index(guess)] = _rates_at(context, run, best, chosen, predict=False)
         run.commit()
 
 
