@@ -199,7 +199,8 @@ SCENARIOS: dict[str, tuple[str, dict[str, Any]]] = {  # which prompts, and the r
 def test_killed_before_every_write(taught_folder: Path, tmp_path: Path, scenario: str) -> None:
     model, tokenizer = llmva.load_model(taught_folder)
     undone, (some, settings) = "undone" in scenario, SCENARIOS[scenario]
-    prompts = llmva.PromptSet.load([f"{taught_folder}/toxic.txt{some}"], [f"{taught_folder}/benign.txt{some}"])
+    files = [f"{taught_folder}/toxic.txt{some}"], [f"{taught_folder}/benign.txt{some}"]
+    prompts = llmva.PromptSet.load(*files, only=True)
     judge: llmva.Judge | str = "phrases"
     if undone:
         texts = [prompt.text for _, split in prompts.splits() for prompt in split]
