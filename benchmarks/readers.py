@@ -26,14 +26,14 @@ from llmva.cli.inputs import quiet_libraries
 from llmva.edit import Edit
 from llmva.method.context import SCALED_C, SOURCE_WEIGHT
 from llmva.method.identify import Fit, benign_vector
+from llmva.method.left_out import auc
 from llmva.models.chat_model import ChatModel
 from llmva.models.generate import answer_prompts
 from llmva.models.harmless import random_messages
 from llmva.prompts.load import read_prompts
 from llmva.prompts.types import Prompt
+from natural import FOREIGN, HOME
 
-HOME = {True: ("nq", "orfuzzset"), False: ("seval_attack", "seval_risk")}  # benign: names
-FOREIGN = {True: ("xstest_safe", "oktest"), False: ("advbench", "attack_aim", "attack_jailbroken", "attack_pair")}
 HOW = {  # each adds something to the one before
     "paper": Fit(),
     "scaled cost": Fit(C=SCALED_C, scaled=True),
@@ -79,12 +79,9 @@ def captured(chat: ChatModel, name: str, texts: list[str], out: Path) -> Tensor:
     return load_file(file)["outputs"]
 
 
-def auc(benign: Tensor, toxic: Tensor) -> Tensor:
-    """Share of pairs in the right order, [S], of projections [S, n] and [S, m]."""
-    scores = torch.cat([benign, toxic], 1)
-    ranks = scores.argsort(1).argsort(1).double() + 1
-    n, m = benign.shape[1], toxic.shape[1]
-    return (ranks[:, :n].sum(1) - n * (n + 1) / 2) / (n * m)
+def aucs(benign: Tensor, toxic: Tensor) -> Tensor:
+    """AUC by sublayer, [S], of projections [S, n] and [S, m]."""
+    return torch.tensor([auc(one, other) for one, other in zip(benign, toxic, strict=True)], dtype=torch.float64)
 
 
 def fit_on(
@@ -101,7 +98,7 @@ def fit_on(
     features = torch.cat(parts, 1)
     return torch.stack(
         [
-            benign_vector(x.double(), prompts, None if harmless is None else harmless[s], how)
+            benign_vector(x.double(), prompts, how.metric(None if harmless is None else harmless[s]), how)
             for s, x in enumerate(features)
         ]
     )
@@ -151,7 +148,7 @@ def main() -> None:
                 seeds = [fit_on(train, counts, seed, text, how) for seed in range(args.seeds)]
                 cells = []
                 for benign, toxic in PAIRS.values():
-                    each = torch.stack([auc(projections(benign, v), projections(toxic, v)) for v in seeds]).mean(0)
+                    each = torch.stack([aucs(projections(benign, v), projections(toxic, v)) for v in seeds]).mean(0)
                     cells.append(f"{each[chosen].mean():.3f} [{each[chosen].min():.2f}]")
                 print(f"| {name} | {metric} | " + " | ".join(cells) + " |", flush=True)
 

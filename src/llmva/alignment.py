@@ -257,9 +257,8 @@ def record_iteration(context: Context, run: Run, state: State, plan: Plan, updat
     if update.vectors is not None:  # also of the last iteration: the report shows its angles
         entry |= vectors_record(update.vectors, update.chosen)
         entry["projection"] = projection_record(update.vectors, state.validation, context.chat.decoder)
-    if update.left_out is not None:
-        run.record["left_out"] = update.left_out.as_record()
-        run.record["benign_auc"] = [] if update.auc is None else update.auc.tolist()
+    if update.left_out is not None and update.auc is not None:
+        run.record |= {"left_out": update.left_out.as_record(), "benign_auc": update.auc.tolist()}
         run.record["limits"] += [one for one in update.left_out.warning() if one not in run.record["limits"]]
     run.record |= {
         "iterations": plan.iterations,

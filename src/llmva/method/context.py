@@ -97,10 +97,7 @@ class Context:
             return predict_labels(self.chat, prompts, classifier)
 
     def read(self, edit: Edit, iteration: int, number: int = 0) -> Observation | None:
-        """Captures of a draw of the prompts that are read and not answered, for the model with `edit`.
-
-        None without such; the paper has none, so its recipe reads none.
-        """
+        """Captures of a draw of the prompts that are read and not answered, for the model with `edit`; None without."""
         return self._captured(edit, self._drawn(iteration, number))
 
     def held_out(self, edit: Edit, iteration: int) -> Observation | None:
@@ -110,9 +107,9 @@ class Context:
         return self._captured(edit, draw(rest, HELD_OUT, self.generator(iteration, -3)) if drawn else [])
 
     def _drawn(self, iteration: int, number: int) -> list[Prompt]:
-        sizes = Counter(prompt.source for prompt in self.prompts.read)
         if not self.reads:
             return []
+        sizes = Counter(prompt.source for prompt in self.prompts.read)
         count = min(READ_TIMES * self.settings.per_source, int(READ_SHARE * min(sizes.values())))
         return draw(self.prompts.read, count, self.generator(iteration, number))
 

@@ -41,13 +41,13 @@ class Fit:
             return None
         return HarmlessMetric.of(harmless, self.harmless_weight)
 
-    def vector(self, x: Tensor, labels: Tensor, metric: HarmlessMetric | None, lean: float = 1.0) -> Tensor:
-        """The unit normal [d], from features [n, d] and labels [n]."""
+    def vectors(self, x: Tensor, labels: Tensor, metric: HarmlessMetric | None, lean: float = 1.0) -> Tensor:
+        """The unit normals [m, d], from features [n, d] and m labellings [m, n]; `lean` is that of the last one."""
         deviation = float((x - x.mean(0)).pow(2).sum(1).mean()) if self.scaled else 1.0
-        costs = _costs(labels[None], self.C / max(deviation, 1e-30), lean)
+        costs = _costs(labels, self.C / max(deviation, 1e-30), lean)
         if self.svm == "exact":
-            return unit(fit_svms(x[None], labels[None], costs, metric=[metric] if metric else None))[0, 0]
-        return unit(fit_sklearn(x[None], labels[None], costs, seed=self.seed))[0, 0]
+            return unit(fit_svms(x[None], labels, costs, metric=[metric] if metric else None))[0]
+        return unit(fit_sklearn(x[None], labels, costs, seed=self.seed))[0]
 
 
 PAPERS = Fit()
@@ -95,9 +95,12 @@ def identify(
 
     def vectors_of(x: Tensor, more: Tensor | None, harmless: Tensor | None) -> Tensor:
         """v_a and v_b, [1, 2, d], from [n, d] and the features of `read`."""
+        metric = fit.metric(harmless)
+        if more is None and fit.source_weight == 0:  # one Gram matrix serves both
+            return fit.vectors(x, labels, metric, fit.lean)[None]
         every = x if more is None else torch.cat([x, more.double()])
-        v_a = fit.vector(x, labels[0], fit.metric(harmless))
-        return torch.stack([v_a, benign_vector(every, prompts, harmless, fit)])[None]
+        v_a = fit.vectors(x, labels[:1], metric)[0]
+        return torch.stack([v_a, benign_vector(every, prompts, metric, fit)])[None]
 
     parts = []
     for s, features in enumerate(train.capture.outputs):  # one at a time: float64 copies of all would fill the memory
@@ -113,17 +116,16 @@ def identify(
     return Vectors(directions, sigma, right, score(directions, final, right), angles(*directions.unbind(1)))
 
 
-def benign_vector(features: Tensor, prompts: Sequence[Prompt], harmless: Tensor | None, fit: Fit) -> Tensor:
-    """v_b of one sublayer, [d], from float64 features [n, d]; `harmless` [q, d], None takes M = I.
+def benign_vector(features: Tensor, prompts: Sequence[Prompt], metric: HarmlessMetric | None, fit: Fit) -> Tensor:
+    """v_b of one sublayer, [d], from float64 features [n, d]; a `metric` of None is M = I.
 
     Sources of one side differ in style. The metric makes v_b quiet on these differences, as on harmless text.
     """
-    metric = fit.metric(harmless)
     if fit.source_weight:
         apart = source_differences(features, prompts)
         metric = metric.and_of(apart, fit.source_weight) if metric else HarmlessMetric.of(apart, fit.source_weight)
-    labels = torch.tensor([1 if prompt.benign else -1 for prompt in prompts], dtype=torch.int8)
-    return fit.vector(features, labels, metric, fit.lean)
+    labels = torch.tensor([[1 if prompt.benign else -1 for prompt in prompts]], dtype=torch.int8)
+    return fit.vectors(features, labels, metric, fit.lean)[0]
 
 
 def source_differences(features: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -140,11 +142,11 @@ def source_differences(features: Tensor, prompts: Sequence[Prompt]) -> Tensor:
 
 
 def _costs(labels: Tensor, C: float, lean: float) -> Cost:
-    """C, or a cost for each sample [1, n] if the benign vector leans to a side."""
+    """C, or a cost for each labelling and sample [m, n] if the last labelling leans to a side."""
     if lean == 1.0:
         return C
     costs = torch.full(labels.shape, C, dtype=torch.float64)
-    costs[labels == (-1 if lean > 1 else 1)] *= max(lean, 1.0 / lean)
+    costs[-1, labels[-1] == (-1 if lean > 1 else 1)] *= max(lean, 1.0 / lean)
     return costs
 
 

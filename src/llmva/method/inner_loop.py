@@ -64,10 +64,12 @@ def fit_select_align(context: Context, state: State, plan: Plan) -> InnerResult:
     harmless = context.harmless_outputs(state.edit, state.texts, iteration)
     read = context.read(state.edit, iteration)
     vectors = context.fit(state.train, state.validation, harmless, iteration, read)  # 2. Identify  3. Score
-    held = context.held_out(state.edit, iteration)
-    auc, left_out = readable(vectors, [state.validation, *([held] if held else [])]), None
+    auc = left_out = None
     if not state.edit.factors:
         left_out = leave_out([state.train, *([read] if read else [])], context.svm_fit)
+    if plan.stop is None or left_out is not None:
+        held = context.held_out(state.edit, iteration)
+        auc = readable(vectors, [state.validation, *([held] if held else [])])
     if plan.stop is not None:
         return InnerResult(state.edit, vectors, [], left_out=left_out, auc=auc)
     chosen = select(vectors.scores, context.sublayer_count)  # 4. Select
@@ -93,11 +95,10 @@ def run_inner_loop(
             and computing them costs a forward pass.
     """
     assert papers.vectors is not None
+    assert papers.auc is not None
     # the answers' own pass over the prompts has the chances of first tokens already
     some = foretell(balanced(state.validation, SEARCH_PROMPTS), state.classifier)
     start = Candidate(state.edit, some, predicted_f1(some, context.objective.beta))
-
-    assert papers.auc is not None
     enough = min(float(papers.auc.quantile(UNREAD)), READS_WELL) if context.reads else -1.0
     good = (papers.auc >= enough).nonzero().flatten().tolist()
 

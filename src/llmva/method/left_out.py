@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llmva.method.identify import Fit, Vectors, benign_vector
 from llmva.method.observe import Observation
+from llmva.prompts.types import Prompt
 
 PER_SOURCE = 48  # prompts of each source, so that all fits take seconds
 LOW = 0.7  # mean AUC below which the run warns
@@ -62,30 +63,36 @@ def leave_out(seen: Sequence[Observation], fit: Fit) -> LeftOut:
     The fits are without the harmless metric, which would be most of their cost. Of `seen`, captures of the untouched
     model, only the prompts' sides are used.
     """
-    prompts = [prompt for one in seen for prompt in one.prompts]
-    by_source: dict[str, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        if len(by_source.setdefault(prompt.source, [])) < PER_SOURCE:
-            by_source[prompt.source].append(i)
+    prompts: list[Prompt] = []  # at most PER_SOURCE of each source
+    kept: list[list[int]] = []  # their places in each observation
+    by_source: dict[str, list[int]] = {}  # their places among `prompts`
+    for one in seen:
+        kept.append([])
+        for place, prompt in enumerate(one.prompts):
+            rows = by_source.setdefault(prompt.source, [])
+            if len(rows) < PER_SOURCE:
+                rows.append(len(prompts))
+                prompts.append(prompt)
+                kept[-1].append(place)
     sides: dict[bool, list[str]] = {True: [], False: []}
     for name, rows in by_source.items():
         sides[prompts[rows[0]].benign].append(name)
-    measured: dict[str, list[Tensor]] = {name: [] for name in by_source}  # [2, S] of each pair
-    if min(map(len, sides.values())) > 1:
+    if min(map(len, sides.values())) < 2:
+        return LeftOut({}, {})
+    measured: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in by_source}
+    for s in range(len(seen[0].capture.outputs)):
+        x = torch.cat([one.capture.outputs[s][places] for one, places in zip(seen, kept, strict=True)]).double()
+        pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in by_source}
         for benign, toxic in itertools.product(sides[True], sides[False]):
             rest = [i for name, rows in by_source.items() if name not in (benign, toxic) for i in rows]
-            by_sublayer = []
-            for s in range(len(seen[0].capture.outputs)):
-                x = torch.cat([one.capture.outputs[s] for one in seen]).double()
-                v = benign_vector(x[rest], [prompts[i] for i in rest], None, fit)
-                one, other = x[by_source[benign]] @ v, x[by_source[toxic]] @ v
-                by_sublayer.append(
-                    (_auc(one, other), float((one > 0).double().mean()), float((other < 0).double().mean()))
-                )
-            auc, right, wrong = torch.tensor(by_sublayer, dtype=torch.float64).unbind(1)
-            measured[benign].append(torch.stack([auc, right]))
-            measured[toxic].append(torch.stack([auc, wrong]))
-    means = {name: torch.stack(pairs).mean(0) for name, pairs in measured.items() if pairs}
+            v = benign_vector(x[rest], [prompts[i] for i in rest], None, fit)
+            above, below = x[by_source[benign]] @ v, x[by_source[toxic]] @ v
+            ordered = auc(above, below)
+            pairs[benign].append((ordered, float((above > 0).double().mean())))
+            pairs[toxic].append((ordered, float((below < 0).double().mean())))
+        for name, values in pairs.items():
+            measured[name].append(values)
+    means = {name: torch.tensor(values, dtype=torch.float64).mean(1).unbind(1) for name, values in measured.items()}
     return LeftOut({name: both[0] for name, both in means.items()}, {name: both[1] for name, both in means.items()})
 
 
@@ -95,11 +102,11 @@ def readable(vectors: Vectors, seen: Sequence[Observation]) -> Tensor:
     for one in seen:
         benign = torch.tensor([prompt.benign for prompt in one.prompts])
         read = [x.double() @ v for x, v in zip(one.capture.outputs, v_b, strict=True)]
-        means.append(torch.tensor([_auc(o[benign], o[~benign]) for o in read], dtype=torch.float64))
+        means.append(torch.tensor([auc(o[benign], o[~benign]) for o in read], dtype=torch.float64))
     return torch.stack(means).mean(0)
 
 
-def _auc(above: Tensor, below: Tensor) -> float:
+def auc(above: Tensor, below: Tensor) -> float:
     """Share of pairs with the first one higher; a tie counts half. .5 without pairs."""
     if not above.numel() or not below.numel():
         return 0.5

@@ -97,7 +97,7 @@ class PromptSet(Splits):
     def hashes(self) -> dict[str, str]:
         """sha256 (hex) of each source: its texts, sides, splits and order, so that any change of the input shows."""
         digests: dict[str, Any] = {source: hashlib.sha256() for source in self.counts()}
-        for split, prompts in (*self.splits(), ("read", self.read)):
+        for split, prompts in self.parts():
             for prompt in prompts:
                 line = json.dumps([split, prompt.benign, prompt.text]) + "\n"
                 digests.setdefault(prompt.source, hashlib.sha256()).update(line.encode())

@@ -11,10 +11,9 @@ from llmva.errors import UsageError
 from llmva.prompts.sources.columns import short
 from llmva.prompts.sources.tables import json_lines
 from llmva.prompts.split import check_sides, normalise
-from llmva.prompts.types import Prompt, Splits, as_splits
+from llmva.prompts.types import READ, Prompt, Splits, as_splits
 
 SPLITS = ("train", "validation", "test")
-READ = "read"  # in place of a split: prompts that are read and not answered
 BENIGN_KINDS = {"harmful": False, "jailbreak": False, "alarming": True, "plain": True}
 
 
@@ -34,7 +33,7 @@ def write_jsonl(splits: Splits, path: Path) -> None:
 
     rows = (
         {"id": p.id, "text": p.text, "benign": p.benign, "source": p.source, "split": split}
-        for split, prompts in (*splits.splits(), (READ, splits.read))
+        for split, prompts in splits.parts()
         for p in prompts
     )
     write_lines(path, rows)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+READ = "read"  # in place of a split: prompts that are read and not answered
 MAX_CHARS = 20_000  # a longer prompt is far more often a mistake in the file than a prompt
 
 
@@ -44,8 +45,13 @@ class Splits:
         yield "validation", self.validation
         yield "test", self.test
 
+    def parts(self) -> Iterator[tuple[str, tuple[Prompt, ...]]]:
+        """The splits, then the prompts that are read but not answered, under the name READ."""
+        yield from self.splits()
+        yield READ, self.read
+
 
 def as_splits(by_name: Mapping[str, Sequence[Prompt]], warnings: Iterable[str] = ()) -> Splits:
     """The prompts under the keys train, validation and test, and read, if it is there."""
     train, validation, test = (tuple(by_name[name]) for name in ("train", "validation", "test"))
-    return Splits(train, validation, test, tuple(warnings), read=tuple(by_name.get("read", ())))
+    return Splits(train, validation, test, tuple(warnings), read=tuple(by_name.get(READ, ())))
