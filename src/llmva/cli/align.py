@@ -113,11 +113,14 @@ def show_run(record: Mapping[str, Any], directory: Path, display: Display, outpu
     from llmva.cli.terminal.console import emit
     from llmva.report import before_after_table, write_report
     from llmva.report.run.outcome import outcome
+    from llmva.report.run.truth import truth_note
 
     report = write_report(directory)
     if not output.quiet:
         display.console.print(before_after_table(dict(record)))
         display.line(outcome(dict(record)).sentence)
+        if note := truth_note(dict(record)):
+            display.line(note)
         for limit in record["limits"]:
             display.line(limit)
         display.line(f"Wrote {directory / 'edit.safetensors'} and {report}.")

@@ -290,8 +290,11 @@ def _chat_model(model: Any, tokenizer: Any, how: Mapping[str, Any]) -> ChatModel
 
 def _show(record: dict[str, Any], display: Display) -> None:
     from llmva.report import before_after_table, tasks_table, transfer_table
+    from llmva.report.run.truth import truth_note
 
     display.console.print(transfer_table(record) if "sets" in record else before_after_table(record))
+    if note := truth_note(record):
+        display.line(note)
     for limit in record.get("limits", []):
         display.line(limit)
     if "utility_tasks" in record:

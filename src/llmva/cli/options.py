@@ -65,7 +65,11 @@ class Sides:
     ] = field(default_factory=list)
     benign: Annotated[
         list[str],
-        typer.Option("--benign", metavar="PATH_OR_ID[:COLUMN[:SPLIT]]", help="Read prompts to answer. Repeatable."),
+        typer.Option(
+            "--benign",
+            metavar="PATH_OR_ID[:COLUMN[=GOLD][:SPLIT]]",
+            help="Read prompts to answer; GOLD is a column of right answers. Repeatable.",
+        ),
     ] = field(default_factory=list)
 
 

@@ -12,6 +12,7 @@ from llmva.evaluation.utility import measure_utility
 from llmva.judges.base import Judge
 from llmva.method.observe import Observation, harmless_answers, observe, same_answer
 from llmva.metrics.rates import summarise
+from llmva.metrics.truth import summarise_truth
 from llmva.models.at_rest import at_rest
 from llmva.models.chat import special_in_text
 from llmva.models.chat_model import ChatModel
@@ -68,13 +69,15 @@ def evaluate(
             thinking=thinking,
             on_progress=progress.stage(f"answering, {label}", len(prompts)),
             captures=False,
+            whole=any(prompt.gold for prompt in prompts),
         )
 
     def add_rates(name: str, seen: Observation) -> None:
         told.extend(same_answer(seen.prompts, seen.labels, seen.capture.answers))
-        record["test"][name] = summarise(seen.prompts, seen.labels, seed=seed)
+        record["test"][name] = _rates(seen, before if seen is not before else None, seed)
         for part, (start, end) in (parts or {}).items():
-            of_part = summarise(seen.prompts[start:end], seen.labels[start:end], seed=seed)
+            first = before.part(start, end) if seen is not before else None
+            of_part = _rates(seen.part(start, end), first, seed)
             record.setdefault("parts", {}).setdefault(part, {})[name] = of_part
 
     record: dict[str, Any] = {"test": {}}
@@ -107,3 +110,10 @@ def evaluate(
         "generated_tokens": tokens,
     }
     return record
+
+
+def _rates(seen: Observation, before: Observation | None, seed: int) -> dict[str, Any]:
+    """Test results of answers; `before` are those before the edit, None if these are they."""
+    first = None if before is None else (before.labels, before.capture.answers)
+    truth = summarise_truth(seen.prompts, seen.labels, seen.capture.answers, first)
+    return summarise(seen.prompts, seen.labels, seed=seed) | truth

@@ -16,6 +16,8 @@ from llmva.method.rollback import MIN_AGREEMENT
 from llmva.metrics.objective import Objective
 from llmva.metrics.pareto import RATES, find_front
 from llmva.metrics.rates import point_rates, summarise
+from llmva.metrics.truth import summarise_truth
+from llmva.prompts.types import Prompt
 from llmva.runs.limits import Tally, thinking_limits
 from llmva.runs.run import Run
 from llmva.runs.warm_start import apart, check_regression, fell_behind
@@ -70,13 +72,23 @@ def finish(context: Context, run: Run, probes: Sequence[Probe]) -> None:
 
 def _test_rates(context: Context, run: Run, iteration: int) -> dict[str, Any]:
     label = "before" if iteration == 0 else f"after iteration {iteration}"
-    seen = context.observe(context.prompts.test, f"test prompts, {label}", captures=False)
+    prompts = context.prompts.test
+    seen = context.observe(prompts, f"test prompts, {label}", captures=False, whole=any(p.gold for p in prompts))
     run.log(iteration, "test", seen)
     run.record["cost"]["generated_tokens"] += seen.capture.tokens
     alike = same_answer(seen.prompts, seen.labels, seen.capture.answers)
     run.record["limits"] += [sentence for sentence in alike if sentence not in run.record["limits"]]
     rates = summarise(seen.prompts, seen.labels, seed=context.seed)
-    return rates | apart(run.record, seen.prompts, seen.labels, context.seed)
+    truth = summarise_truth(prompts, seen.labels, seen.capture.answers, _first_answers(run, prompts))
+    return rates | truth | apart(run.record, seen.prompts, seen.labels, context.seed)
+
+
+def _first_answers(run: Run, prompts: Sequence[Prompt]) -> tuple[list[str], list[str]] | None:
+    """Labels and answers of the test prompts before the edit; None while these are the ones that are measured."""
+    if "test" not in run.record:
+        return None
+    rows = {row["id"]: row for row in run.answers if row["iteration"] == 0 and row["split"] == "test"}
+    return [rows[prompt.id]["label"] for prompt in prompts], [rows[prompt.id]["answer"] for prompt in prompts]
 
 
 def _measure_skills(context: Context, probes: Sequence[Probe], label: str) -> dict[str, dict[str, float]]:

@@ -14,6 +14,7 @@ from llmva.export.plan import Plan
 from llmva.export.redact import one_line, public_prompt, public_text, without_paths
 from llmva.report.run.outcome import outcome
 from llmva.report.run.rows import Row, comparison, skills, utility
+from llmva.report.run.truth import truth_rows
 from llmva.report.values import finite, part
 from llmva.settings import excerpt
 
@@ -186,7 +187,8 @@ def _body(plan: Plan, kind: str, repo: str, loader: Loader) -> str:
 
 
 def _results_section(plan: Plan, record: dict[str, Any]) -> str:
-    rows = [*comparison(record), *utility(record), *skills(record)] if part(record, "test", "after") else []
+    shown = (comparison, truth_rows, utility, skills)
+    rows = [row for of in shown for row in of(record)] if part(record, "test", "after") else []
     if not rows:
         return "**This edit has no test results.** Measure it with `llmva evaluate` before you use it."
     headline = outcome(record)

@@ -76,10 +76,10 @@ class Context:
         """A generator that depends only on seed, iteration and pass `number`, so a resumed run draws the same."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + iteration + number * 7919)
 
-    def observe(self, prompts: Sequence[Prompt], stage: str, captures: bool = True) -> Observation:
+    def observe(self, prompts: Sequence[Prompt], stage: str, captures: bool = True, whole: bool = False) -> Observation:
         """Judged answers of the current model; `stage` is the text of the progress bar.
 
-        `captures` is False if only labels are needed.
+        `captures` is False if only labels are needed, `whole` true if answers are compared with gold answers.
         """
         return observe(
             self.chat,
@@ -89,6 +89,7 @@ class Context:
             thinking=self.thinking,
             on_progress=self.progress.stage(stage, len(prompts)),
             captures=captures,
+            whole=whole,
         )
 
     def predict_labels(self, edit: Edit, prompts: Sequence[Prompt], classifier: FirstTokenClassifier) -> Observation:

@@ -84,11 +84,13 @@ def observe(
     thinking: Thinking | None = None,
     on_progress: Callable[[int], None] = lambda n: None,
     captures: bool = True,
+    whole: bool = False,
 ) -> Observation:
     """Answer, capture and judge `prompts` with the current model.
 
     With `thinking` on, the model thinks first, and captures are read at the end of its thoughts; None is off. The
-    judge sees no thoughts in any case. `captures` is False if only labels are needed.
+    judge sees no thoughts in any case. `captures` is False if only labels are needed. `whole`
+    answers go on where their label is settled, since they are compared with gold answers.
     """
     texts = [prompt.text for prompt in prompts]
     captured = answer_after_thoughts(
@@ -96,7 +98,7 @@ def observe(
         texts,
         max_new_tokens=max_new_tokens,
         thinking=thinking or Thinking(),
-        settled=judge.settled,
+        settled=(lambda answer: False) if whole else judge.settled,
         on_progress=on_progress,
         captures=captures,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from llmva.errors import UsageError
 from llmva.files import cache_folder
 from llmva.prompts.public.registry import Entry, Part, Side, SideRule
+from llmva.prompts.sources.gold import gold_answers
 from llmva.prompts.sources.hub import read_folder, read_github, read_pinned
 from llmva.prompts.sources.source import Source
 from llmva.prompts.sources.spec import READABLE
@@ -36,13 +38,15 @@ def read_entry(
     for part, table in _part_tables(entry, local, folder or cache_folder(), warnings):
         if table.note:
             warnings.append(f"{entry.name}: {table.note}.")
-        for side, cell in _sided_cells(part, table, entry):
+        for side, cell, gold in _sided_cells(part, table, entry):
             try:
                 text = check_text(cell, "a row", max_chars)
             except UsageError:
                 dropped += 1
                 continue
             by_side[side].texts.setdefault(part.use or "", []).append(text)
+            with suppress(UsageError):  # nobody can mend a published set
+                by_side[side].add_gold([text], [gold_answers(gold)])
     if not any(source.texts for source in by_side.values()):
         raise UsageError(f"{local or entry.home.id} holds no prompt of {entry.name}: check that it is that set.")
     if dropped:
@@ -153,8 +157,8 @@ def _split_of(tables: Mapping[str, Table], part: Part, entry: Entry) -> Table:
     )
 
 
-def _sided_cells(part: Part, table: Table, entry: Entry) -> Iterator[tuple[Side, Any]]:
-    """Side and prompt cell of each row that belongs to the set."""
+def _sided_cells(part: Part, table: Table, entry: Entry) -> Iterator[tuple[Side, Any, Any]]:
+    """Side, prompt cell and cell of gold answers (None without) of each row that belongs to the set."""
     columns = [name for name in part.columns if name in table.columns]
     needed = [rule.column for rule in (part.only, part.label) if rule is not None]
     missing = [name for name in needed if name not in table.columns] + ([] if columns else [part.columns[0]])
@@ -167,6 +171,7 @@ def _sided_cells(part: Part, table: Table, entry: Entry) -> Iterator[tuple[Side,
     cells = [table.cells(name) for name in columns]
     kinds = table.cells(part.only.column) if part.only else None
     labels = table.cells(part.label.column) if part.label else None
+    gold = table.cells(part.gold) if part.gold in table.columns and part.gold else None
     for i, number in enumerate(table.numbers):
         if part.only and kinds is not None and _plain(kinds[i]) not in part.only.values:
             continue
@@ -174,7 +179,8 @@ def _sided_cells(part: Part, table: Table, entry: Entry) -> Iterator[tuple[Side,
         if part.label and labels is not None:
             side = _side(part.label, labels[i], f"{table.unit} {number} of {table.where}", entry)
         assert side is not None  # a part has a side or a label
-        yield side, next((cell for cell in (_first(column[i]) for column in cells) if _filled(cell)), None)
+        prompt = next((cell for cell in (_first(column[i]) for column in cells) if _filled(cell)), None)
+        yield side, prompt, None if gold is None else gold[i]
 
 
 def _side(rule: SideRule, cell: Any, where: str, entry: Entry) -> Side:

@@ -53,7 +53,7 @@ def load_prompts(
 def read_prompts(toxic: Sequence[str] = (), benign: Sequence[str] = (), max_chars: int = MAX_CHARS) -> Reading:
     """As `load_prompts`, with what reading them guessed or left out."""
     sources = _read_all(toxic, benign, max_chars)
-    prompts = [Prompt(text, side, source.name) for side, source in sources for text in source.all_texts()]
+    prompts = [source.prompt(text, side) for side, source in sources for text in source.all_texts()]
     if not prompts:
         raise UsageError("no prompts were given: add --toxic or --benign with a file or a data set.")
     check_sides(prompts)
@@ -129,7 +129,7 @@ def _assemble(sources: list[SidedSource], seed: int, drawn: Collection[str] = ()
     everything: list[Prompt] = []
     for benign, source in sources:
         warnings += source.warnings
-        given = {split: [Prompt(text, benign, source.name) for text in texts] for split, texts in source.texts.items()}
+        given = {split: [source.prompt(text, benign) for text in texts] for split, texts in source.texts.items()}
         kept = {split: drop_repeats(prompts) for split, prompts in given.items()}
         repeats = sum(len(given[split]) - len(kept[split]) for split in given)
         if repeats:

@@ -43,7 +43,8 @@ class PromptSet(Splits):
         data_dir: str | Path | None = None,
         only: bool = False,
     ) -> PromptSet:
-        """Read `PATH_OR_ID[:column[:split]]` specs. A source with its own splits keeps them, others are cut 60/20/20.
+        """Read `PATH_OR_ID[:column[=gold][:split]]` specs. A source with its own splits keeps them, others
+        are cut 60/20/20.
 
         `data` names sets of the registry (docs/datasets.md), `NAME` or `NAME=PATH`, which bring their sides along; of
         each side `per_set` prompts are drawn (default 500). Copies of sets named without a path are in `data_dir`, if
@@ -95,11 +96,12 @@ class PromptSet(Splits):
         return draw(self.train, n_per_source, generator)
 
     def hashes(self) -> dict[str, str]:
-        """sha256 (hex) of each source: its texts, sides, splits and order, so that any change of the input shows."""
+        """sha256 (hex) of each source: its texts, sides, gold answers, splits and order, so any change shows."""
         digests: dict[str, Any] = {source: hashlib.sha256() for source in self.counts()}
         for split, prompts in self.parts():
             for prompt in prompts:
-                line = json.dumps([split, prompt.benign, prompt.text]) + "\n"
+                gold = [list(prompt.gold)] if prompt.gold else []
+                line = json.dumps([split, prompt.benign, prompt.text, *gold]) + "\n"
                 digests.setdefault(prompt.source, hashlib.sha256()).update(line.encode())
         return {source: digest.hexdigest() for source, digest in digests.items()}
 

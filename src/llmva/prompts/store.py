@@ -33,6 +33,7 @@ def write_jsonl(splits: Splits, path: Path) -> None:
 
     rows = (
         {"id": p.id, "text": p.text, "benign": p.benign, "source": p.source, "split": split}
+        | ({"gold": list(p.gold)} if p.gold else {})
         for split, prompts in splits.parts()
         for p in prompts
     )
@@ -61,7 +62,7 @@ def _read_row(row: Any, where: str) -> tuple[Prompt, str]:
     if row["split"] not in (*SPLITS, READ):
         raise UsageError(f"{where} has the split {short(row['split'])}: make it train, validation or test.")
     try:
-        prompt = Prompt(row["text"], row["benign"], row["source"])
+        prompt = Prompt(row["text"], row["benign"], row["source"], gold=_gold(row.get("gold", []), where))
     except UnicodeEncodeError as error:
         raise UsageError(f"{where} holds half a surrogate pair, which is no text: mend or remove it.") from error
     if not prompt.text.strip():
@@ -69,3 +70,9 @@ def _read_row(row: Any, where: str) -> tuple[Prompt, str]:
     if row.get("id", prompt.id) != prompt.id:
         raise UsageError(f"{where} has an id that is not its text's: leave the id out after changing a text.")
     return prompt, row["split"]
+
+
+def _gold(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
+        raise UsageError(f"{where} has gold answers that are no list of texts: mend or remove the field gold.")
+    return tuple(value)

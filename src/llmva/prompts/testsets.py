@@ -87,7 +87,7 @@ def _test_set(
     limits = [warning for _, source in sources for warning in source.warnings]
     own = any("test" in source.texts for _, source in sources)
     everything = [
-        Prompt(text, side, source.name)
+        source.prompt(text, side)
         for side, source in sources
         for text in (source.texts.get("test", []) if own else source.all_texts())
     ]

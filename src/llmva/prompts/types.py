@@ -12,12 +12,16 @@ MAX_CHARS = 20_000  # a longer prompt is far more often a mistake in the file th
 
 @dataclass(frozen=True)
 class Prompt:
-    """One user message. `id` is a hash of the text, so it survives reordering and is equal for equal texts."""
+    """One user message. `id` is a hash of the text, so it survives reordering and is equal for equal texts.
+
+    `gold` are the right answers of a benign question, any of which will do; empty where they are not known.
+    """
 
     text: str
     benign: bool
     source: str
     id: str = field(init=False)
+    gold: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", hashlib.sha256(self.text.encode()).hexdigest()[:12])

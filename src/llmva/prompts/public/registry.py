@@ -46,7 +46,8 @@ class Part(_Frozen):
     `columns` are tried in order, row by row, and the first cell with text is the prompt. A part has either one `side`
     or a `label` that divides it. `use` is the split that its rows belong to; None: it is cut like any other source.
     `files` are name patterns of local copies; for a home on GitHub the first is the path there. `rows` is the number of
-    prompts after `only`; None: unknown. `options` go to the `datasets` library.
+    prompts after `only`; None: unknown. `options` go to the `datasets` library. `gold` is a column of right answers,
+    which a copy may lack.
     """
 
     columns: tuple[str, ...]
@@ -58,6 +59,7 @@ class Part(_Frozen):
     use: Literal["train", "validation", "test"] | None = None
     files: tuple[str, ...] = ()
     rows: int | None = None
+    gold: str | None = None
     options: Mapping[str, Any] = {}
 
     @model_validator(mode="after")

@@ -54,11 +54,14 @@ def choose_column(table: Table, asked: str | None) -> tuple[str, str]:
     return name, f"took {name!r} for the name of the prompts' column, the only one with text"
 
 
-def check_side(table: Table, column: str, benign: bool) -> None:
-    """Raises UsageError for a table with a column that says that rows belong to the other side, or to both."""
+def check_side(table: Table, column: str, benign: bool, gold: str | None = None) -> None:
+    """Raises UsageError for a table with a column that says that rows belong to the other side, or to both.
+
+    The columns of prompts and of gold answers say nothing of that.
+    """
     for name in table.columns:
         # the others are not read, since a cell may be as large as a picture
-        sides = _sides(name, table.cells(name)) if name != column and _MAY_LABEL.search(name) else set()
+        sides = _sides(name, table.cells(name)) if name not in (column, gold) and _MAY_LABEL.search(name) else set()
         if len(sides) == 2:
             raise UsageError(
                 f"{table.where} has toxic and benign rows, by its column {name!r}: make a file of each side, or add "

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmva.errors import UsageError
 from llmva.prompts.public.registry import entries
 from llmva.prompts.sources.columns import check_side, choose_column, short
+from llmva.prompts.sources.gold import read_gold
 from llmva.prompts.sources.hub import read_folder, read_hub
 from llmva.prompts.sources.spec import Spec
 from llmva.prompts.sources.tables import Table, read_file
 from llmva.prompts.sources.texts import about_chats, read_texts
+from llmva.prompts.types import Prompt
 
 # What data sets call the splits that we call train, validation and test.
 SPLIT_NAMES = {
@@ -37,6 +39,16 @@ class Source:
     texts: dict[str, list[str]]
     warnings: list[str] = field(default_factory=list)
     said: str = ""
+    gold: dict[str, tuple[str, ...]] = field(default_factory=dict)  # text -> its gold answers, where there are any
+
+    def prompt(self, text: str, benign: bool) -> Prompt:
+        return Prompt(text, benign, self.name, gold=self.gold.get(text, ()))
+
+    def add_gold(self, texts: Sequence[str], answers: Sequence[tuple[str, ...]]) -> None:
+        """Keep the gold answers of texts; a text that comes twice has all of its answers."""
+        for text, more in zip(texts, answers, strict=True):
+            if more:
+                self.gold[text] = tuple(dict.fromkeys((*self.gold.get(text, ()), *more)))
 
     def all_texts(self) -> list[str]:
         return [text for texts in self.texts.values() for text in texts]
@@ -60,20 +72,46 @@ def read_source(spec: Spec, benign: bool, max_chars: int) -> Source:
     columns: dict[str, None] = {}
     guesses: dict[str, None] = {}  # as keys, since they come once a table
     for split, table in chosen:
-        column, guess = choose_column(table, spec.column)
-        if spec.column is None:
-            check_side(table, column, benign)
-        source.texts.setdefault(split, []).extend(read_texts(table, column, max_chars))
+        asked, gold = spec.columns(table.columns)
+        column, guess = choose_column(table, asked)
+        if asked is None:
+            check_side(table, column, benign, gold)
+        texts = read_texts(table, column, max_chars)
+        source.texts.setdefault(split, []).extend(texts)
+        if gold is not None:
+            source.add_gold(texts, _gold_of(table, gold, spec, benign))
         columns[column] = None
         guesses |= dict.fromkeys(filter(None, (guess, table.note, about_chats(table.cells(column)))))
+        empty = gold if gold is not None and not source.gold else None
     texts = source.all_texts()
     if not texts:
         raise UsageError(f"{spec.given!r} selects no prompts: widen its split or put prompts into it.")
+    if empty is not None:
+        raise UsageError(f"the column {empty!r} of {spec.base} holds no gold answers: name one that does after the =.")
     named = " and ".join(map(repr, columns))
-    source.said = f"{spec.given}: read {len(texts)} prompts from {named}, the first being {short(texts[0])}."
+    source.said = (
+        f"{spec.given}: read {len(texts)} prompts from {named}, the first being {short(texts[0])}{_of_gold(source)}."
+    )
     if guesses:
         source.warnings.append(f"{spec.name}: {'; '.join(guesses)}.")
     return source
+
+
+def _gold_of(table: Table, column: str, spec: Spec, benign: bool) -> list[tuple[str, ...]]:
+    """As `read_gold`. Raises UsageError for prompts that no one should answer."""
+    if not benign:
+        raise UsageError(f"{spec.given!r} names gold answers of toxic prompts, which have none: leave out ={column}.")
+    return read_gold(table, column)
+
+
+def _of_gold(source: Source) -> str:
+    """What is told of gold answers, "" for nothing."""
+    texts = source.all_texts()
+    known = [text for text in texts if text in source.gold]
+    if not known:
+        return ""
+    answers = " | ".join(source.gold[known[0]])
+    return f"; {len(known)} of them have gold answers, the first being {short(answers)}"
 
 
 def unique_name(name: str, taken: Collection[str]) -> str:

@@ -1,15 +1,16 @@
-"""The spec of a prompt source, `PATH_OR_ID[:column[:split]]`, taken apart."""
+"""The spec of a prompt source, `PATH_OR_ID[:column[=gold][:split]]`, taken apart."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmva.errors import UsageError
 
 READABLE = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
-FORM = "PATH_OR_ID[:column[:split]]"
+FORM = "PATH_OR_ID[:column[=gold][:split]]"
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")  # name, owner/name, or owner/name/configuration
@@ -42,8 +43,18 @@ class Spec:
     given: str
     base: str  # a path that exists, or a data set id
     local: bool
-    column: str | None = None
+    column: str | None = None  # as given: of the prompts, or `prompts=gold answers`
     parts: tuple[Part, ...] = ()  # empty: no split was asked for
+
+    def columns(self, there: Sequence[str]) -> tuple[str | None, str | None]:
+        """The columns of prompts and of gold answers that were asked for, in a table with the columns `there`.
+
+        A column whose own name holds the sign is meant by it.
+        """
+        if self.column is None or "=" not in self.column or self.column in there:
+            return self.column, None
+        prompts, _, gold = self.column.rpartition("=")
+        return prompts or None, gold
 
     @property
     def name(self) -> str:

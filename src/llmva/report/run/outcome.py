@@ -7,6 +7,7 @@ from typing import Any
 
 from llmva.report.pages import MAX_GARBLED, Outcome
 from llmva.report.run.rows import skills
+from llmva.report.run.truth import truth_note
 from llmva.report.values import dicts, finite, interval, part, share
 
 MAX_SKILL_LOSS = 0.02  # a skill that lost more than this is named beside the headline
@@ -79,6 +80,8 @@ def _notes(run: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -
     if lost:
         named = ", ".join(f"{row.name.removeprefix('Skill: ')} ({row.before_text} to {row.after_text})" for row in lost)
         notes.append(f"Skills that lost more than {100 * MAX_SKILL_LOSS:.0f} points: {named}.")
+    if truth := truth_note(run):
+        notes.append(truth)
     return notes
 
 

@@ -13,6 +13,7 @@ from llmva.report.run import charts, rows
 from llmva.report.run.changes import Changes, changes
 from llmva.report.run.front import front_panel
 from llmva.report.run.outcome import outcome
+from llmva.report.run.truth import truth_rows
 from llmva.report.values import DASH, MINUS, dicts, duration, finite, part, scaled, score, share
 from llmva.settings import excerpt
 
@@ -45,6 +46,7 @@ def render(run: dict[str, Any], answers: list[dict[str, Any]], prompts: Mapping[
         outcome=outcome(run),
         tiles=_tiles(run),
         rows=rows.comparison(run),
+        truth=truth_rows(run),
         utility=rows.utility(run),
         kl=finite(part(run, "utility").get("kl")),
         perplexity=rows.perplexity(run),

@@ -37,7 +37,7 @@ class Row:
     before_interval: Interval | None = None
     after_interval: Interval | None = None
     scale: str = "share"  # or "score" (0 to 1, not a percentage)
-    lower_is_better: bool = True
+    lower_is_better: bool | None = True  # None: neither is
 
     def text(self, value: float | None) -> str:
         return score(value) if self.scale == "score" else share(value)
@@ -85,7 +85,7 @@ class Row:
     @property
     def direction(self) -> str:
         """'better', 'worse' or '' (no change that the table's digits can show)."""
-        if self.change is None or self.change_text[0] not in "+" + MINUS:
+        if self.change is None or self.lower_is_better is None or self.change_text[0] not in "+" + MINUS:
             return ""
         return "better" if (self.change < 0) == self.lower_is_better else "worse"
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmva.report.fitting import Fitting
 from llmva.report.run.rows import Row, comparison, cost, endings, perplexity, skills, utility
+from llmva.report.run.truth import truth_rows
 from llmva.report.values import DASH, dicts, finite, interval, part, printable, score, share, share_bracket
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 def before_after_table(run: dict[str, Any]) -> Fitting:
     """Test results before and after the edit, with 95% intervals in brackets; then utility, skills and cost.
 
-    Rows: F1, ASR and ORR (each with its data sets), garbled answers, utility kept, perplexity, long answers, skills.
+    Rows: F1, ASR and ORR (each with its data sets), garbled answers, answers to questions with gold
+    answers, utility kept, perplexity, long answers, skills.
     The caption says time, peak memory and tokens. Values that the run does not have (yet) are dashes or left out. A
     narrow terminal gets no intervals.
     """
@@ -36,18 +38,19 @@ def _before_after(run: dict[str, Any], intervals: bool) -> Table:
     table.add_column("before", no_wrap=True)
     table.add_column("after", no_wrap=True)
     tests, rest = comparison(run), [*utility(run), *perplexity(run), *endings(run), *skills(run)]
+    blocks = [block for block in (tests, truth_rows(run), rest) if block]
     if not tests:
         table.add_row(Text("no test figures yet"), Text(DASH), Text(DASH), Text(DASH))
-    for block in (tests, rest):
+    for block in blocks:
         for row in block:
             # Text, not str: rich would read a data set named '[red]' as markup.
             style = "bold" if row.level == 0 else ""
             name = Text("  " * row.level + printable(row.name))
-            if row.hint and block is tests:
+            if row.hint and block is not rest:
                 name.append(f", {row.hint}", style="dim")
             cells = [name, Text(DASH if row.n is None else str(row.n)), *_values(row, intervals)]
             table.add_row(*cells, style=style)
-        if block is tests and rest:
+        if block is not blocks[-1]:
             table.add_section()
     return table
 

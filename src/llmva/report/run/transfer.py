@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmva.report.fitting import Fitting
 from llmva.report.run.rows import Row, cost, rate_row, utility
+from llmva.report.run.truth import truth_rows
 from llmva.report.values import DASH, dicts, finite, part, printable
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ def _table(record: dict[str, Any], intervals: bool) -> Table:
                 title.append(f" ({group.hint})", style="dim")
             table.add_row(title, row.name, str(row.n), *_cells(row, intervals))
         table.add_section()
+    for row in truth_rows(record):
+        head, of = (Text(""), row.name) if row.level else (Text("with gold answers"), row.name.lower())
+        table.add_row(head, of, str(row.n), *_cells(row, intervals))
     for row in utility(record):
         table.add_row(Text(row.name), "", DASH, *_cells(row, intervals))
     return table
