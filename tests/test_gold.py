@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from llmva.errors import UsageError
 from llmva.evaluation.evaluate import evaluate
 from llmva.export.card import card
 from llmva.prompts import Prompt, PromptSet, load_prompts
+from llmva.prompts.add import add_prompts
 from llmva.prompts.load import read_prompts
 from llmva.prompts.public.registry import entries
 from llmva.prompts.sources.gold import gold_answers
@@ -200,6 +202,29 @@ def test_evaluate_takes_gold_answers_from_the_run_or_a_column(
     found = json.loads(named.out)["test"]["before"]["gold"]
     assert found["all"]["n"] == len([side for _, side, _ in taught_requests() if side])
     assert "Abstaining" in named.err
+
+
+def test_an_interrupted_end_knows_what_was_refused_before(
+    run: Path, quiz: Path, taught_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    again = tmp_path / "run"
+    shutil.copytree(run, again)
+    record = json.loads((again / "run.json").read_text())
+    after = record["test"].pop("after")
+    (again / "run.json").write_text(json.dumps(record))
+    sides = ("--toxic", taught_folder / "toxic.txt", "--benign", f"{quiz}:=gold", "--only")
+    said = command("align", taught_folder, *sides, *FAST, "--out", again, "--quiet")
+    assert said.code == 0, said.err
+    assert json.loads((again / "run.json").read_text())["test"]["after"]["gold"] == after["gold"]
+
+
+def test_an_extension_keeps_gold_answers() -> None:
+    requests = {side: [text for text, benign, _ in taught_requests() if benign == side] for side in (True, False)}
+    old = PromptSet.from_lists(requests[False], requests[True])
+    new = [Prompt(f"What is {i} plus one?", True, "sums", gold=(str(i + 1),)) for i in range(20)]
+    everything, _ = add_prompts(old, new, seed=0)
+    assert all(prompt.gold for prompt in everything.test if prompt.source == "sums")
+    assert sum(bool(prompt.gold) for _, prompts in everything.splits() for prompt in prompts) == 20
 
 
 def test_another_gold_answer_is_another_run(run: Path, quiz: Path, taught_folder: Path, command: Command) -> None:
