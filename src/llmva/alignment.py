@@ -137,7 +137,8 @@ def make_context(
     """What all iterations share. Raises UsageError for settings that do not fit the model."""
     from llmva.judges import make_judge
 
-    prompts = _readable(chat, prompts or PromptSet.bundled())
+    progress = progress or Progress()
+    prompts = _readable(chat, prompts or PromptSet.bundled(), progress)
     benign = sum(prompt.benign for prompt in prompts.validation)
     return Context(
         chat=chat,
@@ -147,17 +148,26 @@ def make_context(
         objective=Objective.of(settings, benign, len(prompts.validation) - benign),
         sublayer_count=_sublayer_count(chat.decoder, settings),
         seed=check_seed(seed),
-        progress=progress or Progress(),
+        progress=progress,
         vector_hook=options.vector_hook,
     )
 
 
-def _readable(chat: ChatModel, prompts: PromptSet) -> PromptSet:
+def _readable(chat: ChatModel, prompts: PromptSet, progress: Progress) -> PromptSet:
     """The set without prompts to read that are longer than the model's context, as those of toy models may be."""
     limit = context_length(chat.model) if prompts.read else None
     if limit is None:
         return prompts
-    return replace(prompts, read=tuple(p for p in prompts.read if len(chat.row(p.text)) <= limit))
+    read = tuple(prompt for prompt in prompts.read if len(chat.row(prompt.text)) <= limit)
+    if read == prompts.read:
+        return prompts
+    left = len(prompts.read) - len(read)
+    sentence = (
+        f"{left} of the {len(prompts.read)} prompts that are only read are longer than the model's context of {limit} "
+        "tokens, and were left out."
+    )
+    progress.note(sentence)
+    return replace(prompts, read=read, warnings=(*prompts.warnings, sentence))
 
 
 def prove(context: Context) -> Thinking:
