@@ -13,12 +13,11 @@ from llmva.judges.base import Judge
 from llmva.method.observe import Observation, harmless_answers, observe, same_answer
 from llmva.metrics.rates import summarise
 from llmva.models.at_rest import at_rest
-from llmva.models.chat import special_in_text
 from llmva.models.chat_model import ChatModel
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt
 from llmva.runs.environment import peak_bytes
-from llmva.runs.limits import Tally, limits_of, prove_model
+from llmva.runs.limits import Tally, limits_of, notes_on_prompts, prove_model
 from llmva.settings import check_seed
 
 
@@ -53,8 +52,8 @@ def evaluate(
     seed = check_seed(settings.seed)
     if edit is not None:
         edit.apply(chat.model).remove()  # raises for an edit of another model before any answer is generated
-    asked = [prompt.text for prompt in prompts]
-    told = special_in_text(chat.tokenizer, asked)
+    asked = [prompt.asked for prompt in prompts]
+    told = notes_on_prompts(chat, prompts)
     for note in told:
         progress.note(note)
     thinking = prove_model(chat, settings.thinking, settings.thinking_tokens, asked, progress)

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from llmva.errors import UsageError
 from llmva.models.at_rest import at_rest, reads_model
 from llmva.models.batching import longest_first
 from llmva.models.chat import end_tokens, pad_token
@@ -23,9 +22,11 @@ from llmva.models.chat_model import ChatModel
 from llmva.models.engines.base import CHECKED, written_by
 from llmva.models.forward import check_numbers
 from llmva.models.reading.cache import read_prefix
+from llmva.models.reading.context import check_rows
 from llmva.models.reading.decoding import End, decode
 from llmva.models.reading.rows import read_rows
-from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked, text_config
+from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
+from llmva.prompts.types import Asked
 
 T = TypeVar("T")
 CHECK_EVERY = 4  # new tokens between two looks whether a row's answer is settled
@@ -99,13 +100,13 @@ def _some(values: list[T] | None, index: list[int] | slice) -> list[T] | None:
 
 
 def capture(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 128, batch_tokens: int | None = None
+    model: Any, tokenizer: Any, prompts: Sequence[Asked], *, max_new_tokens: int = 128, batch_tokens: int | None = None
 ) -> Capture:
     """Answer `prompts` greedily and capture the sublayers' outputs (method.md, step 1).
 
     Args:
         model: a transformers model, or a Decoder already found in one.
-        prompts: user messages; the chat template is applied here.
+        prompts: user messages or conversations; the chat template is applied here.
         max_new_tokens: maximum length of an answer; 0 captures without answering.
         batch_tokens: maximum number of tokens in a batch; None guesses by free memory.
 
@@ -118,7 +119,7 @@ def capture(
 @reads_model
 def answer_prompts(
     chat: ChatModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Asked],
     *,
     max_new_tokens: int,
     settled: Callable[[str], bool] = lambda answer: False,
@@ -131,7 +132,7 @@ def answer_prompts(
     Thoughts that the model writes before its answers, asked to or not, are kept apart from them.
 
     Args:
-        prompts: user messages; the chat template is applied here.
+        prompts: user messages or conversations; the chat template is applied here.
         max_new_tokens: maximum length of an answer; 0 captures without answering.
         settled: a judge's `settled`: generation of a row stops once it is True of the answer so far.
         rows: token ids of each prompt; None renders the prompts.
@@ -370,31 +371,3 @@ def generate_greedily(
         finally:
             model.generation_config = own
     return sequences[:, ids.shape[1] :]
-
-
-def context_length(model: Any) -> int | None:
-    """Maximum number of tokens of prompt and answer together; None if the config does not say."""
-    config = text_config(model)
-    limit: int | None = getattr(config, "max_position_embeddings", None)
-    return limit
-
-
-def check_rows(model: Any, prompts: Sequence[str], rows: list[list[int]], max_new_tokens: int) -> None:
-    """Raises UsageError for the first prompt whose token ids (`rows`) the model cannot read."""
-    if not rows:
-        raise UsageError("There are no prompts to answer: give at least one.")
-    limit = context_length(model)
-    known = int(model.get_input_embeddings().weight.shape[0])
-    for text, row in zip(prompts, rows, strict=True):
-        if not row:
-            raise UsageError(f"The prompt {text[:40]!r} has no tokens for this model: remove it.")
-        if max(row) >= known:
-            raise UsageError(
-                f"The tokenizer gives the prompt beginning {text[:40]!r} the token {max(row)}, and the model knows "
-                f"{known}: put the tokenizer that belongs to the model into its folder."
-            )
-        if limit is not None and len(row) + max_new_tokens > limit:
-            raise UsageError(
-                f"The prompt beginning {text[:40]!r} is {len(row)} tokens long, which with {max_new_tokens} for the "
-                f"answer is more than the {limit} that the model reads: shorten or remove it."
-            )

@@ -22,11 +22,11 @@ from llmva.models.generate import (
     CHECK_EVERY,
     Capture,
     answer_prompts,
-    check_rows,
-    context_length,
     generate,
 )
+from llmva.models.reading.context import check_rows, context_length
 from llmva.progress import Progress
+from llmva.prompts.types import Asked, prefill_of
 
 TOKENS = 512  # of thoughts, by default
 TRIED = 4  # prompts that are answered to see whether and how a model thinks
@@ -69,7 +69,7 @@ class Thinking:
 
 
 def prove_thinking(
-    chat: ChatModel, mode: str, tokens: int, prompts: Sequence[str], progress: Progress | None = None
+    chat: ChatModel, mode: str, tokens: int, prompts: Sequence[Asked], progress: Progress | None = None
 ) -> Thinking:
     """How the model thinks under the setting `thinking`, "end" or "off", seen in its answers to the first prompts.
 
@@ -81,7 +81,7 @@ def prove_thinking(
     inside = chat.template.opened[0] if on else None
     asked = Thinking(on=on, tokens=tokens, inside=inside)
     budget = tokens if on else CLOSING if chat.template.closes else OPENING
-    rows = [chat.row(text, thinking=on) for text in prompts[:TRIED]]
+    rows = [chat.row(asked, thinking=on) for asked in prompts[:TRIED]]
     limit = context_length(chat.model)
     if limit is not None:
         rows = [row for row in rows if len(row) + MIN_ROOM < limit]
@@ -147,7 +147,7 @@ def _first_thoughts(
 
 def answer_after_thoughts(
     chat: ChatModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Asked],
     *,
     max_new_tokens: int,
     thinking: Thinking,
@@ -177,6 +177,11 @@ def answer_after_thoughts(
         unclosed = _either(thoughts.unclosed, captured.unclosed)
         return replace(
             captured, tokens=captured.tokens + thoughts.tokens, thoughts=thoughts.texts, unclosed=_if_any(unclosed)
+        )
+    if thinking.anyway and any(map(prefill_of, prompts)):
+        raise UsageError(
+            "The model thinks before it answers, even with thinking off, so no beginning of an answer can be given to "
+            "it: leave out prompts whose last message is the assistant's."
         )
     captured = answer_prompts(
         chat,
@@ -227,7 +232,7 @@ def _if_any(flags: list[bool]) -> list[bool] | None:
     return flags if any(flags) else None
 
 
-def _has_room(chat: ChatModel, prompt: str, max_new_tokens: int) -> bool:
+def _has_room(chat: ChatModel, prompt: Asked, max_new_tokens: int) -> bool:
     limit = context_length(chat.model)
     return limit is None or len(chat.row(prompt)) + max_new_tokens + ROOM <= limit
 
@@ -243,7 +248,7 @@ class Thoughts:
 
 
 @reads_model
-def think(chat: ChatModel, prompts: Sequence[str], thinking: Thinking, max_new_tokens: int = 0) -> Thoughts:
+def think(chat: ChatModel, prompts: Sequence[Asked], thinking: Thinking, max_new_tokens: int = 0) -> Thoughts:
     """Let the model think about each prompt, greedily, in no more tokens than its context has room for.
 
     Raises UsageError for a prompt that does not fit into the model's context with an answer of `max_new_tokens`.
