@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmva.attacks.base import Attack
 from llmva.edit import Edit
+from llmva.evaluation.attacked import attacked_prompts, worst_case
 from llmva.evaluation.utility import measure_utility
 from llmva.judges.base import Judge
 from llmva.method.observe import Observation, harmless_answers, observe, same_answer
@@ -40,12 +42,18 @@ def evaluate(
     *,
     edit: Edit | None = None,
     parts: Mapping[str, tuple[int, int]] | None = None,
+    attacks: Sequence[Attack] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """ASR, ORR and F1 on exactly `prompts`: `{"test": {"before": ..., "after": ...}, "utility": ..., "cost": ...}`.
 
     "after" and "utility" exist only with an edit. `parts` names ranges of prompts (start, end); their rates are
-    returned in "parts". "limits" are sentences that a reader of the figures must know.
+    returned in "parts". With `attacks`, all prompts are asked under each of them too: "attacks" has their rates, and
+    "worst_case" those of each prompt asked in the worst way. "limits" are sentences that a reader of the figures must
+    know.
+
+    Raises:
+        UsageError: an edit of another model, or an attack that makes a prompt too long.
     """
     started = time.monotonic()
     settings, progress = settings or EvaluationSettings(), progress or Progress()
@@ -58,14 +66,17 @@ def evaluate(
         progress.note(note)
     thinking = prove_model(chat, settings.thinking, settings.thinking_tokens, asked, progress)
 
-    def answers(label: str) -> Observation:
+    asked_under = attacked_prompts(chat, prompts, attacks, settings.max_new_tokens, thinking)
+    others: list[Observation] = []
+
+    def answers(label: str, asked: Sequence[Prompt] = prompts) -> Observation:
         return observe(
             chat,
-            prompts,
+            asked,
             judge,
             max_new_tokens=settings.max_new_tokens,
             thinking=thinking,
-            on_progress=progress.stage(f"answering, {label}", len(prompts)),
+            on_progress=progress.stage(f"answering, {label}", len(asked)),
             captures=False,
         )
 
@@ -76,14 +87,33 @@ def evaluate(
             of_part = summarise(seen.prompts[start:end], seen.labels[start:end], seed=seed)
             record.setdefault("parts", {}).setdefault(part, {})[name] = of_part
 
+    def add_attacks(name: str, label: str, plain: Observation) -> None:
+        rates: dict[str, dict[str, Any]] = {}
+        labels = [plain.labels]
+        for attack, variants in asked_under.items():
+            under = answers(f"{label}, {attack}", variants)
+            told.extend(f"Under {attack}: {one}" for one in same_answer(prompts, under.labels, under.capture.answers))
+            labels.append(under.labels)
+            rates[attack] = summarise(prompts, under.labels, seed=seed)
+            others.append(under)
+        for entry in record.get("attacks", ()):
+            entry[name] = rates[entry["name"]]
+        if rates:
+            record["worst_case"][name] = worst_case(prompts, labels, rates, seed)
+
     record: dict[str, Any] = {"test": {}}
+    if attacks:
+        record["attacks"] = [{"name": one.name, "about": one.about, "source": one.source} for one in attacks]
+        record["worst_case"] = {}
     with at_rest(chat.model):
         before = answers("original")
         add_rates("before", before)
+        add_attacks("before", "original", before)
         tokens, seen = before.capture.tokens, [before]
         if edit is not None:
             with edit.apply(chat.model, check=False):
                 after = answers("edited")
+                add_attacks("after", "edited", after)
             tokens += after.capture.tokens
             seen.append(after)
             add_rates("after", after)
@@ -99,7 +129,8 @@ def evaluate(
                     thinking=thinking.off,
                 )
                 tokens += more
-    record["limits"] = [*limits_of(chat, (), thinking, Tally.of_seen(*seen)), *told]
+    tokens += sum(one.capture.tokens for one in others)
+    record["limits"] = [*limits_of(chat, (), thinking, Tally.of_seen(*seen, *others)), *told]
     record["cost"] = {
         "seconds": round(time.monotonic() - started, 2),
         "peak_bytes": peak_bytes(),
