@@ -16,7 +16,8 @@ from conftest import Said, chat_model, taught_model, tiny_model, tiny_tokenizer
 from llmva.attacks import Attack, bundled_attacks, parse_attacks
 from llmva.errors import UsageError
 from llmva.evaluation.attacked import attacked_prompts, worst_case, worst_labels
-from llmva.evaluation.evaluate import EvaluationSettings, evaluate
+from llmva.evaluation.evaluate import evaluate
+from llmva.evaluation.sampled import EvaluationSettings
 from llmva.judges.base import Judge, Judgement, Label
 from llmva.metrics.rates import summarise
 from llmva.models.thinking import Thinking

@@ -63,7 +63,7 @@ def _list_attacks(given: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Attacking:
-    """Under which attacks the prompts are asked too."""
+    """Under which attacks the prompts are asked too, and how often each is."""
 
     attack: Annotated[
         list[str],
@@ -75,6 +75,28 @@ class Attacking:
             is_eager=True,
         ),
     ] = field(default_factory=list)
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            metavar="K",
+            min=1,
+            help="Draw this many answers to each prompt; ASR counts prompts answered in any of them.",
+            show_default="one answer, greedy",
+        ),
+    ] = None
+    temperature: Annotated[
+        float, typer.Option("--temperature", metavar="T", help="With --samples, draw at this temperature.")
+    ] = 1.0
+    top_p: Annotated[
+        float,
+        typer.Option("--top-p", metavar="P", help="With --samples, draw from the likeliest tokens of this share."),
+    ] = 1.0
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """The settings of samples."""
+        return {"samples": self.samples, "temperature": self.temperature, "top_p": self.top_p}
 
 
 @dataclass(frozen=True)
@@ -137,16 +159,19 @@ def evaluate(
     from llmva.cli import inputs
 
     _check(sources, set_options, as_fitted, benchmarks)
+    settings = settings | attacking.drawing
     hub = ["data of benchmarks"] if benchmarks.utility else []
     inputs.quiet_libraries(model, *sources.places, *hub)
     from llmva.attacks import parse_attacks
     from llmva.cli.terminal.console import Display, emit
+    from llmva.evaluation.sampled import EvaluationSettings, check_sampling
     from llmva.files import write_text
     from llmva.judges import make_judge
     from llmva.models.engines.choose import check_engine
     from llmva.models.load import load_model
     from llmva.report import attacks_markdown, transfer_markdown
 
+    check_sampling(EvaluationSettings(**attacking.drawing), by_engine=engine != "transformers")
     # prompts, judge and edit are read before the model, so that a mistake in them costs no loading
     check_engine(engine)
     chosen_judge, attacks = make_judge(judge), parse_attacks(attacking.attack)
@@ -237,7 +262,7 @@ def _by_set(
 ) -> dict[str, Any]:
     """Metrics of each set of --data, and of --toxic and --benign as further sets."""
     from llmva.cli import inputs
-    from llmva.evaluation.evaluate import EvaluationSettings
+    from llmva.evaluation.sampled import EvaluationSettings
     from llmva.evaluation.transfer import transfer
     from llmva.prompts.testsets import PER_SET, read_test_sets
 
@@ -280,7 +305,8 @@ def _at_once(
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Metrics of all prompts together, and of the benchmarks that the user wants."""
-    from llmva.evaluation.evaluate import EvaluationSettings, evaluate
+    from llmva.evaluation.evaluate import evaluate
+    from llmva.evaluation.sampled import EvaluationSettings
     from llmva.utility import measure_tasks
     from llmva.utility.tasks import PAPER, load_tasks
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from llmva.judges.base import Judge, Judgement, Label
 from llmva.models.chat_model import ChatModel
 from llmva.models.generate import Capture
+from llmva.models.reading.sampling import Sampling
 from llmva.models.thinking import Thinking, answer_after_thoughts
 from llmva.prompts.types import Asked, Prompt
 
@@ -84,11 +85,13 @@ def observe(
     thinking: Thinking | None = None,
     on_progress: Callable[[int], None] = lambda n: None,
     captures: bool = True,
+    sampling: Sampling | None = None,
 ) -> Observation:
     """Answer, capture and judge `prompts` with the current model.
 
     With `thinking` on, the model thinks first, and captures are read at the end of its thoughts; None is off. The
-    judge sees no thoughts in any case. `captures` is False if only labels are needed.
+    judge sees no thoughts in any case. `captures` is False if only labels are needed. `sampling` draws
+    answers; None takes the most likely tokens.
     """
     texts = [prompt.asked for prompt in prompts]
     captured = answer_after_thoughts(
@@ -99,6 +102,7 @@ def observe(
         settled=judge.settled,
         on_progress=on_progress,
         captures=captures,
+        sampling=sampling,
     )
     return Observation(list(prompts), judge.answered_all(prompts, captured.answers), captured)
 

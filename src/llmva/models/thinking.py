@@ -25,6 +25,7 @@ from llmva.models.generate import (
     generate,
 )
 from llmva.models.reading.context import check_rows, context_length
+from llmva.models.reading.sampling import Choose, Sampling, greedy
 from llmva.progress import Progress
 from llmva.prompts.types import Asked, prefill_of
 
@@ -154,17 +155,19 @@ def answer_after_thoughts(
     settled: Callable[[str], bool] = lambda answer: False,
     on_progress: Callable[[int], None] = lambda n: None,
     captures: bool = True,
+    sampling: Sampling | None = None,
 ) -> Capture:
     """`answer_prompts` of a model that may think: answers hold no thoughts, which are in `thoughts`.
 
     Captures are read where the thoughts end, if the model is let think, else at the end of the prompt; `captures` is
-    False if they are not needed.
+    False if they are not needed. `sampling` draws the tokens of thoughts and answers; None takes the most likely ones.
 
     Raises:
         UsageError: a prompt that does not fit into the model's context, with thoughts and an answer.
     """
+    choose = sampling or greedy
     if thinking.on:
-        thoughts = think(chat, prompts, thinking, max_new_tokens)
+        thoughts = think(chat, prompts, thinking, max_new_tokens, sampling.of_thoughts() if sampling else greedy)
         captured = answer_prompts(
             chat,
             prompts,
@@ -173,6 +176,7 @@ def answer_after_thoughts(
             rows=thoughts.rows,
             on_progress=on_progress,
             captures=captures,
+            choose=choose,
         )
         unclosed = _either(thoughts.unclosed, captured.unclosed)
         return replace(
@@ -190,6 +194,7 @@ def answer_after_thoughts(
         settled=settled,
         on_progress=(lambda n: None) if thinking.anyway else on_progress,
         captures=captures,
+        choose=choose,
     )
     began = captured.thoughts or [""] * len(prompts)
     thinkers = [
@@ -199,7 +204,8 @@ def answer_after_thoughts(
         return captured
     # a thought has taken an answer's tokens: it is thought again with tokens of its own
     asked = [prompts[i] for i in thinkers]
-    thoughts = think(chat, asked, thinking, max_new_tokens)
+    again = sampling.at(thinkers) if sampling else None
+    thoughts = think(chat, asked, thinking, max_new_tokens, again.of_thoughts() if again else greedy)
     after = answer_prompts(
         chat,
         asked,
@@ -208,6 +214,7 @@ def answer_after_thoughts(
         rows=thoughts.rows,
         on_progress=on_progress if thinking.anyway else lambda n: None,
         captures=False,
+        choose=again or greedy,
     )
     answers, texts = list(captured.answers), list(began)
     unclosed = list(captured.unclosed or [False] * len(prompts))
@@ -248,8 +255,10 @@ class Thoughts:
 
 
 @reads_model
-def think(chat: ChatModel, prompts: Sequence[Asked], thinking: Thinking, max_new_tokens: int = 0) -> Thoughts:
-    """Let the model think about each prompt, greedily, in no more tokens than its context has room for.
+def think(
+    chat: ChatModel, prompts: Sequence[Asked], thinking: Thinking, max_new_tokens: int = 0, choose: Choose = greedy
+) -> Thoughts:
+    """Let the model think about each prompt, greedily by default, in no more tokens than its context has room for.
 
     Raises UsageError for a prompt that does not fit into the model's context with an answer of `max_new_tokens`.
     """
@@ -267,7 +276,7 @@ def think(chat: ChatModel, prompts: Sequence[Asked], thinking: Thinking, max_new
     def end(new: list[int]) -> int | None:
         return None if len(new) % CHECK_EVERY else reader.thought_length(new, ends, inside)
 
-    for i, new in generate(chat, rows, budgets, end):
+    for i, new in generate(chat, rows, budgets, end, choose=choose):
         thought = new[: reader.thought_length(new, ends, inside)]
         thought_rows[i] = reader.closed(thought, inside)
         unclosed[i] = thought_rows[i] != thought
