@@ -14,8 +14,8 @@ import torch
 import llmva
 from conftest import chat_model, taught_model, taught_requests, tiny_tokenizer
 from llmva.alignment import RunOptions, make_context
-from llmva.evaluation.evaluate import EvaluationSettings
 from llmva.evaluation.final import finish
+from llmva.evaluation.sampled import EvaluationSettings
 from llmva.method.first_token import FirstTokenClassifier, predict_labels
 from llmva.method.rollback import stop_reason
 from llmva.metrics.objective import Objective

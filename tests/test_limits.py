@@ -12,7 +12,8 @@ import pytest
 import llmva
 from conftest import Said, taught_requests
 from llmva.alignment import RunOptions
-from llmva.evaluation.evaluate import EvaluationSettings, evaluate
+from llmva.evaluation.evaluate import evaluate
+from llmva.evaluation.sampled import EvaluationSettings
 from llmva.experiments.ablate import ablate
 from llmva.experiments.compare import compare
 from llmva.judges import make_judge

@@ -28,14 +28,14 @@ from llmva.method.rollback import Plan
 from llmva.metrics.objective import Objective
 from llmva.metrics.rates import point_rates
 from llmva.models.at_rest import at_rest
-from llmva.models.chat import special_in_text
 from llmva.models.chat_model import ChatModel
 from llmva.models.engines.base import Engine
 from llmva.models.engines.choose import make_engine
 from llmva.models.files.weights import findable
 from llmva.models.fingerprint import fingerprint
-from llmva.models.generate import answer_prompts, check_rows, context_length
+from llmva.models.generate import answer_prompts
 from llmva.models.gradients import check_graph
+from llmva.models.reading.context import check_rows, context_length
 from llmva.models.sublayers import Decoder
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
@@ -43,7 +43,7 @@ from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.entries import projection_record, vectors_record
 from llmva.runs.environment import versions
 from llmva.runs.identity import identity
-from llmva.runs.limits import limits_of, prove_model
+from llmva.runs.limits import limits_of, notes_on_prompts, prove_model
 from llmva.runs.record import is_finished
 from llmva.runs.resumed import check_resumed
 from llmva.runs.run import Run
@@ -158,7 +158,7 @@ def _readable(chat: ChatModel, prompts: PromptSet, progress: Progress) -> Prompt
     limit = context_length(chat.model) if prompts.read else None
     if limit is None:
         return prompts
-    read = tuple(prompt for prompt in prompts.read if len(chat.row(prompt.text)) <= limit)
+    read = tuple(prompt for prompt in prompts.read if len(chat.row(prompt.asked)) <= limit)
     if read == prompts.read:
         return prompts
     left = len(prompts.read) - len(read)
@@ -173,7 +173,7 @@ def _readable(chat: ChatModel, prompts: PromptSet, progress: Progress) -> Prompt
 def prove(context: Context) -> Thinking:
     """How the model thinks, seen in its first answers; the user is told what is odd about the model."""
     chat, settings = context.chat, context.settings
-    texts = [prompt.text for prompt in context.prompts.train]
+    texts = [prompt.asked for prompt in context.prompts.train]
     return prove_model(chat, settings.thinking, settings.thinking_tokens, texts, context.progress)
 
 
@@ -194,7 +194,7 @@ def open_run(
         record["extends"] = start.as_record()
     first_edit = start.edit if start else None
     run, resumed = Run.open(directory, record, context.prompts, restart=restart, start=first_edit)
-    notes += special_in_text(context.chat.tokenizer, [p.text for _, split in context.prompts.splits() for p in split])
+    notes += notes_on_prompts(context.chat, [p for _, split in context.prompts.splits() for p in split])
     if start is not None and not resumed:
         run.answers += [dict(row) for row in start.answers]
         notes += start.notes
@@ -298,7 +298,7 @@ def _recall(context: Context, run: Run, iteration: int, split: str) -> Observati
     rows = [row for row in run.answers if row["iteration"] == iteration and row["split"] == split]
     prompts = [by_id[row["id"]] for row in rows]
     with run.edit.at(iteration).apply(context.chat.model, check=False):
-        captured = answer_prompts(context.chat, [prompt.text for prompt in prompts], max_new_tokens=0)
+        captured = answer_prompts(context.chat, [prompt.asked for prompt in prompts], max_new_tokens=0)
     judgements = [Judgement(Label(row["label"]), row["confidence"], row["reason"]) for row in rows]
     return Observation(prompts, judgements, captured).judged()
 
@@ -306,7 +306,7 @@ def _recall(context: Context, run: Run, iteration: int, split: str) -> Observati
 def _check_lengths(context: Context, skills: Sequence[Probe]) -> list[list[int]]:
     """Token ids of all prompts. Refuses prompts and probes that the model cannot read before the run starts."""
     chat, thinking = context.chat, context.thinking
-    texts = [prompt.text for _, split in context.prompts.splits() for prompt in split]
+    texts = [prompt.asked for _, split in context.prompts.splits() for prompt in split]
     probes = [probe.prompt for probe in skills]
     rows = chat.rows(texts)
     for asked, read, tokens in (

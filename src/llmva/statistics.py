@@ -30,6 +30,21 @@ def wilson(hits: int, n: int) -> Interval | None:
     return [0.0 if hits == 0 else float(bounds.low), 1.0 if hits == n else float(bounds.high)]
 
 
+def wilson_mean(mean: float, n: int) -> Interval:
+    """Wilson's 95% interval of a mean over n units, at least 1, whose values lie between 0 and 1.
+
+    It is `wilson` where the units are all 0 or 1, and wider than it need be elsewhere, since no values with this mean
+    vary more.
+    """
+    hits = round(mean * n)
+    if abs(mean * n - hits) < 1e-9 and (whole := wilson(hits, n)):
+        return whole
+    z = 1.959963984540054
+    centre, scale = mean + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    return [(centre - half) / scale, (centre + half) / scale]
+
+
 def mcnemar(first: Bools, second: Bools) -> float:
     """Exact two-sided p that two methods are right equally often, from which of n prompts each gets right.
 

@@ -97,7 +97,8 @@ def _reply(model: Any, template: ChatTemplate, dialogue: list[dict[str, str]], m
     import torch
 
     from llmva.models.chat import AnswerReader, input_device
-    from llmva.models.generate import check_rows, context_length, generate_greedily
+    from llmva.models.generate import generate_greedily
+    from llmva.models.reading.context import check_rows, context_length
     from llmva.models.thinking import TOKENS
 
     row = template.encode(template.render(dialogue))

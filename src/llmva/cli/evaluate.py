@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +48,57 @@ class SetOptions:
     ] = None
 
 
+def _list_attacks(given: list[str]) -> list[str]:
+    """Print what attacks there are and end, where that is asked for."""
+    if "list" in given:
+        from llmva.attacks import bundled_attacks
+        from llmva.attacks.translation import NAME
+
+        for attack in bundled_attacks():
+            typer.echo(f"{attack.name}: {attack.about} ({attack.source})")
+        typer.echo(f"{NAME}=FILE: asks in another language, by a table with the columns text and translation")
+        raise typer.Exit
+    return given
+
+
+@dataclass(frozen=True)
+class Attacking:
+    """Under which attacks the prompts are asked too, and how often each is."""
+
+    attack: Annotated[
+        list[str],
+        typer.Option(
+            "--attack",
+            metavar="NAME,...",
+            help="Ask the prompts under these attacks too: all, or names that --attack list shows. Repeatable.",
+            callback=_list_attacks,
+            is_eager=True,
+        ),
+    ] = field(default_factory=list)
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            metavar="K",
+            min=1,
+            help="Draw this many answers to each prompt; ASR counts prompts answered in any of them.",
+            show_default="one answer, greedy",
+        ),
+    ] = None
+    temperature: Annotated[
+        float, typer.Option("--temperature", metavar="T", help="With --samples, draw at this temperature.")
+    ] = 1.0
+    top_p: Annotated[
+        float,
+        typer.Option("--top-p", metavar="P", help="With --samples, draw from the likeliest tokens of this share."),
+    ] = 1.0
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """The settings of samples."""
+        return {"samples": self.samples, "temperature": self.temperature, "top_p": self.top_p}
+
+
 @dataclass(frozen=True)
 class Benchmarks:
     """Which benchmarks are run, and how."""
@@ -86,6 +137,7 @@ def evaluate(
     edit: EditDir = None,
     sources: Sources,
     set_options: SetOptions,
+    attacking: Attacking,
     choice: Choice,
     judge: JudgeName = "phrases",
     settings: Annotated[dict[str, Any], SettingOptions("max_new_tokens")],
@@ -102,23 +154,27 @@ def evaluate(
     """Measure ASR, ORR and F1 of MODEL on test prompts, with and without an edit.
 
     The test prompts are those of --toxic and --benign; with --data those of public data sets, set by set; otherwise
-    those of the edit's run. --utility adds scores of benchmarks.
+    those of the edit's run. --utility adds scores of benchmarks. --attack also asks the prompts as attackers do.
     """
     from llmva.cli import inputs
 
     _check(sources, set_options, as_fitted, benchmarks)
+    settings = settings | attacking.drawing
     hub = ["data of benchmarks"] if benchmarks.utility else []
     inputs.quiet_libraries(model, *sources.places, *hub)
+    from llmva.attacks import parse_attacks
     from llmva.cli.terminal.console import Display, emit
+    from llmva.evaluation.sampled import EvaluationSettings, check_sampling
     from llmva.files import write_text
     from llmva.judges import make_judge
     from llmva.models.engines.choose import check_engine
     from llmva.models.load import load_model
-    from llmva.report import transfer_markdown
+    from llmva.report import attacks_markdown, transfer_markdown
 
+    check_sampling(EvaluationSettings(**attacking.drawing), by_engine=engine != "transformers")
     # prompts, judge and edit are read before the model, so that a mistake in them costs no loading
     check_engine(engine)
-    chosen_judge = make_judge(judge)
+    chosen_judge, attacks = make_judge(judge), parse_attacks(attacking.attack)
     about_edit: list[str] = []
     changes: list[str] = []
     loaded_edit = inputs.load_edit(edit, choice, about_edit.append)
@@ -137,8 +193,14 @@ def evaluate(
                 display.note(sentence)
             return loaded
 
-        how = {"edit": loaded_edit, "seed": seed, "batches": batches, "engine": engine, "progress": display}
-        how["system"] = system
+        how: dict[str, Any] = {
+            "edit": loaded_edit,
+            "seed": seed,
+            "batches": batches,
+            "engine": engine,
+            "progress": display,
+        }
+        how["system"], how["attacks"] = system, attacks
         if sources.data:
             metrics = _by_set(load, sources, set_options, edit, chosen_judge, how, settings)
         else:
@@ -159,7 +221,8 @@ def evaluate(
     if changes:
         record["limits"] = [*record.get("limits", []), *changes]
     if set_options.markdown is not None:
-        write_text(set_options.markdown, transfer_markdown(record))
+        under = f"\n{attacks_markdown(record)}" if attacks else ""
+        write_text(set_options.markdown, f"{transfer_markdown(record)}{under}")
     if not output.quiet:
         _show(record, display)
     if output.json:
@@ -199,7 +262,7 @@ def _by_set(
 ) -> dict[str, Any]:
     """Metrics of each set of --data, and of --toxic and --benign as further sets."""
     from llmva.cli import inputs
-    from llmva.evaluation.evaluate import EvaluationSettings
+    from llmva.evaluation.sampled import EvaluationSettings
     from llmva.evaluation.transfer import transfer
     from llmva.prompts.testsets import PER_SET, read_test_sets
 
@@ -223,6 +286,7 @@ def _by_set(
             judge,
             settings=EvaluationSettings(seed=how["seed"], **settings),
             edit=how["edit"],
+            attacks=how["attacks"],
             progress=how["progress"],
         )
     if edit is not None and test_sets[0].about["contamination"] is None:
@@ -241,7 +305,8 @@ def _at_once(
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Metrics of all prompts together, and of the benchmarks that the user wants."""
-    from llmva.evaluation.evaluate import EvaluationSettings, evaluate
+    from llmva.evaluation.evaluate import evaluate
+    from llmva.evaluation.sampled import EvaluationSettings
     from llmva.utility import measure_tasks
     from llmva.utility.tasks import PAPER, load_tasks
 
@@ -262,6 +327,7 @@ def _at_once(
             judge,
             EvaluationSettings(seed=how["seed"], **settings),
             edit=how["edit"],
+            attacks=how["attacks"],
             progress=how["progress"],
         )
     if benchmarks.utility:
@@ -289,9 +355,11 @@ def _chat_model(model: Any, tokenizer: Any, how: Mapping[str, Any]) -> ChatModel
 
 
 def _show(record: dict[str, Any], display: Display) -> None:
-    from llmva.report import before_after_table, tasks_table, transfer_table
+    from llmva.report import attacks_table, before_after_table, tasks_table, transfer_table
 
     display.console.print(transfer_table(record) if "sets" in record else before_after_table(record))
+    if "attacks" in record:
+        display.console.print(attacks_table(record))
     for limit in record.get("limits", []):
         display.line(limit)
     if "utility_tasks" in record:

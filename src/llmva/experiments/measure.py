@@ -12,6 +12,7 @@ import torch
 
 from llmva.evaluation.skills import Probe, measure_skills
 from llmva.judges.base import Judge
+from llmva.method.context import Texts
 from llmva.method.observe import Observation, observe
 from llmva.metrics.rates import point_rates
 from llmva.models.chat_model import ChatModel
@@ -52,7 +53,7 @@ class ExperimentSetup:
         progress: Progress,
     ) -> ExperimentSetup:
         """The setup with what the model's first answers show of its thinking, which the user is told."""
-        texts = [prompt.text for prompt in prompts.train]
+        texts = [prompt.asked for prompt in prompts.train]
         thinking = prove_model(chat, settings.thinking, settings.thinking_tokens, texts, progress)
         return cls(chat, prompts, judge, settings.max_new_tokens, skills, progress, thinking)
 
@@ -67,7 +68,7 @@ class ExperimentSetup:
             on_progress=self.progress.stage(stage, len(prompts)),
         )
 
-    def measure(self, what: str, applied: Applied, harmless: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    def measure(self, what: str, applied: Applied, harmless: Texts) -> dict[str, Any]:
         """Rates on the test prompts with a method applied.
 
         Args:
@@ -109,7 +110,7 @@ class ExperimentSetup:
     def _latency(self, applied: Applied) -> float:
         """Best of several rounds, alternately with and without the method, so that other work affects both."""
         longest = sorted(self.prompts.test, key=lambda prompt: len(prompt.text))[-TIMED_PROMPTS:]
-        ids, mask = self.chat.pad(self.chat.rows([prompt.text for prompt in longest]))
+        ids, mask = self.chat.pad(self.chat.rows([prompt.asked for prompt in longest]))
 
         def seconds() -> float:
             started = time.perf_counter()

@@ -24,6 +24,7 @@ from llmva.models.forward import run_forward
 from llmva.models.reading.cache import Prefix, read_prefix
 from llmva.models.reading.rows import read_rows
 from llmva.models.sublayers import first_tensor, hooked
+from llmva.prompts.types import Asked
 
 MAX_ANSWER = 48  # maximum number of compared tokens of an answer
 MAX_LOGIT_BYTES = 64 * 2**20
@@ -72,13 +73,13 @@ class Original:
     logs: Tensor  # their log-probabilities, float32 [answer + 1, k]
 
 
-Known = dict[tuple[str, str], Original]
+Known = dict[tuple[Asked, str], Original]
 
 
 @reads_model
 def agreement(
     chat: ChatModel,
-    texts: Sequence[tuple[str, str]],
+    texts: Sequence[tuple[Asked, str]],
     applied: Callable[[], AbstractContextManager[Any]],
     on_progress: Callable[[int], None] = lambda n: None,
     against: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -135,7 +136,7 @@ def agreement(
 @reads_model
 @torch.inference_mode()
 def outputs_on_text(
-    chat: ChatModel, texts: Sequence[tuple[str, str]], limit: int, generator: torch.Generator
+    chat: ChatModel, texts: Sequence[tuple[Asked, str]], limit: int, generator: torch.Generator
 ) -> Tensor:
     """Sublayers' outputs [S, q, d] at up to `limit` random positions of `(prompt, answer)` texts, in the model's dtype.
 
@@ -193,7 +194,7 @@ def random_messages(chat: ChatModel, count: int, generator: torch.Generator) -> 
     return messages
 
 
-def _tokens(chat: ChatModel, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+def _tokens(chat: ChatModel, prompt: Asked, answer: str) -> tuple[list[int], list[int]]:
     """Token ids of the rendered prompt, and of the first MAX_ANSWER tokens of the answer."""
     return chat.row(prompt), chat.tokenizer(answer, add_special_tokens=False)["input_ids"][:MAX_ANSWER]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from llmva.errors import UsageError
 from llmva.prompts.contamination import FitIndex, near_repeats
@@ -39,7 +40,7 @@ def add_prompts(old: PromptSet, new: Sequence[Prompt], seed: int) -> tuple[Promp
         name = unique_name(source, taken)
         taken.add(name)
         names.append(name)
-        renamed = [Prompt(p.text, benign, name) for p in fresh if (p.source, p.benign) == (source, benign)]
+        renamed = [replace(p, source=name) for p in fresh if (p.source, p.benign) == (source, benign)]
         for split, prompts in cut({"": renamed}, seed).items():
             added[split] += prompts
     for split, prompts in added.items():

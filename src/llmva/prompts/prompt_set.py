@@ -99,7 +99,7 @@ class PromptSet(Splits):
         digests: dict[str, Any] = {source: hashlib.sha256() for source in self.counts()}
         for split, prompts in self.parts():
             for prompt in prompts:
-                line = json.dumps([split, prompt.benign, prompt.text]) + "\n"
+                line = json.dumps([split, prompt.benign, prompt.text, *(prompt.messages or ())]) + "\n"
                 digests.setdefault(prompt.source, hashlib.sha256()).update(line.encode())
         return {source: digest.hexdigest() for source, digest in digests.items()}
 

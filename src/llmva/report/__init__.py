@@ -4,6 +4,7 @@
 reads records as plain dicts, so a machine without the model can draw a report.
 """
 
+from llmva.report.run.attacks import attacks_markdown, attacks_table
 from llmva.report.run.front import front_table, write_front
 from llmva.report.run.page import render, write_report
 from llmva.report.run.terminal import before_after_table, tasks_table
@@ -14,6 +15,8 @@ from llmva.report.study.tables import comparison_table
 
 __all__ = [
     "ablation_table",
+    "attacks_markdown",
+    "attacks_table",
     "before_after_table",
     "comparison_table",
     "front_table",

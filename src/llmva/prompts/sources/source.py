@@ -9,10 +9,12 @@ from pathlib import Path
 from llmva.errors import UsageError
 from llmva.prompts.public.registry import entries
 from llmva.prompts.sources.columns import check_side, choose_column, short
+from llmva.prompts.sources.conversations import about_chats
 from llmva.prompts.sources.hub import read_folder, read_hub
 from llmva.prompts.sources.spec import Spec
 from llmva.prompts.sources.tables import Table, read_file
-from llmva.prompts.sources.texts import about_chats, read_texts
+from llmva.prompts.sources.texts import read_texts
+from llmva.prompts.types import Asked, text_of
 
 # What data sets call the splits that we call train, validation and test.
 SPLIT_NAMES = {
@@ -27,18 +29,18 @@ SPLIT_NAMES = {
 
 @dataclass
 class Source:
-    """Texts by split; the one key "" says that the source has no splits of its own, or that rows were picked.
+    """Texts and conversations by split; the one key "" says that there are no splits, or that rows were picked.
 
     `said` tells the user what was read: from where, how many prompts, which column, and the first of them. It is for
     their eyes alone, while `warnings`, which say what was guessed or left out, are kept with a run and published.
     """
 
     name: str
-    texts: dict[str, list[str]]
+    texts: dict[str, list[Asked]]
     warnings: list[str] = field(default_factory=list)
     said: str = ""
 
-    def all_texts(self) -> list[str]:
+    def all_texts(self) -> list[Asked]:
         return [text for texts in self.texts.values() for text in texts]
 
 
@@ -63,14 +65,15 @@ def read_source(spec: Spec, benign: bool, max_chars: int) -> Source:
         column, guess = choose_column(table, spec.column)
         if spec.column is None:
             check_side(table, column, benign)
-        source.texts.setdefault(split, []).extend(read_texts(table, column, max_chars))
+        read = read_texts(table, column, max_chars)
+        source.texts.setdefault(split, []).extend(read)
         columns[column] = None
-        guesses |= dict.fromkeys(filter(None, (guess, table.note, about_chats(table.cells(column)))))
+        guesses |= dict.fromkeys(filter(None, (guess, table.note, about_chats(table.cells(column), read))))
     texts = source.all_texts()
     if not texts:
         raise UsageError(f"{spec.given!r} selects no prompts: widen its split or put prompts into it.")
     named = " and ".join(map(repr, columns))
-    source.said = f"{spec.given}: read {len(texts)} prompts from {named}, the first being {short(texts[0])}."
+    source.said = f"{spec.given}: read {len(texts)} prompts from {named}, the first being {short(text_of(texts[0]))}."
     if guesses:
         source.warnings.append(f"{spec.name}: {'; '.join(guesses)}.")
     return source
