@@ -134,7 +134,12 @@ def test_what_the_record_holds(record: dict[str, Any], run: Path, taught_folder:
     for entry in record["iterations"][:-1]:
         assert 1 <= len(entry["selected"]) <= 6  # each pass chooses, unless told
         assert 0 <= entry["mean_angle"] <= 180
-    assert 0 <= record["best_iteration"] < len(record["iterations"])
+    best = record["best_iteration"]
+    assert 0 <= best < len(record["iterations"])
+    kept = [entry for entry in record["iterations"] if entry["iteration"] < best and not entry.get("undone")]
+    selected = {record["sublayers"][s] for entry in kept for s in entry["selected"]}
+    assert selected == set(llmva.Edit.load(run).chosen.factors)  # of all passes, not the first alone
+    assert record["projections"]["before"]["sublayer"] == record["projections"]["after"]["sublayer"]
     for side in ("before", "after"):
         metrics = record["test"][side]
         for name in ("f1", "asr", "orr"):

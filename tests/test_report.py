@@ -433,6 +433,29 @@ def test_selection_is_marked_in_the_heat_map(run: Run, html: str) -> None:
     assert len(cells) == len(run["iterations"]) * len(run["sublayers"])
 
 
+def test_the_page_counts_the_sublayers_of_the_chosen_edit(run: Run) -> None:
+    run = copy.deepcopy(run)
+    for k, (selected, passes) in enumerate((([0, 1], 2), ([1, 5], 1), ([7], 1), ([9], 3))):
+        run["iterations"][k] |= {"selected": selected, "passes": passes}
+    run["iterations"][2]["undone"] = True
+    run["best_iteration"] = 3
+    assert "Iteration 3 was chosen: it edits 3 of 32 sublayers, in 3 alignments." in render(run, [], {})
+    run["best_iteration"] = 1
+    assert "it edits 2 of 32 sublayers, in 2 alignments." in render(run, [], {})
+
+
+def test_both_projections_have_one_scale(run: Run) -> None:
+    run = copy.deepcopy(run)
+    run["projections"]["after"]["points"] = [
+        [5 * x, 5 * y, *rest] for x, y, *rest in run["projections"]["after"]["points"]
+    ]
+    page = render(run, [], {})
+    drawings = [re.search(f"chart-projection-{key}-t.*?</svg>", page, re.S) for key in ("before", "after")]
+    ticks = [re.findall('<text [^>]*class="tick"[^>]*>([^<]*)</text>', found.group()) for found in drawings if found]
+    assert len(ticks) == 2
+    assert ticks[0] == ticks[1]
+
+
 def line(name: str, iteration: int, label: str, answer: str = "x") -> Run:
     return {"iteration": iteration, "split": "test", "id": name, "label": label, "answer": answer, "reason": ""}
 

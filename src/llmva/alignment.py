@@ -251,12 +251,12 @@ def restore(context: Context, run: Run, state: State, plan: Plan) -> State:
 
 def record_iteration(context: Context, run: Run, state: State, plan: Plan, update: InnerResult) -> None:
     """Add the iteration to the run and write it to disk."""
-    entry = plan.iterations[-1]
+    entry, decoder = plan.iterations[-1], context.chat.decoder
     if update.passes is not None:
         entry["passes"], entry["foreseen"] = update.passes, update.predicted
     if update.vectors is not None:  # also of the last iteration: the report shows its angles
-        entry |= vectors_record(update.vectors, update.chosen)
-        entry["projection"] = projection_record(update.vectors, state.validation, context.chat.decoder)
+        entry |= vectors_record(update.vectors, update.edit, state.iteration + 1, decoder)
+        entry["projection"] = projection_record(update.vectors, state.validation, decoder, plan.iterations[:-1])
     if update.left_out is not None and update.auc is not None:
         run.record |= {"left_out": update.left_out.as_record(), "benign_auc": update.auc.tolist()}
         run.record["limits"] += [one for one in update.left_out.warning() if one not in run.record["limits"]]

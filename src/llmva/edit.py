@@ -82,6 +82,10 @@ class Edit:
         """The iterations with columns, ascending. A missing one was undone."""
         return sorted({i for f in self.factors.values() for i in f.iteration.tolist()})
 
+    def written(self, iteration: int) -> list[str]:
+        """The sublayers with a column of this iteration."""
+        return [name for name, f in self.factors.items() if iteration in f.iteration.tolist()]
+
     def then(self, name: str, v: Tensor, u: Tensor, iteration: int) -> Edit:
         """This edit with I + v u^T, both [d], after it at sublayer `name`."""
         before = self.factors.get(name, Factors.empty(len(v)))
