@@ -391,6 +391,11 @@ def test_inspect_a_run(run: Path, record: dict[str, Any], command: Command) -> N
     assert summary["run"]["test"] == record["test"]
     assert [entry["f1"] for entry in summary["run"]["iterations"]] == [entry["f1"] for entry in record["iterations"]]
     said = command("inspect", run)
+    edited = len(llmva.Edit.load(run).chosen.factors)
+    entry, kept = record["iterations"][0], f"{edited} sublayer{'s' * (edited != 1)} edited, "
+    assert kept in said.err
+    assert re.search(kept + r"\d[\d.]* (B|kB|MB)\n", said.err)  # it said 0.0 MB
+    assert f"ASR {100 * entry['asr']:.1f}%, ORR {100 * entry['orr']:.1f}%" in said.err  # digits and unit of the table
     assert (said.code, said.out) == (0, "")
     for words in (record["base"]["sha256"], f"iteration {record['best_iteration']} chosen", "iteration 0: F1", "ASR"):
         assert words in said.err

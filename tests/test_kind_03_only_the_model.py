@@ -232,7 +232,7 @@ def test_a_dry_run_says_of_every_file_why_it_is_there(command: Callable[..., Sai
     lines = said.err.splitlines()
     for name in {*own, "llmva/edit.safetensors"} - {"README.md"}:
         (line,) = [line for line in lines if line.startswith(f"  {name}  ")]
-        assert line.split("  ")[2].split(" ")[1] in ("bytes", "kB", "MB")
+        assert line.split("  ")[2].split(" ")[1] in ("B", "kB", "MB")
         assert line.split("  ")[3]
     assert any(line.startswith("Left out what loaders do not read") for line in lines)
 

@@ -20,7 +20,7 @@ from llmva.report.drawing import svg as drawing
 from llmva.report.run.changes import MAX_SHOWN, changes
 from llmva.report.run.outcome import outcome
 from llmva.report.run.rows import comparison, skills
-from llmva.report.values import duration, scaled
+from llmva.report.values import duration, scaled, size
 
 Run = dict[str, Any]
 SOURCES = {"harmful-plain": False, "harmful-wrapped": False, "benign-alarming": True, "benign-plain": True}
@@ -608,7 +608,8 @@ def test_any_size_of_model_and_run_is_drawn(blocks: int, rounds: int) -> None:
         ((0.10, 0.10), (0.30, 0.20), (0.8, 0.9), 3, "Better on one side", "still answers 10%"),
         ((0.10, 0.10), (0.20, 0.20), (0.8, 0.8), 0, "Left as it was", "the model was not changed"),
         ((0.034, 0.032), (0.30, 0.20), (0.8, 0.9), 3, "Better on both sides", "answers 3.2% instead of 3.4%"),
-        ((0.5, 0.004), (0.30, 0.20), (0.8, 0.9), 3, "Better on both sides", "answers 0.4% instead of 50%"),
+        ((0.5, 0.004), (0.30, 0.20), (0.8, 0.9), 3, "Better on both sides", "answers 0.4% instead of 50.0%"),
+        ((0.0149, 0.0098), (0.30, 0.20), (0.8, 0.9), 3, "Better on both sides", "answers 1.0% instead of 1.5%"),
     ],
 )
 def test_the_headline_is_honest(
@@ -745,6 +746,7 @@ def test_ticks_are_round(low: float, high: float, whole: bool, expected: list[fl
 def test_figures_in_the_units_people_use() -> None:
     assert [duration(s) for s in (4.24, 48, 187, 4320, None)] == ["4.2 s", "48 s", "3 min 07 s", "1 h 12 min", "–"]
     assert scaled(1_235_814_400, ("", "thousand", "million", "billion")) == "1.24 billion"
+    assert [size(n) for n in (512, 9_240, 999_600, 2_100_000_000)] == ["512 B", "9.24 kB", "1 MB", "2.1 GB"]
 
 
 def test_the_package_ships_its_templates() -> None:

@@ -40,6 +40,7 @@ from llmva.models.sublayers import Decoder
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
+from llmva.report.values import counted
 from llmva.runs.entries import projection_record, vectors_record
 from llmva.runs.environment import versions
 from llmva.runs.identity import identity
@@ -192,7 +193,7 @@ def open_run(
         context.progress.note(note)
         run.record["limits"] += [note] if note not in run.record["limits"] else []
     if resumed:
-        context.progress.note(f"going on with the run in {run.directory}, {run.done} iterations done")
+        context.progress.note(f"going on with the run in {run.directory}, {counted(run.done, 'iteration')} done")
         try:
             for sentence in check_resumed(context, run):
                 context.progress.note(sentence)

@@ -19,6 +19,7 @@ def cache(
     from llmva.files import cache_folder
     from llmva.models.files.unpacked import clean as remove
     from llmva.models.files.unpacked import entries
+    from llmva.report.values import size
 
     place, kept = str(cache_folder()), entries()
     if clean:
@@ -26,14 +27,10 @@ def cache(
         if output.json:
             emit({"folder": place, "freed_bytes": freed})
         elif not output.quiet:
-            say(f"{_size(freed)} freed in {place}")
+            say(f"{size(freed)} freed in {place}")
         return
     if output.json:
         emit({"folder": place, "entries": [{"file": e.name, "dtype": e.dtype, "bytes": e.size} for e in kept]})
     elif not output.quiet:
-        lines = [f"{entry.name}  {entry.dtype}  {_size(entry.size)}" for entry in kept]
-        say("\n".join([*lines, f"{_size(sum(entry.size for entry in kept))} in {place}"]))
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+        lines = [f"{entry.name}  {entry.dtype}  {size(entry.size)}" for entry in kept]
+        say("\n".join([*lines, f"{size(sum(entry.size for entry in kept))} in {place}"]))

@@ -20,7 +20,7 @@ def inspect(directory: RunDir, *, seed: Seed = 42, output: Output) -> None:
     if not directory.exists():
         raise UsageError(f"There is no '{directory}': give the folder that llmva align wrote.")
     edit = Edit.load(directory)
-    ranks = {name: f.V.shape[1] for name, f in edit.factors.items()}
+    ranks = {name: f.V.shape[1] for name, f in (edit if edit.best is None else edit.at(edit.best)).factors.items()}
     summary: dict[str, Any] = {
         "edit": str(edit_file(directory)),
         "base": {k: v for k, v in edit.base.items() if k != "hashes"},
@@ -44,20 +44,21 @@ def inspect(directory: RunDir, *, seed: Seed = 42, output: Output) -> None:
 
 
 def _lines(summary: Mapping[str, Any], record: Mapping[str, Any] | None) -> list[str]:
+    from llmva.cli.terminal.console import iteration_words
+    from llmva.report.values import counted, size
+
     base, best = summary["base"], summary["best_iteration"]
     lines = [
         f"edit of {base.get('model')} "
         f"({base.get('model_type')}, {base.get('blocks')} blocks, d {base.get('hidden_size')})",
         f"base sha256 {base.get('sha256')}",
-        f"{summary['iterations']} iterations, {'unfinished' if best is None else f'iteration {best} chosen'}, "
-        f"{len(summary['sublayers'])} sublayers edited, {summary['bytes'] / 1e6:.1f} MB",
+        f"{counted(summary['iterations'], 'iteration')}, "
+        f"{'unfinished' if best is None else f'iteration {best} chosen'}, "
+        f"{counted(len(summary['sublayers']), 'sublayer')} edited, {size(summary['bytes'])}",
     ]
     if record is None:
         return lines
     lines.append(f"stopped: {record['stopped'] or 'not yet'}")
     for entry in record["iterations"]:
-        kept = "-" if entry.get("kept") is None else f"{entry['kept']:.3f}"
-        angle = "-" if entry.get("mean_angle") is None else f"{entry['mean_angle']:.0f}°"
-        rates = " ".join(f"{k.upper()} {entry[k]:.3f}" for k in ("f1", "asr", "orr") if entry.get(k) is not None)
-        lines.append(f"  iteration {entry['iteration']}: {rates} kept {kept} angle {angle}")
+        lines.append(f"  iteration {entry['iteration']}: {', '.join(iteration_words(entry))}")
     return lines

@@ -76,6 +76,7 @@ def export(
         kept.say = of_export(out)
         plan = _plan(directory, choice, base, trust_remote_code)
         from llmva.cli.terminal.console import Display, emit
+        from llmva.report.values import size
 
         record: dict[str, Any] = {
             "as": kind,
@@ -105,7 +106,7 @@ def export(
             else:
                 for warning in record.get("warnings", []):
                     display.line(warning)
-                display.line(f"Wrote {out}: {record['bytes'] / 1e6:.1f} MB.")
+                display.line(f"Wrote {out}: {size(record['bytes'])}.")
         if output.json:
             emit(record)
 
@@ -176,6 +177,7 @@ def push(
         plan = _plan(directory, choice, base, trust_remote_code)
         from llmva.cli.terminal.console import Display, emit
         from llmva.export.push import push as run
+        from llmva.report.values import counted, size
 
         kept.say = of_upload(repo, dry_run)
         with Display(output.quiet) as display:
@@ -186,7 +188,7 @@ def push(
             if dry_run:
                 display.line(f"Would upload to {repo} ({'private' if private else 'public'}):")
                 for file in record["files"]:
-                    display.line(f"  {file['path']}  {_size(file['bytes'])}  {file['why']}")
+                    display.line(f"  {file['path']}  {size(file['bytes'])}  {file['why']}")
                 for warning in record["warnings"]:
                     display.line(warning)
                 display.line("")
@@ -194,17 +196,9 @@ def push(
             else:
                 for warning in record["warnings"]:
                     display.line(warning)
-                display.line(f"Pushed {len(record['files'])} files to {repo}.")
+                display.line(f"Pushed {counted(len(record['files']), 'file')} to {repo}.")
         if output.json:
             emit(record)
-
-
-def _size(count: int) -> str:
-    """Bytes for people: '512 bytes', '3.4 kB', '1.2 MB'."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} bytes"
 
 
 def _check(kind: str, kinds: Sequence[str], rank: int | None) -> None:

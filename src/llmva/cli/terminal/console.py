@@ -16,6 +16,7 @@ from llmva import progress
 from llmva.cli.terminal.interrupt import was_interrupted
 from llmva.cli.terminal.streams import Shown, discard, unicode
 from llmva.errors import LlmvaError
+from llmva.report.values import score, share
 
 
 class _Count(ProgressColumn):
@@ -99,17 +100,11 @@ class Display(progress.Progress):
             return
         t = record["iteration"]
         spent = time.monotonic() - self.started
-        shown = [f"F1 {_share(record['f1'])}", f"ASR {_share(record['asr'])}", f"ORR {_share(record['orr'])}"]
-        if record.get("kept") is not None:
-            shown.append(f"harmless text kept {_share(record['kept'])}")
-        if record.get("perplexity") is not None:
-            shown.append(f"perplexity ×{record['perplexity']:.3g}")
-        if record.get("mean_angle") is not None:
-            shown.append(f"angle {record['mean_angle']:.0f}°")
         took, self.spent = spent - self.spent, spent
         mark = " *" if best == t else ""
         # how many iterations follow nobody knows: a run ends when nothing helps any more, long before its limit
-        line = f"iteration {t}: validation {', '.join(shown)}{mark}  ({duration(took)}, {duration(spent)} in all)"
+        words = ", ".join(iteration_words(record))
+        line = f"iteration {t}: validation {words}{mark}  ({duration(took)}, {duration(spent)} in all)"
         self.line(line)
 
     def line(self, text: str) -> None:
@@ -119,6 +114,18 @@ class Display(progress.Progress):
     def note(self, text: str) -> None:
         if not self.quiet:
             self.line(text)
+
+
+def iteration_words(entry: Mapping[str, Any]) -> list[str]:
+    """What an iteration's entry of run.json says, with the digits and units of the tables."""
+    words = [f"F1 {score(entry['f1'])}", f"ASR {share(entry['asr'])}", f"ORR {share(entry['orr'])}"]
+    if entry.get("kept") is not None:
+        words.append(f"harmless text kept {share(entry['kept'])}")
+    if entry.get("perplexity") is not None:
+        words.append(f"perplexity ×{entry['perplexity']:.3f}")
+    if entry.get("mean_angle") is not None:
+        words.append(f"angle {entry['mean_angle']:.0f}°")
+    return words
 
 
 def emit(result: Mapping[str, Any]) -> None:
@@ -142,7 +149,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

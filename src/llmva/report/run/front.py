@@ -10,7 +10,18 @@ from markupsafe import Markup
 from llmva.report.drawing import svg
 from llmva.report.fitting import Fitting
 from llmva.report.pages import write_text
-from llmva.report.values import DASH, dicts, finite, interval, part, printable, score, share, share_bracket
+from llmva.report.values import (
+    DASH,
+    dicts,
+    finite,
+    interval,
+    part,
+    printable,
+    score,
+    share,
+    share_bracket,
+    strength_text,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,7 +78,7 @@ def _table(run: dict[str, Any], intervals: bool, harm: bool) -> Table:
         cells = (
             f"{row['point']:.0f}",
             f"{finite(row.get('iteration')) or 0:.0f}",
-            f"{row['strength']:g}{PREDICTED if row.get('predicted') is True else ''}",
+            f"{strength_text(row['strength'])}{PREDICTED if row.get('predicted') is True else ''}",
             score(finite(row.get("f1"))),
             _with_interval(row["asr"], toxic),
             _with_interval(row["orr"], benign),
@@ -134,7 +145,7 @@ def _drawing(run: dict[str, Any]) -> Markup | None:
         x, y = on.x(float(row["asr"])), on.y(float(row["orr"]))
         words = (
             f"point {row['point']:.0f}: iteration {finite(row.get('iteration')) or 0:.0f}, strength "
-            f"{row['strength']:g}, ASR {share(row['asr'])}, ORR {share(row['orr'])}"
+            f"{strength_text(row['strength'])}, ASR {share(row['asr'])}, ORR {share(row['orr'])}"
         )
         shape, class_ = ("dot", "c-after") if row.get("on_front") is True else ("ring", "c-before")
         parts.append(svg.marker(shape, x, y, class_, 4.2, words))
