@@ -54,7 +54,7 @@ def test_adapter_and_merged_model_are_the_same_edit(
         said = command("verify", taught_folder, alone)
         assert said.code == 0
         line = r"\): Same edit \(largest logit difference \d\S*; the edit itself moves logits by \d\S*\)\."
-        assert re.search(re.escape(str(alone)) + r" \(\w+" + line, said.err)
+        assert re.search(re.escape(str(alone)) + r" \(\w+" + line, said.out)
     assert (adapter / "README.md").read_text().startswith("---\n")
     assert (merged / "README.md").read_text().startswith("---\n")
 

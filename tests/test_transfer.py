@@ -236,7 +236,7 @@ def test_prompts_that_were_named_and_seen_are_told_and_kept(
     found = one_object(command(*evaluate, "--json", "--quiet"))
     assert found["contamination"] == {"exact": 1, "near": 0, "of": 2}
     assert found["prompts"] == {"bad": 2}
-    assert "1 of 2 prompts were seen in the fit (1 the same, 0 nearly)" in command(*evaluate).err
+    assert "1 of 2 prompts were seen in the fit (1 the same, 0 nearly)" in command(*evaluate).out
 
 
 # --- licences, names, failures ---------------------------------------------------------------------------------------

@@ -335,6 +335,7 @@ def _describe(context: Context, options: RunOptions) -> dict[str, Any]:
         "seed": context.seed,
         "prompts": {"counts": by_split, "hashes": prompts.hashes()},
         "judge": context.judge.name,
+        "judge_spec": context.judge.spec,
         "sublayers": decoder.names,
         "kinds": [sublayer.kind for sublayer in decoder.sublayers],
         "limits": limits_of(context.chat, prompts.warnings),

@@ -235,14 +235,14 @@ class Edit:
 
     def save(self, path: str | Path) -> Path:
         """Write `edit.safetensors` (into `path` if it is a folder); equal edits give equal bytes."""
-        parts = {name: (f.V, f.U, f.iteration) for name, f in self.factors.items()}
+        parts = {name: (f.V.numpy(), f.U.numpy(), f.iteration.numpy()) for name, f in self.factors.items()}
         return write_edit(path, Parts(parts, self.base, self.best, self.strength))
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
         """Read and check an edit. Raises UsageError if there is none, LlmvaError if it is damaged or too new."""
         parts = read_edit(path)
-        factors = {name: Factors(*tensors) for name, tensors in parts.factors.items()}
+        factors = {name: Factors(*map(torch.from_numpy, arrays)) for name, arrays in parts.factors.items()}
         return cls(factors, parts.base, parts.best, parts.strength)
 
 

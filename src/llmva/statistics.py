@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Z95 = 1.959963984540054  # the 97.5% quantile of the normal distribution
 Interval = list[float]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -23,11 +24,11 @@ def wilson(hits: int, n: int) -> Interval | None:
     """Wilson's 95% interval of the rate hits / n; None if n is 0. Unlike a bootstrap it keeps a width at 0 and 1."""
     if not n:
         return None
-    from scipy.stats import binomtest
-
-    bounds = binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    share, square = hits / n, Z95 * Z95
+    middle = (share + square / (2 * n)) / (1 + square / n)
+    half = Z95 / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
     # at 0 and 1 the formula ends there exactly, which rounding would spoil
-    return [0.0 if hits == 0 else float(bounds.low), 1.0 if hits == n else float(bounds.high)]
+    return [0.0 if hits == 0 else middle - half, 1.0 if hits == n else middle + half]
 
 
 def mcnemar(first: Bools, second: Bools) -> float:

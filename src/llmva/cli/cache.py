@@ -14,7 +14,10 @@ def cache(
     clean: Annotated[bool, typer.Option("--clean", help="Remove them all.")] = False,
     output: Output,
 ) -> None:
-    """List the unpacked .gguf files that llmva keeps, so that none is unpacked twice, or remove them."""
+    """List or remove the unpacked .gguf files that llmva keeps.
+
+    They are kept so that none is unpacked twice.
+    """
     from llmva.cli.terminal.console import emit, say
     from llmva.files import cache_folder
     from llmva.models.files.unpacked import clean as remove

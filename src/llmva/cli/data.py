@@ -15,7 +15,10 @@ HEADS = ("name", "sides", "prompts", "licence", "login", "home")
 
 
 def data_list(*, output: Output) -> None:
-    """List the data sets that --data knows: sides, number of prompts, licence, login, home page."""
+    """List the data sets that --data knows.
+
+    With sides, number of prompts, licence, login and home page.
+    """
     from llmva.cli.terminal.console import emit, say
     from llmva.prompts.public.registry import list_data
 

@@ -5,40 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmva.cli.options import Output, RunDir, Seed
+from llmva.cli.options import Output, RunDir
 from llmva.errors import UsageError
 
 
-def inspect(directory: RunDir, *, seed: Seed = 42, output: Output) -> None:
-    """Show what a run or an edit holds: base model, sublayers, iterations, metrics."""
-    from llmva.cli.terminal.console import Display, emit
-    from llmva.edit import Edit
-    from llmva.edit_file import edit_file
+def inspect(directory: RunDir, *, output: Output) -> None:
+    """Show what a run or an edit holds.
+
+    Its base model, the sublayers that it edits, iterations and metrics.
+    """
+    from llmva.cli.terminal.console import emit, show
+    from llmva.edit_file import edit_file, read_edit
     from llmva.report import before_after_table
     from llmva.runs.record import read_run
 
     if not directory.exists():
         raise UsageError(f"There is no '{directory}': give the folder that llmva align wrote.")
-    edit = Edit.load(directory)
-    ranks = {name: f.V.shape[1] for name, f in (edit if edit.best is None else edit.at(edit.best)).factors.items()}
+    edit = read_edit(directory)
+    columns = {name: iteration for name, (_, _, iteration) in edit.factors.items()}
+    used = {name: int((of if edit.best is None else of[of <= edit.best]).size) for name, of in columns.items()}
     summary: dict[str, Any] = {
         "edit": str(edit_file(directory)),
         "base": {k: v for k, v in edit.base.items() if k != "hashes"},
         "best_iteration": edit.best,
-        "iterations": edit.iterations,
-        "sublayers": ranks,
+        "iterations": max((int(of[-1]) for of in columns.values()), default=0),
+        "sublayers": {name: rank for name, rank in used.items() if rank},
         "bytes": edit_file(directory).stat().st_size,
     }
     record = read_run(directory) if (directory / "run.json").is_file() else None
     if record is not None:
         keys = ("settings", "seed", "prompts", "judge", "iterations", "stopped", "test", "utility", "cost", "limits")
         summary["run"] = {key: record.get(key) for key in keys}
-    if not output.quiet:
-        display = Display()
-        for line in _lines(summary, record):
-            display.line(line)
-        if record is not None:
-            display.console.print(before_after_table(record))
+    show(output, *_lines(summary, record))
+    if record is not None:
+        show(output, before_after_table(record))
     if output.json:
         emit(summary)
 

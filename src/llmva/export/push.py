@@ -161,6 +161,7 @@ def _public_record(plan: Plan) -> dict[str, Any]:
     """run.json without this machine's folders and without texts, saying which iteration and strength went out."""
     whole = dict(plan.record or {})
     command = whole.pop("command", None)
+    whole.pop("judge_spec", None)  # may name folders and computers
     record = dict(public_value(whole))
     record["base"]["model"] = base_name(plan)
     if (system := system_of(plan)) is not None:

@@ -1,12 +1,15 @@
-"""What a person sees while a command works: on a terminal a live display, elsewhere plain lines; all on stderr."""
+"""What a person sees: while a command works a live display or plain lines on stderr, then its results on stdout."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
@@ -14,9 +17,16 @@ from rich.text import Text
 
 from llmva import progress
 from llmva.cli.terminal.interrupt import was_interrupted
-from llmva.cli.terminal.streams import Shown, discard, unicode
+from llmva.cli.terminal.streams import PLAIN, Shown, discard, unicode
 from llmva.errors import LlmvaError
 from llmva.report.values import score, share
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from llmva.cli.options import Output
+
+WHOLE = 400  # columns in a pipe, where lines may be long
 
 
 class _Count(ProgressColumn):
@@ -128,15 +138,45 @@ def iteration_words(entry: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def show(output: Output, *items: RenderableType) -> None:
+    """What a command found, for people: on stdout, on stderr where --json takes that, nowhere with --quiet.
+
+    A table is as wide as the terminal, and whole in a pipe; a sentence is one line in a pipe.
+    """
+    if output.quiet:
+        return
+    stream: Any = sys.stderr if output.json else sys.stdout
+    console = Console(file=io.StringIO(), force_terminal=stream.isatty(), highlight=False, width=_width(stream))
+    for item in items:
+        console.print(item, markup=False, soft_wrap=isinstance(item, str) and not stream.isatty())
+    text = console.file.getvalue().removesuffix("\n")  # type: ignore[attr-defined]
+    if not output.json:
+        say(text if unicode(stream) else text.translate(PLAIN))
+    else:
+        Shown(stream).write(f"{text}\n")
+
+
+def _width(stream: Any) -> int:
+    """Columns of a terminal; more than any table needs where there is none."""
+    if "COLUMNS" in os.environ or stream.isatty():
+        return shutil.get_terminal_size().columns
+    return WHOLE
+
+
 def emit(result: Mapping[str, Any]) -> None:
     """The result of a command as one JSON object, alone on stdout."""
     say(json.dumps(result, ensure_ascii=False, allow_nan=False))
 
 
 def say(text: str) -> None:
+    """Write a line to stdout, as `write`."""
+    write(f"{text}\n")
+
+
+def write(text: str) -> None:
     """Write to stdout at once, in UTF-8 whatever the locale says. Raises LlmvaError if it cannot be written there."""
     try:
-        sys.stdout.buffer.write(f"{text}\n".encode("utf-8", "replace"))
+        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
         sys.stdout.flush()
     except OSError as error:
         discard(sys.stdout)

@@ -97,7 +97,7 @@ def _sizes(run: dict[str, Any]) -> tuple[int, int]:
 
 
 def _with_interval(value: float, n: int) -> str:
-    from llmva.statistics import wilson  # here, since it imports numpy
+    from llmva.statistics import wilson  # here, since it imports numpy, which a report of no points needs not
 
     ends = interval(wilson(min(n, max(0, round(value * n))), n)) if n else None
     return f"{share(value)} {share_bracket(ends)}".rstrip()
