@@ -718,3 +718,12 @@ def test_the_ablation_table_and_csv() -> None:
     assert (lines[0]["series"], float(lines[0]["f1_mean"])) == ("untouched", 0.509)
     assert float(lines[1]["orr_high"]) == record["series"][0]["points"][0]["orr"]["interval"][1]
     assert [line["x"] for line in lines[-3:]] == ["", "", ""]
+
+
+def test_an_ablation_names_no_winner_among_equals() -> None:
+    points = [{"x": k, "label": str(k), "f1": f1} for k, f1 in enumerate((1.0, 0.9999, 1.0, 0.6))]
+    record = {"format": 1, "kind": "ablation", "what": "layers", "x_label": "sublayers"}
+    page = ablation_page(record | {"series": [{"name": "best scored", "points": points}]})
+    assert "F1 is highest, 1.000, for 3 of 4 settings, and lowest, 0.600, for “best scored”, 3 sublayers." in page
+    page = ablation_page(record | {"series": [{"name": "best scored", "points": points[:3]}]})
+    assert "F1 is 1.000 for all 3 settings." in page
