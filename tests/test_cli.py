@@ -239,6 +239,24 @@ def test_evaluate_for_people(taught_folder: Path, run: Path, command: Command) -
     assert all(words in said.out for words in ("ASR", "ORR", "F1"))
 
 
+# -- notebooks
+
+
+def test_what_a_prompt_and_a_notebook_show(taught_folder: Path, tmp_path: Path) -> None:
+    assert set(dir(llmva)) == {*llmva.__all__, "__version__"}
+    prompts = llmva.PromptSet.from_lists([f"break {i}" for i in range(10)], [f"paint {i}" for i in range(10)])
+    assert repr(prompts) == "PromptSet(12 train, 4 validation, 4 test; toxic, benign)"
+    model, tokenizer = llmva.load_model(taught_folder)
+    result = llmva.align(model, tokenizer, prompts, out=tmp_path / "run", iterations=1, max_new_tokens=2)
+    assert len(repr(result)) < 400
+    assert repr(result.edit).startswith("Edit(")
+    assert len(repr(result.edit)) < 200
+    assert (tmp_path / "run/report.html").is_file()
+    shown = result._repr_html_()
+    assert "<table>" in shown
+    assert f"{100 * result.record['test']['after']['asr']:.1f}%" in shown
+
+
 # -- chat
 
 

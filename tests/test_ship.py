@@ -68,14 +68,14 @@ def test_verify_tells_another_edit_and_a_changed_tensor(
     assert command("export", run_folder, "--as", "lora", "--out", half, "--strength", "0.5").code == 0
     said = command("verify", taught_folder, run_folder, half)
     assert said.code == 1
-    assert f"{half} (lora): NOT the same edit (largest logit difference " in said.err
+    assert f"{half} (lora): NOT the same edit (largest logit difference " in said.out
     assert command("export", run_folder, "--as", "merged", "--out", merged).code == 0
     tensors = load_file(merged / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1e-6
     save_file(tensors, merged / "model.safetensors", {"format": "pt"})
     said = command("verify", taught_folder, run_folder, merged)
     assert said.code == 1
-    assert "model.norm.weight should be unchanged" in said.err
+    assert "model.norm.weight should be unchanged" in said.out
 
 
 def test_verify_refuses_another_base(command: Command, run_folder: Path, tmp_path: Path) -> None:

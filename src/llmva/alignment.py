@@ -40,6 +40,8 @@ from llmva.models.sublayers import Decoder
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
+from llmva.report import before_after_html, write_report
+from llmva.report.run.outcome import outcome
 from llmva.report.values import counted
 from llmva.runs.entries import projection_record, vectors_record
 from llmva.runs.environment import versions
@@ -52,7 +54,7 @@ from llmva.runs.warm_start import WarmStart, check_regression
 from llmva.settings import Settings, check_seed, make_settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """`edit` is that of the chosen iteration, `every` that of all iterations; `record` is the content of run.json."""
 
@@ -60,6 +62,13 @@ class Result:
     every: Edit
     record: Mapping[str, Any]
     directory: Path | None  # None for a run in memory
+
+    def __repr__(self) -> str:
+        return f"Result({outcome(dict(self.record)).sentence} {self.edit!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return before_after_html(dict(self.record))
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def align(
         prompts: None takes the bundled set.
         judge: a Judge, or a value of `--judge`.
         seed: of the draws of training prompts and harmless positions, and of bootstrap intervals.
-        out: folder of the run; an interrupted run in it is resumed, or with `restart` discarded. None: only in memory.
+        out: folder of the run and its report; what is in it is resumed, or with `restart` discarded. None: in memory.
         skills: probes measured before and after; they influence nothing.
         batch_tokens: maximum number of tokens in a batch; None chooses by free memory.
         engine: what writes answers: a value of `--engine`, or an Engine.
@@ -279,6 +288,8 @@ def end_run(context: Context, run: Run, skills: Sequence[Probe], options: RunOpt
     cost.setdefault("fit_tokens", cost["generated_tokens"])
     if options.measure_test:
         finish(context, run, skills)
+        if run.directory is not None:
+            write_report(run.directory)
     chosen = run.edit.at(run.record["best_iteration"]).scaled(run.record.get("best_strength", 1.0))
     return Result(chosen, run.edit, run.record, run.directory)
 

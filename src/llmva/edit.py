@@ -63,7 +63,7 @@ class Factors:
 APPLIED = "An edit is applied to this model already: remove it first, by remove() of what apply() returned."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Edit:
     """Factors by projection name, and `base`, the fingerprint of the model on which they were fitted."""
 
@@ -71,6 +71,10 @@ class Edit:
     base: Mapping[str, Any] = field(default_factory=dict)
     best: int | None = None  # the iteration to use, if later ones are worse; None uses all columns
     strength: float = 1.0  # of that iteration; only used if `best` is set
+
+    def __repr__(self) -> str:
+        model, n = self.base.get("model"), len(self.chosen.factors)
+        return f"Edit({n} sublayer{'s' * (n != 1)}{f' of {model}' if model else ''}, {len(self.held)} iterations)"
 
     @property
     def iterations(self) -> int:

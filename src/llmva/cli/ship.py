@@ -158,7 +158,9 @@ def push(
     kind: Annotated[
         str, typer.Option("--as", metavar="|".join(PUSHED), help="Upload the edit file, an adapter or a merged model.")
     ] = "edit",
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Upload for yourself alone, or for everyone.")
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show everything that would be uploaded, and upload nothing.")
     ] = False,
