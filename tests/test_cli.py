@@ -527,6 +527,15 @@ def test_a_group_alone_shows_its_help(group: str, command: Command) -> None:
     assert command(group).code == 0
 
 
+def test_data_show_tells_of_one_set(command: Command) -> None:
+    said = command("data", "show", "xstest")
+    assert (said.code, said.err) == (0, "")
+    assert "name: xstest\n" in said.out
+    assert "licence: " in said.out
+    assert one_object(command("data", "show", "xstest", "--json"))["name"] == "xstest"
+    assert command("data", "show", "nothing-of-this-name").code == 2
+
+
 def test_summaries_fit_a_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert "..." not in command("-h").out.split("Commands:")[1]

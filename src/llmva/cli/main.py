@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
@@ -13,7 +14,7 @@ import typer
 from llmva.cli.align import align, demo
 from llmva.cli.cache import cache
 from llmva.cli.chat import chat
-from llmva.cli.data import data_list
+from llmva.cli.data import data_list, data_show
 from llmva.cli.evaluate import evaluate
 from llmva.cli.extend import extend
 from llmva.cli.inspect import inspect
@@ -36,13 +37,15 @@ app = typer.Typer(
 )
 for command in (align, demo, evaluate, chat, inspect, extend, front, export, verify, push, compare, ablate, cache):
     app.command(cls=Grouped)(expand(command))
-for group, about, name, of_group in (
-    ("judge", "Measure a judge.", "check", judge_check),
-    ("data", "Public data sets that --data knows by name.", "list", data_list),
-):
+GROUPS: tuple[tuple[str, str, dict[str, Callable[..., Any]]], ...] = (
+    ("judge", "Measure a judge.", {"check": judge_check}),
+    ("data", "Public data sets that --data knows by name.", {"list": data_list, "show": data_show}),
+)
+for group, about, members in GROUPS:
     commands = typer.Typer(help=about, context_settings=FLAGS, invoke_without_command=True)
     commands.callback()(show_help)
-    commands.command(name, cls=Grouped)(expand(of_group))
+    for name, member in members.items():
+        commands.command(name, cls=Grouped)(expand(member))
     app.add_typer(commands, name=group)
 
 

@@ -191,7 +191,8 @@ def judge_check(
 ) -> None:
     """Measure how often a judge agrees with hand labels.
 
-    Accuracy, Cohen's kappa, confusion, and its mistakes.
+    Accuracy, Cohen's kappa, confusion, and its mistakes. A line of --labels is a JSON object with part (a name),
+    prompt, answer and label (answered, refused or garbled), and if you like benign (true or false) and note.
     """
     from llmva.cli.terminal.console import emit, show
     from llmva.judges import make_judge
