@@ -40,6 +40,9 @@ from llmva.models.sublayers import Decoder
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
+from llmva.report import before_after_html, write_report
+from llmva.report.run.outcome import outcome
+from llmva.report.values import counted
 from llmva.runs.entries import projection_record, vectors_record
 from llmva.runs.environment import versions
 from llmva.runs.identity import identity
@@ -51,7 +54,7 @@ from llmva.runs.warm_start import WarmStart, check_regression
 from llmva.settings import Settings, check_seed, make_settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """`edit` is that of the chosen iteration, `every` that of all iterations; `record` is the content of run.json."""
 
@@ -59,6 +62,13 @@ class Result:
     every: Edit
     record: Mapping[str, Any]
     directory: Path | None  # None for a run in memory
+
+    def __repr__(self) -> str:
+        return f"Result({outcome(dict(self.record)).sentence} {self.edit!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return before_after_html(dict(self.record))
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ def align(
         prompts: None takes the bundled set.
         judge: a Judge, or a value of `--judge`.
         seed: of the draws of training prompts and harmless positions, and of bootstrap intervals.
-        out: folder of the run; an interrupted run in it is resumed, or with `restart` discarded. None: only in memory.
+        out: folder of the run and its report; what is in it is resumed, or with `restart` discarded. None: in memory.
         skills: probes measured before and after; they influence nothing.
         batch_tokens: maximum number of tokens in a batch; None chooses by free memory.
         engine: what writes answers: a value of `--engine`, or an Engine.
@@ -202,7 +212,7 @@ def open_run(
         context.progress.note(note)
         run.record["limits"] += [note] if note not in run.record["limits"] else []
     if resumed:
-        context.progress.note(f"going on with the run in {run.directory}, {run.done} iterations done")
+        context.progress.note(f"going on with the run in {run.directory}, {counted(run.done, 'iteration')} done")
         try:
             for sentence in check_resumed(context, run):
                 context.progress.note(sentence)
@@ -261,12 +271,12 @@ def restore(context: Context, run: Run, state: State, plan: Plan) -> State:
 
 def record_iteration(context: Context, run: Run, state: State, plan: Plan, update: InnerResult) -> None:
     """Add the iteration to the run and write it to disk."""
-    entry = plan.iterations[-1]
+    entry, decoder = plan.iterations[-1], context.chat.decoder
     if update.passes is not None:
         entry["passes"], entry["foreseen"] = update.passes, update.predicted
     if update.vectors is not None:  # also of the last iteration: the report shows its angles
-        entry |= vectors_record(update.vectors, update.chosen)
-        entry["projection"] = projection_record(update.vectors, state.validation, context.chat.decoder)
+        entry |= vectors_record(update.vectors, update.edit, state.iteration + 1, decoder)
+        entry["projection"] = projection_record(update.vectors, state.validation, decoder, plan.iterations[:-1])
     if update.left_out is not None and update.auc is not None:
         run.record |= {"left_out": update.left_out.as_record(), "benign_auc": update.auc.tolist()}
         run.record["limits"] += [one for one in update.left_out.warning() if one not in run.record["limits"]]
@@ -288,6 +298,8 @@ def end_run(context: Context, run: Run, skills: Sequence[Probe], options: RunOpt
     cost.setdefault("fit_tokens", cost["generated_tokens"])
     if options.measure_test:
         finish(context, run, skills)
+        if run.directory is not None:
+            write_report(run.directory)
     chosen = run.edit.at(run.record["best_iteration"]).scaled(run.record.get("best_strength", 1.0))
     return Result(chosen, run.edit, run.record, run.directory)
 
@@ -344,6 +356,7 @@ def _describe(context: Context, options: RunOptions) -> dict[str, Any]:
         "seed": context.seed,
         "prompts": {"counts": by_split, "hashes": prompts.hashes()},
         "judge": context.judge.name,
+        "judge_spec": context.judge.spec,
         "sublayers": decoder.names,
         "kinds": [sublayer.kind for sublayer in decoder.sublayers],
         "limits": limits_of(context.chat, prompts.warnings),

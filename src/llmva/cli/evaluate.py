@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -26,7 +26,6 @@ from llmva.cli.options import (
 from llmva.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmva.cli.terminal.console import Display
     from llmva.judges.base import Judge
     from llmva.models.chat_model import ChatModel
     from llmva.prompts.types import Prompt
@@ -37,6 +36,8 @@ Load = Callable[[], tuple[Any, Any]]  # loads model and tokenizer, once all else
 @dataclass(frozen=True)
 class SetOptions:
     """How the sets of --data are measured."""
+
+    TITLE: ClassVar = "Sets of --data"
 
     keep_duplicates: Annotated[
         bool,
@@ -103,6 +104,8 @@ class Attacking:
 class Benchmarks:
     """Which benchmarks are run, and how."""
 
+    TITLE: ClassVar = "Benchmarks"
+
     utility: Annotated[bool, typer.Option("--utility", help="Also run benchmarks. Needs llmva[eval].")] = False
     tasks: Annotated[
         str | None,
@@ -140,9 +143,10 @@ def evaluate(
     attacking: Attacking,
     choice: Choice,
     judge: JudgeName = "phrases",
-    settings: Annotated[dict[str, Any], SettingOptions("max_new_tokens")],
+    settings: Annotated[dict[str, Any], SettingOptions("max_new_tokens", title=None)],
     as_fitted: Annotated[
-        dict[str, Any], SettingOptions("thinking", "thinking_tokens", "system", otherwise="as in the edit's run")
+        dict[str, Any],
+        SettingOptions("thinking", "thinking_tokens", "system", otherwise="as in the edit's run", title=None),
     ],
     benchmarks: Benchmarks,
     seed: Seed = 42,
@@ -151,7 +155,7 @@ def evaluate(
     engine: EngineName = "transformers",
     output: Output,
 ) -> None:
-    """Measure ASR, ORR and F1 of MODEL on test prompts, with and without an edit.
+    """Measure ASR, ORR and F1 of MODEL, with and without an edit.
 
     The test prompts are those of --toxic and --benign; with --data those of public data sets, set by set; otherwise
     those of the edit's run. --utility adds scores of benchmarks. --attack also asks the prompts as attackers do.
@@ -161,7 +165,8 @@ def evaluate(
     _check(sources, set_options, as_fitted, benchmarks)
     settings = settings | attacking.drawing
     hub = ["data of benchmarks"] if benchmarks.utility else []
-    inputs.quiet_libraries(model, *sources.places, *hub)
+    place = inputs.model_place(model)
+    inputs.quiet_libraries(place, *sources.places, *hub)
     from llmva.attacks import parse_attacks
     from llmva.cli.terminal.console import Display, emit
     from llmva.evaluation.sampled import EvaluationSettings, check_sampling
@@ -185,8 +190,8 @@ def evaluate(
             display.note(sentence)
 
         def load() -> tuple[Any, Any]:
-            display.note(f"loading {model}")
-            loaded = load_model(model, **asdict(loading), note=display.note)
+            display.note(f"loading {inputs.model_title(place)}")
+            loaded = load_model(place, **asdict(loading), note=display.note)
             inputs.note_engine(engine, display)
             changes.extend(inputs.changes_since_fit(edit, *loaded))
             for sentence in changes:
@@ -205,7 +210,7 @@ def evaluate(
             metrics = _by_set(load, sources, set_options, edit, chosen_judge, how, settings)
         else:
             settings = settings | inputs.thinking_mode(edit, as_fitted)
-            reading = inputs.test_prompts(model, edit, sources, seed)
+            reading = inputs.test_prompts(place, edit, sources, seed)
             for sentence in (*reading.notes, *reading.warnings):
                 display.note(sentence)
             metrics = _at_once(load, reading.prompts, benchmarks, chosen_judge, how, settings)
@@ -223,8 +228,7 @@ def evaluate(
     if set_options.markdown is not None:
         under = f"\n{attacks_markdown(record)}" if attacks else ""
         write_text(set_options.markdown, f"{transfer_markdown(record)}{under}")
-    if not output.quiet:
-        _show(record, display)
+    _show(record, output)
     if output.json:
         emit(record)
 
@@ -354,13 +358,12 @@ def _chat_model(model: Any, tokenizer: Any, how: Mapping[str, Any]) -> ChatModel
     return ChatModel.of(model, tokenizer, batch_tokens, engine, how["system"])
 
 
-def _show(record: dict[str, Any], display: Display) -> None:
+def _show(record: dict[str, Any], output: Output) -> None:
+    from llmva.cli.terminal.console import show
     from llmva.report import attacks_table, before_after_table, tasks_table, transfer_table
 
-    display.console.print(transfer_table(record) if "sets" in record else before_after_table(record))
-    if "attacks" in record:
-        display.console.print(attacks_table(record))
-    for limit in record.get("limits", []):
-        display.line(limit)
+    table = transfer_table(record) if "sets" in record else before_after_table(record)
+    under_attack = [attacks_table(record)] if "attacks" in record else []
+    show(output, table, *under_attack, *record.get("limits", []))
     if "utility_tasks" in record:
-        display.console.print(tasks_table(record))
+        show(output, tasks_table(record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -27,7 +28,7 @@ from llmva.settings import Settings
 
 Applied = Callable[[], AbstractContextManager[Any]]  # a context with a method's hooks on the model
 HARMLESS_TEXTS = 128
-TIMED_PROMPTS, TIMED_TOKENS, TIMED_ROUNDS = 8, 24, 3
+TIMED_PROMPTS, TIMED_TOKENS, TIMED_ROUNDS = 8, 24, 7
 
 
 @dataclass
@@ -76,8 +77,9 @@ class ExperimentSetup:
 
         Returns:
             f1, asr, orr, garbled; kept, kl, perplexity (a ratio) on `harmless`; latency (time per generated
-            token divided by the untouched model's); skills; labels and answers, in the order of the test prompts;
-            thoughts and unclosed, numbers of answers, of a model that thinks.
+            token divided by the untouched model's, the median of several rounds) and latency_range (the lowest and
+            the highest of them); skills; labels and answers, in the order of the test prompts; thoughts and unclosed,
+            numbers of answers, of a model that thinks.
         """
         with applied():
             seen = self.observe(self.prompts.test, f"{what}: test prompts")
@@ -86,7 +88,7 @@ class ExperimentSetup:
         return {
             **point_rates(seen.prompts, seen.labels),
             **agreement(self.chat, harmless, applied, on_progress).as_record(),
-            "latency": self._latency(applied),
+            **self._latency(applied),
             "skills": skills,
             "labels": [label.value for label in seen.labels],
             "answers": seen.capture.answers,
@@ -107,8 +109,8 @@ class ExperimentSetup:
         shares = measure_skills(self.chat, self.skills, on_progress, self.thinking.off)
         return {name: row["right"] for name, row in shares.items()}
 
-    def _latency(self, applied: Applied) -> float:
-        """Best of several rounds, alternately with and without the method, so that other work affects both."""
+    def _latency(self, applied: Applied) -> dict[str, Any]:
+        """Rounds alternately without and with the method, so that other work affects both."""
         longest = sorted(self.prompts.test, key=lambda prompt: len(prompt.text))[-TIMED_PROMPTS:]
         ids, mask = self.chat.pad(self.chat.rows([prompt.asked for prompt in longest]))
 
@@ -121,10 +123,11 @@ class ExperimentSetup:
                 torch.cuda.synchronize()
             return time.perf_counter() - started
 
-        without, with_it = [], []
+        ratios = []
         with torch.inference_mode():
+            seconds()  # the first round is always slower
             for _ in range(TIMED_ROUNDS):
-                without.append(seconds())
+                without = seconds()
                 with applied():
-                    with_it.append(seconds())
-        return min(with_it) / min(without)
+                    ratios.append(seconds() / without)
+        return {"latency": statistics.median(ratios), "latency_range": [min(ratios), max(ratios)]}
