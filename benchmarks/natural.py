@@ -52,7 +52,7 @@ from llmva.method.observe import observe
 from llmva.models.at_rest import at_rest
 from llmva.models.chat_model import ChatModel
 from llmva.models.fingerprint import fingerprint
-from llmva.models.generate import context_length
+from llmva.models.reading.context import context_length
 from llmva.progress import Progress
 from llmva.prompts.load import read_prompts
 from llmva.prompts.prompt_set import draw

@@ -13,9 +13,9 @@ import torch
 
 import llmva
 from conftest import chat_model, taught_model, taught_requests, tiny_tokenizer
-from llmva.alignment import RunOptions
-from llmva.evaluation.evaluate import EvaluationSettings
+from llmva.alignment import RunOptions, make_context
 from llmva.evaluation.final import finish
+from llmva.evaluation.sampled import EvaluationSettings
 from llmva.method.first_token import FirstTokenClassifier, predict_labels
 from llmva.method.rollback import stop_reason
 from llmva.metrics.objective import Objective
@@ -530,3 +530,21 @@ def test_a_better_iteration_that_breaks_a_limit_is_used_weaker(
     assert used["f1"] > record["iterations"][0]["f1"]
     assert record["test"]["after"]["f1"] > record["test"]["before"]["f1"]
     assert any("is used at strength 0.75" in sentence for sentence in record["limits"])
+
+
+def test_prompts_to_read_that_the_context_does_not_hold_are_left_out_and_told(
+    taught: Any, tokenizer: Any, prompts: llmva.PromptSet
+) -> None:
+    class Notes(Progress):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    told: list[str] = []
+    short = replace(prompts.train[0], source="read")
+    long = replace(short, text=short.text + " here" * taught.config.max_position_embeddings)
+    given = replace(prompts, read=(short, long))
+    settings = make_settings(**FAST)
+    context = make_context(chat_model(taught, tokenizer), given, "phrases", 0, settings, Notes(), RunOptions())
+    assert context.prompts.read == (short,)
+    assert context.prompts.warnings == (*prompts.warnings, *told)
+    assert told[0].startswith("1 of the 2 prompts that are only read are longer than the model's context")

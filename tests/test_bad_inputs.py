@@ -208,7 +208,6 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[object, ...], int, str]] = 
         "No such option.*--itterations.*: see llmva align --help",
     ),
     "missing argument": (nothing, ("align",), 2, "Missing argument 'MODEL': see llmva align --help"),
-    "missing command": (nothing, ("judge",), 2, "Missing command: see llmva judge --help"),
     "unknown option of a subcommand": (nothing, ("judge", "check", "--x"), 2, "--x.*: see llmva judge check --help"),
     "not a whole number": (nothing, ("align", "model", "--iterations", "many"), 2, "--iterations.*integer"),
     "negative iterations": (nothing, (*ALIGN, "--iterations", -1), 2, "--iterations.*0.*: see llmva align --help"),

@@ -78,7 +78,7 @@ def test_align_for_people(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     said = command("align", taught_folder, *sides(taught_folder), *FAST, *passes)
-    assert (said.code, said.out) == (0, "")
+    assert said.code == 0
     measured = json.loads((tmp_path / "llmva-taught/run.json").read_text())["iterations"]
     # one alignment at a time takes all the iterations it may; several from one round of answers are through before
     assert len(measured) == 4 if passes else 1 < len(measured) < 4
@@ -89,8 +89,13 @@ def test_align_for_people(
     assert [line.split(":")[0] for line in lines if line.startswith("iteration") and "validation" in line] == [
         f"iteration {t}" for t in range(len(measured))
     ]
-    for words in ("ASR", "ORR", "F1", "toxic", "benign", "Utility kept", "peak memory", "Wrote llmva-taught"):
-        assert words in said.err
+    for words in ("ASR", "ORR", "F1", "toxic", "benign", "Utility kept", "peak memory", "The edited model"):
+        assert words in said.out
+    assert lines[-3:] == [
+        "Report: llmva-taught/report.html",
+        f"Try it: llmva chat {taught_folder} --edit llmva-taught --compare",
+        "Ship it: llmva export llmva-taught --as lora --out llmva-taught-lora",
+    ]
     assert {path.name for path in (tmp_path / "llmva-taught").iterdir()} == {
         ".lock",
         "answers.jsonl",
@@ -106,8 +111,9 @@ def test_the_live_display(taught_folder: Path, tmp_path: Path, command: Command,
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
     monkeypatch.setenv("COLUMNS", "200")
     said = command("align", taught_folder, *sides(taught_folder), *FASTER, "--out", tmp_path / "r")
-    assert (said.code, said.out) == (0, "")
-    for words in ("iteration 0: answering", "iteration 0: fitting", "skills, before", "0/38", "F1, both at once"):
+    assert said.code == 0
+    assert "F1, both at once" in said.out
+    for words in ("iteration 0: answering", "iteration 0: fitting", "skills, before", "0/38"):
         assert words in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.err)
 
 
@@ -134,7 +140,12 @@ def test_what_the_record_holds(record: dict[str, Any], run: Path, taught_folder:
     for entry in record["iterations"][:-1]:
         assert 1 <= len(entry["selected"]) <= 6  # each pass chooses, unless told
         assert 0 <= entry["mean_angle"] <= 180
-    assert 0 <= record["best_iteration"] < len(record["iterations"])
+    best = record["best_iteration"]
+    assert 0 <= best < len(record["iterations"])
+    kept = [entry for entry in record["iterations"] if entry["iteration"] < best and not entry.get("undone")]
+    selected = {record["sublayers"][s] for entry in kept for s in entry["selected"]}
+    assert selected == set(llmva.Edit.load(run).chosen.factors)  # of all passes, not the first alone
+    assert record["projections"]["before"]["sublayer"] == record["projections"]["after"]["sublayer"]
     for side in ("before", "after"):
         metrics = record["test"][side]
         for name in ("f1", "asr", "orr"):
@@ -223,8 +234,27 @@ def test_no_edit_changes_nothing(taught_folder: Path, run: Path, command: Comman
 
 def test_evaluate_for_people(taught_folder: Path, run: Path, command: Command) -> None:
     said = command("evaluate", taught_folder, "--edit", run, "--max-new-tokens", 8)
-    assert (said.code, said.out) == (0, "")
-    assert all(words in said.err for words in ("answering, original", "answering, edited", "ASR", "ORR", "F1"))
+    assert said.code == 0
+    assert all(words in said.err for words in ("answering, original", "answering, edited"))
+    assert all(words in said.out for words in ("ASR", "ORR", "F1"))
+
+
+# -- notebooks
+
+
+def test_what_a_prompt_and_a_notebook_show(taught_folder: Path, tmp_path: Path) -> None:
+    assert set(dir(llmva)) == {*llmva.__all__, "__version__"}
+    prompts = llmva.PromptSet.from_lists([f"break {i}" for i in range(10)], [f"paint {i}" for i in range(10)])
+    assert repr(prompts) == "PromptSet(12 train, 4 validation, 4 test; toxic, benign)"
+    model, tokenizer = llmva.load_model(taught_folder)
+    result = llmva.align(model, tokenizer, prompts, out=tmp_path / "run", iterations=1, max_new_tokens=2)
+    assert len(repr(result)) < 400
+    assert repr(result.edit).startswith("Edit(")
+    assert len(repr(result.edit)) < 200
+    assert (tmp_path / "run/report.html").is_file()
+    shown = result._repr_html_()
+    assert "<table>" in shown
+    assert f"{100 * result.record['test']['after']['asr']:.1f}%" in shown
 
 
 # -- chat
@@ -285,6 +315,56 @@ def test_chat_remembers_the_dialogue(
     typed("please paint the fence\nplease paint the door")
     assert command("chat", taught_folder, "--max-new-tokens", 8).code == 0
     assert heard[-2:] == [["user"], ["user", "assistant", "user"]]
+
+
+@pytest.mark.parametrize("more", [(), ("--turns",)])
+def test_chat_compares_single_turns(
+    more: tuple[str, ...],
+    taught_folder: Path,
+    run: Path,
+    command: Command,
+    typed: Callable[[str], None],
+    monkeypatch: Any,
+) -> None:
+    """What both said before would answer for the model: a harmful prompt was answered after a benign one."""
+    from llmva.models.chat import ChatTemplate
+
+    heard: list[list[str]] = []
+    original = ChatTemplate.render
+
+    def render(self: ChatTemplate, dialogue: list[dict[str, str]], *rest: Any) -> str:
+        heard.append([turn["role"] for turn in dialogue])
+        return original(self, dialogue, *rest)
+
+    monkeypatch.setattr(ChatTemplate, "render", render)
+    typed("please paint the fence\n/help\nplease paint the door")
+    given = ("--edit", run, "--compare", "--max-new-tokens", 8, *more)
+    said = command("chat", taught_folder, *given)
+    assert said.code == 0
+    assert "/reset forgets" in said.err
+    assert heard[-4:-2] == [["user"], ["user"]]
+    assert heard[-2:] == [["user", "assistant", "user"] if more else ["user"]] * 2
+
+
+def test_reset_forgets_the_dialogue(taught_folder: Path, command: Command, typed: Callable[[str], None]) -> None:
+    typed("please paint the door\n/reset\nplease paint the door")
+    turns = one_object(command("chat", taught_folder, "--max-new-tokens", 8, "--json", "--quiet"))["turns"]
+    assert turns[0] == turns[1]
+
+
+def test_an_answer_is_streamed_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmva.cli.terminal import answer as module
+
+    shown: list[str] = []
+    monkeypatch.setattr(module, "write", shown.append)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    words = ["", "sure", "sure here\N{REPLACEMENT CHARACTER}", "sure here is"]
+    reader: Any = type("Reader", (), {"so_far": lambda self, row: words[len(row) - 1]})()
+    answer = module.Answer(reader, "edited: ", shown=True)
+    for k in range(5):  # the prompt first
+        answer.put(torch.tensor([[1, 2, 3]] if k == 0 else [k]))
+    answer.finish("sure here is how")
+    assert shown == ["edited: sure", " here", " is", " how", "\n"]
 
 
 def test_chat_ends_when_the_dialogue_no_longer_fits(
@@ -386,9 +466,13 @@ def test_inspect_a_run(run: Path, record: dict[str, Any], command: Command) -> N
     assert summary["run"]["test"] == record["test"]
     assert [entry["f1"] for entry in summary["run"]["iterations"]] == [entry["f1"] for entry in record["iterations"]]
     said = command("inspect", run)
-    assert (said.code, said.out) == (0, "")
+    edited = len(llmva.Edit.load(run).chosen.factors)
+    entry, kept = record["iterations"][0], f"{edited} sublayer{'s' * (edited != 1)} edited, "
+    assert re.search(kept + r"\d[\d.]* (B|kB|MB)\n", said.out)  # it said 0.0 MB
+    assert f"ASR {100 * entry['asr']:.1f}%, ORR {100 * entry['orr']:.1f}%" in said.out  # digits and unit of the table
+    assert (said.code, said.err) == (0, "")
     for words in (record["base"]["sha256"], f"iteration {record['best_iteration']} chosen", "iteration 0: F1", "ASR"):
-        assert words in said.err
+        assert words in said.out
 
 
 def test_inspect_an_edit_alone(run: Path, tmp_path: Path, command: Command) -> None:
@@ -431,7 +515,48 @@ def test_version(command: Command) -> None:
 def test_help_lists_the_options_of_every_command(name: str, command: Command) -> None:
     said = command(name, "--help")
     assert (said.code, said.err) == (0, "")
-    assert all(option in said.out for option in ("--json", "--seed", "--quiet"))
+    assert all(option in said.out for option in ("--json", "--quiet"))
+    assert ("--seed" in said.out) == (name not in ("chat", "inspect"))  # where something is drawn
+    assert "\nOutput:\n" in said.out
+    assert command(name, "-h") == said
+
+
+@pytest.mark.parametrize("group", ["data", "judge"])
+def test_a_group_alone_shows_its_help(group: str, command: Command) -> None:
+    assert command(group) == command(group, "--help")
+    assert command(group).code == 0
+
+
+def test_data_show_tells_of_one_set(command: Command) -> None:
+    said = command("data", "show", "xstest")
+    assert (said.code, said.err) == (0, "")
+    assert "name: xstest\n" in said.out
+    assert "licence: " in said.out
+    assert one_object(command("data", "show", "xstest", "--json"))["name"] == "xstest"
+    assert command("data", "show", "nothing-of-this-name").code == 2
+
+
+def test_summaries_fit_a_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "..." not in command("-h").out.split("Commands:")[1]
+
+
+@pytest.mark.parametrize("name", ["front", "inspect"])
+def test_a_run_is_read_without_torch(name: str, run: Path) -> None:
+    code = (
+        "import sys\nfrom llmva.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "    assert not end.code\nassert not {'torch', 'scipy', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, name, str(run)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "F1" in done.stdout
+
+
+def test_the_bundled_model_is_called_demo_everywhere(command: Command, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert one_object(command("chat", "demo", "-p", "hello", "--json", "--quiet"))["model"] == "demo"
+    assert command("align", "demo", "--iterations", 0, "--out", "run", "--quiet").code == 0
+    assert json.loads(Path("run/run.json").read_text())["base"]["model"] == "llmva's organism"
 
 
 @pytest.mark.parametrize("name", ["align", "extend"])

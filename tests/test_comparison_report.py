@@ -92,7 +92,8 @@ def fake_row(method: str, setting: str | None, rng: random.Random, seeds: list[i
         "garbled": summed([run["garbled"] for run in runs], 0.01),
         "by_source": {name: summed([run["by_source"][name] for run in runs], 0.06) for name in SOURCES},
         "skills": {"sum": {"before": 1.0, "after": kept - 0.02 if method != "none" else 1.0}},
-        "cost": {key: mean[key] for key in ("fit_seconds", "fit_answers", "latency")},
+        "cost": {key: mean[key] for key in ("fit_seconds", "fit_answers", "latency")}
+        | {"latency_range": [latency - 0.01, latency + 0.01]},
         "utility": {key: mean[key] for key in ("kept", "kl", "perplexity")},
         "curve": [
             {
@@ -418,6 +419,14 @@ def test_a_lonely_name_stands_right_of_its_point() -> None:
     assert edge.box[2] <= 384 or edge.box[3] <= 94 or edge.box[1] >= 106
 
 
+def test_strengths_have_no_more_digits_than_anyone_reads(record: Record) -> None:
+    mine = copy.deepcopy(record)
+    row_of(mine, "scans", "paper")["curve"][0]["strength"] = 1 / 3
+    page = comparison_page(mine)
+    assert "0.333" in page
+    assert "0.3333" not in page
+
+
 # -- headline ----------------------------------------------------------------------------------------------------
 
 
@@ -428,7 +437,7 @@ def test_the_headline_says_who_is_best_by_how_much_and_at_what_cost(record: Reco
     assert f"{ours['versus']['f1_difference']:.3f} above vectorsteer (tuned), more than chance" in said.sentence
     assert "p below 0.001 after Holm's correction" in said.sentence
     assert "keeps 96.5%" in said.notes[0]
-    assert "no more time for a token" in said.notes[0]
+    assert "needs about as much time for a token" in said.notes[0]
 
 
 def test_the_headline_does_not_call_chance_a_win(record: Record) -> None:
@@ -447,6 +456,8 @@ def test_the_headline_says_so_where_a_baseline_wins(record: Record) -> None:
     assert (said.verdict, said.tone) == ("vectorsteer (tuned) is best", "bad")
     assert "0.100 above llmva, more than chance explains" in said.sentence
     assert "needs 2.0% more time for a token" in said.notes[0]
+    row_of(mine, "vectorsteer", "tuned")["cost"]["latency_range"] = [0.99, 1.07]
+    assert "needs about as much time for a token" in headline(mine).notes[0]
 
 
 def test_the_headline_says_so_where_nothing_helps(record: Record) -> None:
@@ -484,7 +495,10 @@ def test_best_values_are_marked_ties_too_and_the_untouched_model_has_no_cost() -
     best = {key: [n for n, cell in zip(names, c.cells, strict=True) if cell.best] for key, c in found.items()}
     assert best["", "F1"] == best["", "ASR"] == best["ASR", "jailbreak"] == ["llmva"]
     assert best["Utility", "kept"] == ["cast (paper)", "cast (tuned)"]
-    assert best["Cost", "time a token"] == ["llmva"]
+    assert best["Cost", "time a token"] == []  # times have no winner
+    times = dict(zip(names, [cell.text for cell in found["Cost", "time a token"].cells], strict=True))
+    assert times["scans (paper)"] == "1.090×"
+    assert times["llmva"] == "about 1×"
     row_of(record, "none")["asr"]["mean"] = 0.001
     (asr,) = [c for c in blocks(record)[0].columns if c.title == "ASR"]
     assert [n for n, cell in zip(names, asr.cells, strict=True) if cell.best] == ["untouched model"]
@@ -704,3 +718,12 @@ def test_the_ablation_table_and_csv() -> None:
     assert (lines[0]["series"], float(lines[0]["f1_mean"])) == ("untouched", 0.509)
     assert float(lines[1]["orr_high"]) == record["series"][0]["points"][0]["orr"]["interval"][1]
     assert [line["x"] for line in lines[-3:]] == ["", "", ""]
+
+
+def test_an_ablation_names_no_winner_among_equals() -> None:
+    points = [{"x": k, "label": str(k), "f1": f1} for k, f1 in enumerate((1.0, 0.9999, 1.0, 0.6))]
+    record = {"format": 1, "kind": "ablation", "what": "layers", "x_label": "sublayers"}
+    page = ablation_page(record | {"series": [{"name": "best scored", "points": points}]})
+    assert "F1 is highest, 1.000, for 3 of 4 settings, and lowest, 0.600, for “best scored”, 3 sublayers." in page
+    page = ablation_page(record | {"series": [{"name": "best scored", "points": points[:3]}]})
+    assert "F1 is 1.000 for all 3 settings." in page

@@ -201,11 +201,11 @@ def test_memory_that_ends_in_the_middle_changes_nothing(monkeypatch: pytest.Monk
     whole = answer_prompts(chat, PROMPTS, max_new_tokens=8)
     step, failures = decoding._step, [0]
 
-    def scarce(model: Any, active: Any) -> Any:
+    def scarce(model: Any, active: Any, *choose: Any) -> Any:
         if len(active.rows) > 3 and len(active.new[0]) == 3:
             failures[0] += 1
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return step(model, active)
+        return step(model, active, *choose)
 
     monkeypatch.setattr(decoding, "_step", scarce)
     found = answer_prompts(chat, PROMPTS, max_new_tokens=8)

@@ -13,7 +13,7 @@ from conftest import chat_model, taught_model, taught_requests, tiny_model, tiny
 from llmva.edit import Edit
 from llmva.evaluation import endings
 from llmva.evaluation.endings import PROMPTS, LongAnswer, breaks_off, compare_endings, fault, loops
-from llmva.evaluation.evaluate import EvaluationSettings
+from llmva.evaluation.sampled import EvaluationSettings
 from llmva.models.batching import Batching
 from llmva.models.sublayers import find_decoder
 from llmva.report import before_after_table, render

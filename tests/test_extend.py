@@ -122,6 +122,33 @@ def test_an_extension_exports_and_is_extended_again(
     assert len(prompts.test) == len(llmva.PromptSet.from_jsonl(extended / "prompts.jsonl").test) + 2
 
 
+def test_the_judge_stays_as_it_was(
+    first_run: Path, taught_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command said that it keeps what is not given, and judged by phrases."""
+    shutil.copytree(first_run, tmp_path / "first")
+    record = read(first_run)
+    assert record["judge_spec"] == "phrases"
+    asked: list[str] = []
+
+    def made(spec: str) -> Any:
+        asked.append(spec)
+        return make_judge("phrases")
+
+    monkeypatch.setattr("llmva.judges.make_judge", made)
+    (tmp_path / "new.txt").write_text("\n".join(requests(False, False)) + "\n")
+    words = ("extend", tmp_path / "first", "--toxic", tmp_path / "new.txt", "--iterations", 0, "--out")
+    for k, (spec, given, wanted) in enumerate((("minos", (), "minos"), ("minos", ("--judge", "phrases"), "phrases"))):
+        (tmp_path / "first/run.json").write_text(json.dumps(record | {"judge_spec": spec}))
+        assert command(*words, tmp_path / f"out{k}", *given).code == 0
+        assert wanted in asked
+        assert given or "phrases" not in asked
+        asked.clear()
+    (tmp_path / "first/run.json").write_text(json.dumps(record | {"judge_spec": None}))
+    said = command(*words, tmp_path / "out")
+    assert (said.code, "give a judge, with --judge" in said.err) == (2, True)
+
+
 def test_the_command(first_run: Path, taught_folder: Path, tmp_path: Path, command: Command) -> None:
     (tmp_path / "new.txt").write_text("\n".join(requests(False, False)) + "\n")
     words = ("extend", first_run, "--toxic", tmp_path / "new.txt", "--out", tmp_path / "run", "--iterations", 2,

@@ -266,12 +266,29 @@ def test_front_shows_and_draws_the_points(
         found = json.loads(said.out)
         assert found["front"] == json.loads((folder / "run.json").read_text())["front"]
         drawing = ET.parse(folder / "front.svg").getroot()
-        marks = [node for node in drawing.iter() if "mark" in node.get("class", "")]
-        assert len(marks) == len(found["front"]) + 1  # one more around the chosen one
+        marks = [node.get("class", "") for node in drawing.iter() if "mark" in node.get("class", "")]
+        assert len(marks) == len(found["front"]) + 1 + 3  # one more around the chosen one; the legend
+        assert [k for k, name in enumerate(marks) if "star" in name] == [len(found["front"]), len(marks) - 1]  # on top
+        words = [node.text for node in drawing.iter() if node.tag.endswith("text")]
+        assert {"on the front", "another is better in all", "chosen"} <= set(words)
+        assert not [node for node in drawing.iter() if node.tag.endswith("polyline")]  # nothing lies between points
         assert "http" not in re.sub(r'xmlns="[^"]*"', "", (folder / "front.svg").read_text())
         assert "chosen" in said.err
         assert "[" in said.err  # intervals
     assert "Points of the run" in (run_folder / "report.html").read_text()
+
+
+def test_points_of_one_place_share_a_name() -> None:
+    from llmva.report.run.front import front_panel
+
+    row = {"iteration": 1, "strength": 1, "on_front": True, "chosen": False}
+    places = [(0.5, 0.4), (0.0, 0.0), (0.0, 0.001), (0.02, 0.0)]
+    rows = [{**row, "point": k, "asr": asr, "orr": orr} for k, (asr, orr) in enumerate(places)]
+    (panel,) = front_panel({"front": rows})
+    named = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="named"[^>]*>([^<]*)<', str(panel))
+    assert sorted(text for *_, text in named) == ["0", "1, 2", "3"]
+    spots = [(float(x), float(y)) for x, y, _ in named]
+    assert all(abs(a[0] - b[0]) > 20 or abs(a[1] - b[1]) > 12 for a in spots for b in spots if a != b)
 
 
 def test_any_point_ships(easy_folder: Path, taught_folder: Path, command: Command, tmp_path: Path) -> None:

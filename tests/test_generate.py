@@ -324,9 +324,9 @@ def fails_above(most: int, error: Callable[[], Exception], seen: list[int], monk
         check(len(group))
         return prefill(model, padding, rows, group, *rest)
 
-    def at_once(chat: Any, rows: Any, budget: int, end: Any, taken: Any, batch: list[int]) -> Any:
+    def at_once(chat: Any, rows: Any, budget: int, end: Any, taken: Any, choose: Any, batch: list[int]) -> Any:
         check(len(batch))
-        return whole_batch(chat, rows, budget, end, taken, batch)
+        return whole_batch(chat, rows, budget, end, taken, choose, batch)
 
     monkeypatch.setattr(decoding, "_prefill", joining)
     monkeypatch.setattr(generate, "_whole_batch", at_once)

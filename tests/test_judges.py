@@ -376,7 +376,7 @@ def test_fits_see_no_unjudged_answers() -> None:
 
 def test_check_command(tmp_path: Path, command: Callable[..., Said]) -> None:
     said = command("judge", "check")
-    assert (said.code, "held" in said.err) == (0, True)
+    assert (said.code, "held" in said.out) == (0, True)
     said = command("judge", "check", "--json", "--quiet")
     assert said.err == ""
     assert json.loads(said.out)["all"]["n"] == len(ROWS)

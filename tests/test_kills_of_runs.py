@@ -22,7 +22,7 @@ from test_resume import align, differences, same_end, start
 __all__ = ["start"]  # the fixture
 KILLS = int(os.environ.get("LLMVA_TEST_KILLS", "1"))
 COMMANDS = ("extend", "compare") if KILLS == 1 else ("align", "extend", "compare")
-CLOCK = {"seconds", "fit_seconds", "latency", "peak_bytes", "command"}
+CLOCK = {"seconds", "fit_seconds", "latency", "latency_range", "peak_bytes", "command"}
 
 
 def without_clock(value: Any) -> Any:

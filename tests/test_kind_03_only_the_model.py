@@ -229,10 +229,10 @@ def test_a_dry_run_says_of_every_file_why_it_is_there(command: Callable[..., Sai
     edited_among(base)
     said = command("push", tmp_path, "--as", "merged", "--repo", "me/x", "--dry-run")
     assert said.code == 0, said.err
-    lines = said.err.splitlines()
+    lines = said.out.splitlines()
     for name in {*own, "llmva/edit.safetensors"} - {"README.md"}:
         (line,) = [line for line in lines if line.startswith(f"  {name}  ")]
-        assert line.split("  ")[2].split(" ")[1] in ("bytes", "kB", "MB")
+        assert line.split("  ")[2].split(" ")[1] in ("B", "kB", "MB")
         assert line.split("  ")[3]
     assert any(line.startswith("Left out what loaders do not read") for line in lines)
 

@@ -17,7 +17,8 @@ import torch
 
 from conftest import Said, chat_model, taught_requests, tiny_model
 from llmva.errors import UsageError
-from llmva.evaluation.evaluate import EvaluationSettings, evaluate
+from llmva.evaluation.evaluate import evaluate
+from llmva.evaluation.sampled import EvaluationSettings
 from llmva.evaluation.skills import Probe, measure_skills
 from llmva.judges import make_judge
 from llmva.judges.base import Judge, Judgement, Label

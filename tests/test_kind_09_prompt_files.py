@@ -55,10 +55,12 @@ READ = {
         ONE[:1], ""),  # was refused as an empty prompt
     "an instruction alone, asked for": ("p.jsonl", lines({"instruction": ONE[0], "input": "x"}), ":instruction",
         ONE[:1], ""),
-    "a conversation of one turn": ("p.jsonl", lines({"messages": chat(("user", ONE[0]))}), "", ONE[:1], "only one"),
+    "a conversation of one turn": ("p.jsonl", lines({"messages": chat(("user", ONE[0]))}), "", ONE[:1], ""),
     "longer conversations": ("p.jsonl", lines({"prompt": chat(("system", "be kind"), ("user", ONE[0]))},
-        {"prompt": chat(("user", ONE[1]), ("assistant", "so"), ("user", "more"))}), "", ONE,
-        "took the first user turn alone of conversations that have other turns: 2"),  # OLD
+        {"prompt": chat(("user", ONE[1]), ("assistant", "so"), ("user", "more"))}), "",
+        [f"System: be kind\n\nUser: {ONE[0]}", f"User: {ONE[1]}\n\nAssistant: so\n\nUser: more"], ""),  # OLD
+    "a conversation in ShareGPT's form": ("p.jsonl", lines({"prompt": [{"from": "human", "value": ONE[0]}]}), "",
+        ONE[:1], ""),  # was refused
     "a picture": ("p.jsonl", lines({"prompt": chat(("user", [{"text": "What?"}, {"type": "image"}]))}), "", ["What?"],
         "parts that are no text in conversations: 1"),  # OLD
     "prompts beside conversations": ("p.jsonl", lines({"prompt": "a b", "messages": chat(("user", "c"))}), "",
@@ -80,9 +82,10 @@ def test_what_is_read(name: str, tmp_path: Path) -> None:
     warnings = " ".join(reading.warnings)
     assert says in warnings if says else not warnings
     assert wanted[0] not in warnings  # warnings are published with an edit
+    first = wanted[0] if len(wanted[0]) <= 60 else f"{wanted[0][:57]}..."
     assert str(tmp_path) not in warnings
     (note,) = reading.notes
-    for words in (f"{path}{rest}", f"read {len(wanted)} prompts", repr(wanted[0])):
+    for words in (f"{path}{rest}", f"read {len(wanted)} prompts", repr(first)):
         assert words in note
 
 
@@ -113,7 +116,6 @@ REFUSED = {
     "a question with its context": ("p.csv", b"question,context\nWho was it?,It was me\n", "asks in 'question'"),  # OLD
     "a conversation as text": ("p.csv", b'prompt\n"[{\'role\': \'user\', \'content\': \'hi\'}]"\n', "as text"),  # OLD
     "a conversation as JSON text": ("p.jsonl", lines({"prompt": json.dumps(chat(("user", "hi")))}), "as text"),  # OLD
-    "a conversation of another form": ("p.jsonl", lines({"prompt": [{"from": "human", "value": "hi"}]}), "not text"),
     "labels of both sides": ("p.csv", b"prompt,label\na b,harmful\nc d,harmless\n", "toxic and benign rows"),  # OLD
     "labels as numbers": ("p.jsonl", lines({"prompt": "a b", "label": 0}, {"prompt": "c d", "label": 1}),
         "toxic and benign rows, by its column 'label': make a file of each side, or add :prompt"),  # OLD

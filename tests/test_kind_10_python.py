@@ -20,7 +20,8 @@ import llmva
 from conftest import taught_model, taught_requests, tiny_model, tiny_tokenizer
 from llmva.edit import Edit
 from llmva.errors import LlmvaError, UsageError
-from llmva.evaluation.evaluate import EvaluationSettings, evaluate
+from llmva.evaluation.evaluate import evaluate
+from llmva.evaluation.sampled import EvaluationSettings
 from llmva.experiments.compare import compare
 from llmva.files import lock
 from llmva.judges import make_judge

@@ -147,7 +147,7 @@ def test_libraries_may_not_hide_it(
         (("export", "RUN", "--as", "lora", "--out", "OUT/m"), "llmva.export.lora.describe", "there is no '.*m'"),
         (("evaluate", "MODEL", "--edit", "RUN"), "llmva.models.load.load_model", "nothing was written"),
         (("chat", "MODEL", "-p", "hello"), "llmva.models.load.load_model", "nothing was written"),
-        (("inspect", "RUN"), "llmva.edit.read_edit", "nothing was written"),
+        (("inspect", "RUN"), "llmva.edit_file.read_edit", "nothing was written"),
         (("push", "RUN", "--repo", "me/it"), "llmva.export.push.push", "look whether me/it has the new commit"),
         (("judge", "check"), "llmva.judges.check.check_judge", "nothing was written"),
     ],
@@ -262,9 +262,9 @@ def test_tables_hold(
     monkeypatch.setenv("COLUMNS", str(width))
     said = command(words[0], run, *words[1:])
     assert said.code == 0
-    assert "…" not in said.err
+    assert "…" not in said.out
     drawn = [
-        line for line in said.err.splitlines() if not re.match("base sha256|edit of|\\d+ iter|Wrote|  iteration", line)
+        line for line in said.out.splitlines() if not re.match("base sha256|edit of|\\d+ iter|Wrote|  iteration", line)
     ]
     assert max(map(len, drawn)) <= width
     record = json.loads((run / "run.json").read_text())
@@ -477,7 +477,7 @@ def test_tensors_that_are_left_out_are_told(with_more: Path, tmp_path: Path, com
         "model.layers.0.self_attn.o_proj.bias and 1 more."
     )
     said = command(*arguments(with_more, tmp_path / "r", "--iterations", 1))
-    assert said.err.count(says) == 2  # when it begins, and among the limits at its end
+    assert (said.err.count(says), said.out.count(says)) == (1, 1)  # when it begins, and among the limits at its end
     assert json.loads((tmp_path / "r/run.json").read_text())["limits"][0] == says
     given = ("evaluate", with_more, "--toxic", with_more / "toxic.txt", "--max-new-tokens", 2, "--json", "--quiet")
     assert json.loads(command(*given).out)["limits"] == [says]

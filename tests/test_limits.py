@@ -12,7 +12,8 @@ import pytest
 import llmva
 from conftest import Said, taught_requests
 from llmva.alignment import RunOptions
-from llmva.evaluation.evaluate import EvaluationSettings, evaluate
+from llmva.evaluation.evaluate import evaluate
+from llmva.evaluation.sampled import EvaluationSettings
 from llmva.experiments.ablate import ablate
 from llmva.experiments.compare import compare
 from llmva.judges import make_judge
@@ -157,11 +158,11 @@ def test_the_share_is_in_report_and_terminal(tmp_path: Path, command: Command, m
     given = ("align", tmp_path / "m", *sides, "--iterations", 0, "--thinking-tokens", 16, "--out", tmp_path / "run")
     said = command(*given)
     assert said.code == 0, said.err
-    assert "never closed its thought before" in said.err
+    assert "never closed its thought before" in said.out
     assert "never closed its thought before" in (tmp_path / "run/report.html").read_text()
     said = command("compare", tmp_path / "m", *sides, "--methods", "none", "--seeds", 1, "--out", tmp_path / "c")
     assert said.code == 0, said.err
-    assert "although thinking was off" in said.err
+    assert "although thinking was off" in said.err + said.out
     assert "although thinking was off" in (tmp_path / "c/compare.html").read_text()
 
 
@@ -208,5 +209,5 @@ def test_extend_keeps_what_reading_the_new_prompts_guessed(
     assert said.code == 0, said.err
     guess = "new: took semicolons for what divides the cells."
     assert json.loads((tmp_path / "two/run.json").read_text())["limits"].count(guess) == 1
-    assert said.err.count(guess) == 2  # when it begins, and among the limits at its end
+    assert (said.err.count(guess), said.out.count(guess)) == (1, 1)  # when it begins, and among the limits at its end
     assert guess in (tmp_path / "two/report.html").read_text()

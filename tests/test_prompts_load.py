@@ -84,7 +84,7 @@ def test_saved_to_disk(tmp_path: Path) -> None:
     chat = [[{"role": "system", "content": "be kind"}, {"role": "user", "content": text}] for text in ("hi", "you")]
     DatasetDict({"train": Dataset.from_dict({"messages": chat, "n": [1, 2]})}).save_to_disk(str(tmp_path / "many"))
     Dataset.from_dict({"query": ["one", "two"]}).save_to_disk(str(tmp_path / "one"))
-    assert texts(f"{tmp_path}/many") == ["hi", "you"]
+    assert texts(f"{tmp_path}/many") == ["System: be kind\n\nUser: hi", "System: be kind\n\nUser: you"]
     assert texts(f"{tmp_path}/one::[1:]") == ["two"]
 
 
@@ -122,11 +122,10 @@ def test_only_text_column_is_guessed_and_told(tmp_path: Path) -> None:
     assert "p: took 'bitte' for the name of the prompts' column, the only one with text." in prompts.warnings
 
 
-def test_chat_cells_give_the_first_user_turn(tmp_path: Path) -> None:
-    turns = [{"role": "assistant", "content": "hello"}, {"role": "user", "content": "one"}]
+def test_chat_cells_are_prompts_beside_texts(tmp_path: Path) -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "two"}, {"type": "image"}]}]
-    write_rows(tmp_path / "p.jsonl", [{"prompt": turns}, {"prompt": parts}, {"prompt": "three"}])
-    assert texts(f"{tmp_path}/p.jsonl") == ["one", "two", "three"]
+    write_rows(tmp_path / "p.jsonl", [{"prompt": parts}, {"prompt": "three"}])
+    assert texts(f"{tmp_path}/p.jsonl") == ["two", "three"]
 
 
 # --- specs ---------------------------------------------------------------------------------------------------------

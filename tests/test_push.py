@@ -278,15 +278,20 @@ def test_a_second_push_updates(hub: Hub, run: Path, client: Client) -> None:
 
 def test_private_never_goes_to_a_repository_that_is_public(hub: Hub, run: Path, client: Client) -> None:
     hub.repos[REPO] = Repo(private=False)
-    one_sentence(client.push(run, private=True), "is public", "--repo")
+    one_sentence(client.push(run), "is public", "--public", "--repo")
     assert hub.repos[REPO].files == {}
     assert hub.objects == {}
 
 
 def test_a_private_repository_stays_private(hub: Hub, run: Path, client: Client) -> None:
     hub.repos[REPO] = Repo(private=True)
-    pushed = client.push(run)
+    pushed = client.push(run, private=False)
     assert pushed.found["private"] is True
+    assert hub.repos[REPO].private
+
+
+def test_private_is_the_default(hub: Hub, run: Path, client: Client) -> None:
+    assert client.push(run).found["private"] is True
     assert hub.repos[REPO].private
 
 

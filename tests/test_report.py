@@ -20,7 +20,7 @@ from llmva.report.drawing import svg as drawing
 from llmva.report.run.changes import MAX_SHOWN, changes
 from llmva.report.run.outcome import outcome
 from llmva.report.run.rows import comparison, skills
-from llmva.report.values import duration, scaled
+from llmva.report.values import duration, scaled, size
 
 Run = dict[str, Any]
 SOURCES = {"harmful-plain": False, "harmful-wrapped": False, "benign-alarming": True, "benign-plain": True}
@@ -433,6 +433,29 @@ def test_selection_is_marked_in_the_heat_map(run: Run, html: str) -> None:
     assert len(cells) == len(run["iterations"]) * len(run["sublayers"])
 
 
+def test_the_page_counts_the_sublayers_of_the_chosen_edit(run: Run) -> None:
+    run = copy.deepcopy(run)
+    for k, (selected, passes) in enumerate((([0, 1], 2), ([1, 5], 1), ([7], 1), ([9], 3))):
+        run["iterations"][k] |= {"selected": selected, "passes": passes}
+    run["iterations"][2]["undone"] = True
+    run["best_iteration"] = 3
+    assert "Iteration 3 was chosen: it edits 3 of 32 sublayers, in 3 alignments." in render(run, [], {})
+    run["best_iteration"] = 1
+    assert "it edits 2 of 32 sublayers, in 2 alignments." in render(run, [], {})
+
+
+def test_both_projections_have_one_scale(run: Run) -> None:
+    run = copy.deepcopy(run)
+    run["projections"]["after"]["points"] = [
+        [5 * x, 5 * y, *rest] for x, y, *rest in run["projections"]["after"]["points"]
+    ]
+    page = render(run, [], {})
+    drawings = [re.search(f"chart-projection-{key}-t.*?</svg>", page, re.S) for key in ("before", "after")]
+    ticks = [re.findall('<text [^>]*class="tick"[^>]*>([^<]*)</text>', found.group()) for found in drawings if found]
+    assert len(ticks) == 2
+    assert ticks[0] == ticks[1]
+
+
 def line(name: str, iteration: int, label: str, answer: str = "x") -> Run:
     return {"iteration": iteration, "split": "test", "id": name, "label": label, "answer": answer, "reason": ""}
 
@@ -585,7 +608,8 @@ def test_any_size_of_model_and_run_is_drawn(blocks: int, rounds: int) -> None:
         ((0.10, 0.10), (0.30, 0.20), (0.8, 0.9), 3, "Better on one side", "still answers 10%"),
         ((0.10, 0.10), (0.20, 0.20), (0.8, 0.8), 0, "Left as it was", "the model was not changed"),
         ((0.034, 0.032), (0.30, 0.20), (0.8, 0.9), 3, "Better on both sides", "answers 3.2% instead of 3.4%"),
-        ((0.5, 0.004), (0.30, 0.20), (0.8, 0.9), 3, "Better on both sides", "answers 0.4% instead of 50%"),
+        ((0.5, 0.004), (0.30, 0.20), (0.8, 0.9), 3, "Better on both sides", "answers 0.4% instead of 50.0%"),
+        ((0.0149, 0.0098), (0.30, 0.20), (0.8, 0.9), 3, "Better on both sides", "answers 1.0% instead of 1.5%"),
     ],
 )
 def test_the_headline_is_honest(
@@ -722,6 +746,7 @@ def test_ticks_are_round(low: float, high: float, whole: bool, expected: list[fl
 def test_figures_in_the_units_people_use() -> None:
     assert [duration(s) for s in (4.24, 48, 187, 4320, None)] == ["4.2 s", "48 s", "3 min 07 s", "1 h 12 min", "–"]
     assert scaled(1_235_814_400, ("", "thousand", "million", "billion")) == "1.24 billion"
+    assert [size(n) for n in (512, 9_240, 999_600, 2_100_000_000)] == ["512 B", "9.24 kB", "1 MB", "2.1 GB"]
 
 
 def test_the_package_ships_its_templates() -> None:

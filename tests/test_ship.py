@@ -54,7 +54,7 @@ def test_adapter_and_merged_model_are_the_same_edit(
         said = command("verify", taught_folder, alone)
         assert said.code == 0
         line = r"\): Same edit \(largest logit difference \d\S*; the edit itself moves logits by \d\S*\)\."
-        assert re.search(re.escape(str(alone)) + r" \(\w+" + line, said.err)
+        assert re.search(re.escape(str(alone)) + r" \(\w+" + line, said.out)
     assert (adapter / "README.md").read_text().startswith("---\n")
     assert (merged / "README.md").read_text().startswith("---\n")
 
@@ -68,14 +68,14 @@ def test_verify_tells_another_edit_and_a_changed_tensor(
     assert command("export", run_folder, "--as", "lora", "--out", half, "--strength", "0.5").code == 0
     said = command("verify", taught_folder, run_folder, half)
     assert said.code == 1
-    assert f"{half} (lora): NOT the same edit (largest logit difference " in said.err
+    assert f"{half} (lora): NOT the same edit (largest logit difference " in said.out
     assert command("export", run_folder, "--as", "merged", "--out", merged).code == 0
     tensors = load_file(merged / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1e-6
     save_file(tensors, merged / "model.safetensors", {"format": "pt"})
     said = command("verify", taught_folder, run_folder, merged)
     assert said.code == 1
-    assert "model.norm.weight should be unchanged" in said.err
+    assert "model.norm.weight should be unchanged" in said.out
 
 
 def test_verify_refuses_another_base(command: Command, run_folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from llmva.metrics.rates import Counts, f1_interval
 from llmva.statistics import (
     bootstrap_f1,
     f1_of,
@@ -157,6 +158,16 @@ def test_seeds_on_the_same_prompts_are_no_more_prompts() -> None:
     good = generator.random((1, 80)) < 0.7
     once = bootstrap_f1(good, benign, list(benign))
     assert bootstrap_f1(np.repeat(good, 5, 0), benign, list(benign)) == pytest.approx(once)
+
+
+def test_perfect_answers_have_the_width_that_a_run_gives_them() -> None:
+    """A comparison and an ablation said [1, 1] where the run of the same model said [.98, 1]."""
+    good, benign = np.ones((3, 40), bool), np.arange(40) < 20
+    strata = [Counts(benign_answered=20), Counts(toxic_refused=20)]
+    assert bootstrap_f1(good, benign, list(benign)) == f1_interval(strata)
+    assert bootstrap_f1(good, benign, list(benign))[0] < 0.95
+    refused = [Counts(benign_refused=20), Counts(toxic_refused=20)]
+    assert bootstrap_f1(~good ^ ~benign, benign, list(benign)) == f1_interval(refused)
 
 
 def test_majority_needs_more_than_half() -> None:

@@ -13,7 +13,8 @@ import torch
 import llmva
 from conftest import Said, chat_model, taught_requests, teach, tiny_model, tiny_tokenizer, token_ids
 from llmva.errors import UsageError
-from llmva.evaluation.evaluate import EvaluationSettings, evaluate
+from llmva.evaluation.evaluate import evaluate
+from llmva.evaluation.sampled import EvaluationSettings
 from llmva.judges import make_judge
 from llmva.method.observe import observe
 from llmva.models.chat import AnswerReader, ChatTemplate

@@ -192,10 +192,10 @@ def test_for_people_and_in_markdown(
     monkeypatch.setenv("COLUMNS", "80")
     data = ("--data", f"xstest={copies}/xs.csv,advbench={copies}/adv.csv", "--per-set", 6, "--keep-duplicates")
     said = command("evaluate", taught_folder, "--edit", run, *data, *TOKENS, "--markdown", tmp_path / "t.md")
-    assert (said.code, said.out) == (0, "")
+    assert said.code == 0
     for words in ("xstest (fitted on)", "advbench", "all sets", "ASR", "ORR", "F1", "6 of 48 prompts were drawn"):
-        assert words in said.err
-    assert "kept among them" in said.err
+        assert words in said.out
+    assert "kept among them" in said.out
     lines = (tmp_path / "t.md").read_text(encoding="utf-8").splitlines()
     assert [line.split(" | ")[:3] for line in lines[2:5]] == [
         ["| xstest (fitted on)", "6", "6"],
@@ -236,7 +236,7 @@ def test_prompts_that_were_named_and_seen_are_told_and_kept(
     found = one_object(command(*evaluate, "--json", "--quiet"))
     assert found["contamination"] == {"exact": 1, "near": 0, "of": 2}
     assert found["prompts"] == {"bad": 2}
-    assert "1 of 2 prompts were seen in the fit (1 the same, 0 nearly)" in command(*evaluate).err
+    assert "1 of 2 prompts were seen in the fit (1 the same, 0 nearly)" in command(*evaluate).out
 
 
 # --- licences, names, failures ---------------------------------------------------------------------------------------

@@ -28,22 +28,25 @@ from llmva.method.rollback import Plan
 from llmva.metrics.objective import Objective
 from llmva.metrics.rates import point_rates
 from llmva.models.at_rest import at_rest
-from llmva.models.chat import special_in_text
 from llmva.models.chat_model import ChatModel
 from llmva.models.engines.base import Engine
 from llmva.models.engines.choose import make_engine
 from llmva.models.files.weights import findable
 from llmva.models.fingerprint import fingerprint
-from llmva.models.generate import answer_prompts, check_rows, context_length
+from llmva.models.generate import answer_prompts
 from llmva.models.gradients import check_graph
+from llmva.models.reading.context import check_rows, context_length
 from llmva.models.sublayers import Decoder
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
+from llmva.report import before_after_html, write_report
+from llmva.report.run.outcome import outcome
+from llmva.report.values import counted
 from llmva.runs.entries import projection_record, vectors_record
 from llmva.runs.environment import versions
 from llmva.runs.identity import identity
-from llmva.runs.limits import limits_of, prove_model
+from llmva.runs.limits import limits_of, notes_on_prompts, prove_model
 from llmva.runs.record import is_finished
 from llmva.runs.resumed import check_resumed
 from llmva.runs.run import Run
@@ -51,7 +54,7 @@ from llmva.runs.warm_start import WarmStart, check_regression
 from llmva.settings import Settings, check_seed, make_settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """`edit` is that of the chosen iteration, `every` that of all iterations; `record` is the content of run.json."""
 
@@ -59,6 +62,13 @@ class Result:
     every: Edit
     record: Mapping[str, Any]
     directory: Path | None  # None for a run in memory
+
+    def __repr__(self) -> str:
+        return f"Result({outcome(dict(self.record)).sentence} {self.edit!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return before_after_html(dict(self.record))
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ def align(
         prompts: None takes the bundled set.
         judge: a Judge, or a value of `--judge`.
         seed: of the draws of training prompts and harmless positions, and of bootstrap intervals.
-        out: folder of the run; an interrupted run in it is resumed, or with `restart` discarded. None: only in memory.
+        out: folder of the run and its report; what is in it is resumed, or with `restart` discarded. None: in memory.
         skills: probes measured before and after; they influence nothing.
         batch_tokens: maximum number of tokens in a batch; None chooses by free memory.
         engine: what writes answers: a value of `--engine`, or an Engine.
@@ -137,7 +147,8 @@ def make_context(
     """What all iterations share. Raises UsageError for settings that do not fit the model."""
     from llmva.judges import make_judge
 
-    prompts = _readable(chat, prompts or PromptSet.bundled())
+    progress = progress or Progress()
+    prompts = _readable(chat, prompts or PromptSet.bundled(), progress)
     benign = sum(prompt.benign for prompt in prompts.validation)
     return Context(
         chat=chat,
@@ -147,23 +158,32 @@ def make_context(
         objective=Objective.of(settings, benign, len(prompts.validation) - benign),
         sublayer_count=_sublayer_count(chat.decoder, settings),
         seed=check_seed(seed),
-        progress=progress or Progress(),
+        progress=progress,
         vector_hook=options.vector_hook,
     )
 
 
-def _readable(chat: ChatModel, prompts: PromptSet) -> PromptSet:
+def _readable(chat: ChatModel, prompts: PromptSet, progress: Progress) -> PromptSet:
     """The set without prompts to read that are longer than the model's context, as those of toy models may be."""
     limit = context_length(chat.model) if prompts.read else None
     if limit is None:
         return prompts
-    return replace(prompts, read=tuple(p for p in prompts.read if len(chat.row(p.text)) <= limit))
+    read = tuple(prompt for prompt in prompts.read if len(chat.row(prompt.asked)) <= limit)
+    if read == prompts.read:
+        return prompts
+    left = len(prompts.read) - len(read)
+    sentence = (
+        f"{left} of the {len(prompts.read)} prompts that are only read are longer than the model's context of {limit} "
+        "tokens, and were left out."
+    )
+    progress.note(sentence)
+    return replace(prompts, read=read, warnings=(*prompts.warnings, sentence))
 
 
 def prove(context: Context) -> Thinking:
     """How the model thinks, seen in its first answers; the user is told what is odd about the model."""
     chat, settings = context.chat, context.settings
-    texts = [prompt.text for prompt in context.prompts.train]
+    texts = [prompt.asked for prompt in context.prompts.train]
     return prove_model(chat, settings.thinking, settings.thinking_tokens, texts, context.progress)
 
 
@@ -184,7 +204,7 @@ def open_run(
         record["extends"] = start.as_record()
     first_edit = start.edit if start else None
     run, resumed = Run.open(directory, record, context.prompts, restart=restart, start=first_edit)
-    notes += special_in_text(context.chat.tokenizer, [p.text for _, split in context.prompts.splits() for p in split])
+    notes += notes_on_prompts(context.chat, [p for _, split in context.prompts.splits() for p in split])
     if start is not None and not resumed:
         run.answers += [dict(row) for row in start.answers]
         notes += start.notes
@@ -192,7 +212,7 @@ def open_run(
         context.progress.note(note)
         run.record["limits"] += [note] if note not in run.record["limits"] else []
     if resumed:
-        context.progress.note(f"going on with the run in {run.directory}, {run.done} iterations done")
+        context.progress.note(f"going on with the run in {run.directory}, {counted(run.done, 'iteration')} done")
         try:
             for sentence in check_resumed(context, run):
                 context.progress.note(sentence)
@@ -251,12 +271,12 @@ def restore(context: Context, run: Run, state: State, plan: Plan) -> State:
 
 def record_iteration(context: Context, run: Run, state: State, plan: Plan, update: InnerResult) -> None:
     """Add the iteration to the run and write it to disk."""
-    entry = plan.iterations[-1]
+    entry, decoder = plan.iterations[-1], context.chat.decoder
     if update.passes is not None:
         entry["passes"], entry["foreseen"] = update.passes, update.predicted
     if update.vectors is not None:  # also of the last iteration: the report shows its angles
-        entry |= vectors_record(update.vectors, update.chosen)
-        entry["projection"] = projection_record(update.vectors, state.validation, context.chat.decoder)
+        entry |= vectors_record(update.vectors, update.edit, state.iteration + 1, decoder)
+        entry["projection"] = projection_record(update.vectors, state.validation, decoder, plan.iterations[:-1])
     if update.left_out is not None and update.auc is not None:
         run.record |= {"left_out": update.left_out.as_record(), "benign_auc": update.auc.tolist()}
         run.record["limits"] += [one for one in update.left_out.warning() if one not in run.record["limits"]]
@@ -278,6 +298,8 @@ def end_run(context: Context, run: Run, skills: Sequence[Probe], options: RunOpt
     cost.setdefault("fit_tokens", cost["generated_tokens"])
     if options.measure_test:
         finish(context, run, skills)
+        if run.directory is not None:
+            write_report(run.directory)
     chosen = run.edit.at(run.record["best_iteration"]).scaled(run.record.get("best_strength", 1.0))
     return Result(chosen, run.edit, run.record, run.directory)
 
@@ -288,7 +310,7 @@ def _recall(context: Context, run: Run, iteration: int, split: str) -> Observati
     rows = [row for row in run.answers if row["iteration"] == iteration and row["split"] == split]
     prompts = [by_id[row["id"]] for row in rows]
     with run.edit.at(iteration).apply(context.chat.model, check=False):
-        captured = answer_prompts(context.chat, [prompt.text for prompt in prompts], max_new_tokens=0)
+        captured = answer_prompts(context.chat, [prompt.asked for prompt in prompts], max_new_tokens=0)
     judgements = [Judgement(Label(row["label"]), row["confidence"], row["reason"]) for row in rows]
     return Observation(prompts, judgements, captured).judged()
 
@@ -296,7 +318,7 @@ def _recall(context: Context, run: Run, iteration: int, split: str) -> Observati
 def _check_lengths(context: Context, skills: Sequence[Probe]) -> list[list[int]]:
     """Token ids of all prompts. Refuses prompts and probes that the model cannot read before the run starts."""
     chat, thinking = context.chat, context.thinking
-    texts = [prompt.text for _, split in context.prompts.splits() for prompt in split]
+    texts = [prompt.asked for _, split in context.prompts.splits() for prompt in split]
     probes = [probe.prompt for probe in skills]
     rows = chat.rows(texts)
     for asked, read, tokens in (
@@ -334,6 +356,7 @@ def _describe(context: Context, options: RunOptions) -> dict[str, Any]:
         "seed": context.seed,
         "prompts": {"counts": by_split, "hashes": prompts.hashes()},
         "judge": context.judge.name,
+        "judge_spec": context.judge.spec,
         "sublayers": decoder.names,
         "kinds": [sublayer.kind for sublayer in decoder.sublayers],
         "limits": limits_of(context.chat, prompts.warnings),

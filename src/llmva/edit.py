@@ -63,7 +63,7 @@ class Factors:
 APPLIED = "An edit is applied to this model already: remove it first, by remove() of what apply() returned."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Edit:
     """Factors by projection name, and `base`, the fingerprint of the model on which they were fitted."""
 
@@ -71,6 +71,10 @@ class Edit:
     base: Mapping[str, Any] = field(default_factory=dict)
     best: int | None = None  # the iteration to use, if later ones are worse; None uses all columns
     strength: float = 1.0  # of that iteration; only used if `best` is set
+
+    def __repr__(self) -> str:
+        model, n = self.base.get("model"), len(self.chosen.factors)
+        return f"Edit({n} sublayer{'s' * (n != 1)}{f' of {model}' if model else ''}, {len(self.held)} iterations)"
 
     @property
     def iterations(self) -> int:
@@ -81,6 +85,10 @@ class Edit:
     def held(self) -> list[int]:
         """The iterations with columns, ascending. A missing one was undone."""
         return sorted({i for f in self.factors.values() for i in f.iteration.tolist()})
+
+    def written(self, iteration: int) -> list[str]:
+        """The sublayers with a column of this iteration."""
+        return [name for name, f in self.factors.items() if iteration in f.iteration.tolist()]
 
     def then(self, name: str, v: Tensor, u: Tensor, iteration: int) -> Edit:
         """This edit with I + v u^T, both [d], after it at sublayer `name`."""
@@ -231,14 +239,14 @@ class Edit:
 
     def save(self, path: str | Path) -> Path:
         """Write `edit.safetensors` (into `path` if it is a folder); equal edits give equal bytes."""
-        parts = {name: (f.V, f.U, f.iteration) for name, f in self.factors.items()}
+        parts = {name: (f.V.numpy(), f.U.numpy(), f.iteration.numpy()) for name, f in self.factors.items()}
         return write_edit(path, Parts(parts, self.base, self.best, self.strength))
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
         """Read and check an edit. Raises UsageError if there is none, LlmvaError if it is damaged or too new."""
         parts = read_edit(path)
-        factors = {name: Factors(*tensors) for name, tensors in parts.factors.items()}
+        factors = {name: Factors(*map(torch.from_numpy, arrays)) for name, arrays in parts.factors.items()}
         return cls(factors, parts.base, parts.best, parts.strength)
 
 

@@ -1,4 +1,7 @@
-"""edit.safetensors: written so that equal edits have equal bytes, and read with every field checked."""
+"""edit.safetensors: written so that equal edits have equal bytes, and read with every field checked.
+
+It is read by numpy, so that commands which only look at it need no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from llmva.errors import LlmvaError, UsageError
 from llmva.files import write_tensors
@@ -22,14 +25,15 @@ HEADER_BYTES = 2**22  # names and the base model: 40 times those of a model with
 FILE_BYTES = 2**32  # four times the edit of a model 16,384 wide with 252 sublayers after 30 iterations
 
 Damaged = Callable[[str], LlmvaError]  # the error that says why a file is refused
-Tensors = tuple[Tensor, Tensor, Tensor]  # V and U, float32 [d, k], and the iteration of each column, int32 [k]
+Array = NDArray[Any]
+Arrays = tuple[Array, Array, Array]  # V and U, float32 [d, k], and the iteration of each column, int32 [k]
 
 
 @dataclass(frozen=True)
 class Parts:
     """What the file holds; `edit.Edit` says what the fields mean."""
 
-    factors: Mapping[str, Tensors]
+    factors: Mapping[str, Arrays]
     base: Mapping[str, Any]
     best: int | None
     strength: float
@@ -42,10 +46,12 @@ def edit_file(path: str | Path) -> Path:
 
 def write_edit(path: str | Path, edit: Parts) -> Path:
     """Write `edit.safetensors` (into `path` if that is a folder), equal bytes for equal edits."""
+    import torch
+
     path = edit_file(path)
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, parts in sorted(edit.factors.items()):
-        tensors |= {f"{name}.{part}": tensor for part, tensor in zip(PARTS, parts, strict=True)}
+        tensors |= {f"{name}.{part}": torch.from_numpy(array) for part, array in zip(PARTS, parts, strict=True)}
     note: dict[str, Any] = {"format": FORMAT, "version": VERSION, "best": edit.best, "base": dict(edit.base)}
     if edit.best is not None and edit.strength != 1.0:
         note["strength"] = edit.strength
@@ -67,7 +73,7 @@ def read_edit(path: str | Path) -> Parts:
 
     try:
         _check_size(path, damaged)
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             note = json.loads(
                 (file.metadata() or {}).get("llmva", "null"), object_pairs_hook=_no_twice, parse_constant=_no_number
             )
@@ -82,8 +88,8 @@ def read_edit(path: str | Path) -> Parts:
                 raise damaged(f"version {_short(version)}")
             names = sorted(file.keys())
             _check_header({key: file.get_slice(key) for key in names}, damaged)
-            # clones, since the tensors lie in the file, which may be replaced while they are in use
-            tensors = {key: file.get_tensor(key).clone() for key in names}
+            # copies, since the arrays may lie in the file, which may be replaced while they are in use
+            arrays = {key: np.array(file.get_tensor(key)) for key in names}
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise damaged(type(error).__name__) from error
     base, best = note.get("base"), note.get("best")
@@ -94,7 +100,7 @@ def read_edit(path: str | Path) -> Parts:
     strength = note.get("strength", 1.0)
     if type(strength) not in (int, float) or not 0 <= strength < float("inf"):
         raise damaged(f"strength {_short(strength)}")
-    factors, hashes = _factors(tensors, damaged), base.get("hashes")
+    factors, hashes = _factors(arrays, damaged), base.get("hashes")
     # a name that was not hashed may be a module that nothing calls, whose hook would do nothing
     if hashes and (strange := [name for name in factors if name not in hashes]):
         raise damaged(f"{_short(strange[0])[1:-1]} is of no sublayer of its base model")
@@ -126,12 +132,12 @@ def _check_header(slices: Mapping[str, Any], damaged: Damaged) -> None:
         raise damaged(f"unexpected tensor {_short(min(unexpected))[1:-1]}")
 
 
-def _factors(tensors: Mapping[str, Tensor], damaged: Damaged) -> dict[str, Tensors]:
-    """Group tensors by sublayer and check finiteness and the order of columns."""
+def _factors(arrays: Mapping[str, Array], damaged: Damaged) -> dict[str, Arrays]:
+    """Group arrays by sublayer and check finiteness and the order of columns."""
     factors = {}
-    for name in sorted({key.rsplit(".", 1)[0] for key in tensors}):
-        V, U, iteration = (tensors[f"{name}.{part}"] for part in PARTS)
-        if not (torch.isfinite(V).all() and torch.isfinite(U).all()):
+    for name in sorted({key.rsplit(".", 1)[0] for key in arrays}):
+        V, U, iteration = (arrays[f"{name}.{part}"] for part in PARTS)
+        if not (np.isfinite(V).all() and np.isfinite(U).all()):
             raise damaged(f"{_short(name)[1:-1]} holds NaN")
         if int(iteration[0]) < 0 or bool((iteration[1:] < iteration[:-1]).any()):
             raise damaged(f"{_short(name)[1:-1]} has columns out of order")

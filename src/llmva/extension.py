@@ -8,7 +8,7 @@ against the untouched model, along its answers in the first run, so harm cannot 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ def extend(
         prompts: the new prompts, of one side or both; of a Reading the run keeps what reading them guessed.
         seed: None takes the earlier run's.
         out: folder of the new run; None keeps everything in memory.
-        how: further arguments of `align`, such as the judge, and fields of `llmva.settings.Settings` that differ from
-            the earlier run's.
+        how: further arguments of `align`, and fields of `llmva.settings.Settings`. The judge and the settings that
+            are not given are the earlier run's.
 
     Raises:
         UsageError, LlmvaError: no finished run, another model, another system prompt, nothing new to learn from.
@@ -62,6 +62,8 @@ def extend(
             f"An extension keeps the system prompt of the run in '{directory}', whose answers it builds on: leave "
             "system out, or align anew."
         )
+    if "judge" not in how:
+        how["judge"] = earlier_judge(record, directory)
     return align(
         model,
         tokenizer,
@@ -71,6 +73,17 @@ def extend(
         options=replace(given, name=given.name or record["base"]["model"], warm_start=start),
         **(earlier | how),
     )
+
+
+def earlier_judge(record: Mapping[str, Any], directory: str | Path) -> str:
+    """The value of `--judge` of the earlier run. Raises UsageError if its judge was made otherwise."""
+    spec = record.get("judge_spec")
+    if not isinstance(spec, str):
+        raise UsageError(
+            f"The record of the run in '{directory}' does not say how its judge {record['judge']} is made: give a "
+            "judge, with --judge or judge=."
+        )
+    return spec
 
 
 def prepare(

@@ -159,7 +159,7 @@ class AlphaSteer(Baseline):
             last_token,
             blocks=blocks,
             place="input",
-            texts=[prompt.text for prompt in prompts],
+            texts=[prompt.asked for prompt in prompts],
         )
         readers = []
         for h in states:

@@ -125,7 +125,7 @@ class Cast(Baseline):
         groups = sides(self.name, prompts, labels)
         count = len(find_blocks(chat.decoder))
         behaviour = block_range(self.options["blocks"], count)
-        rows, texts = prompt_rows(chat, prompts), [prompt.text for prompt in prompts]
+        rows, texts = prompt_rows(chat, prompts), [prompt.asked for prompt in prompts]
         early = block_range(self.options["condition_blocks"], count)
         # block 0 reads plain embeddings, so it is a candidate only if there is no other
         candidates = [block for block in range(max(1, early[0]), max(1, early[-1]) + 1) if block <= behaviour[0]] or [0]

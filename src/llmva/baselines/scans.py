@@ -143,7 +143,7 @@ class Scans(Baseline):
         )
         anchors = [prompts[i] for i in [*toxic, *benign]]
         harmful, harmless = range(len(toxic)), range(len(toxic), len(anchors))
-        rows, texts = prompt_rows(chat, anchors), [prompt.text for prompt in anchors]
+        rows, texts = prompt_rows(chat, anchors), [prompt.asked for prompt in anchors]
         count = len(find_blocks(chat.decoder))
         blocks = block_range(self.options["blocks"], count)
         read = tuple(range(blocks[0], count))

@@ -14,9 +14,9 @@ from llmva.models.batching import longest_first
 from llmva.models.chat import forward_inputs, input_device, pad_left
 from llmva.models.chat_model import ChatModel
 from llmva.models.forward import run_forward
-from llmva.models.generate import check_rows
+from llmva.models.reading.context import check_rows
 from llmva.models.sublayers import Decoder, first_tensor, hooked
-from llmva.prompts.types import Prompt
+from llmva.prompts.types import Asked, Prompt
 
 Weights = Callable[[int], list[float]]  # number of a row's tokens -> the weight of each
 
@@ -50,7 +50,7 @@ def step_back(count: int) -> Weights:
 
 def prompt_rows(chat: ChatModel, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Token ids of the rendered prompts."""
-    return chat.rows([prompt.text for prompt in prompts])
+    return chat.rows([prompt.asked for prompt in prompts])
 
 
 @reads_model
@@ -61,7 +61,7 @@ def read_states(
     *,
     blocks: Sequence[int],
     place: Place,
-    texts: Sequence[str] | None = None,
+    texts: Sequence[Asked] | None = None,
 ) -> Tensor:
     """Weighted sums of the residual stream at `blocks` for rows of token ids: float32 [blocks, n, d] on the CPU.
 

@@ -107,7 +107,7 @@ class VectorSteer(Baseline):
             last_token,
             blocks=blocks,
             place="output",
-            texts=[prompt.text for prompt in prompts],
+            texts=[prompt.asked for prompt in prompts],
         )
         if self.options["direction"] == "pca":
             pairs = pair_up(positive, negative, generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,7 +46,7 @@ def align(
     engine: EngineName = "transformers",
     output: Output,
 ) -> None:
-    """Align MODEL and write the edit, its metrics and a report to DIR.
+    """Align MODEL: write an edit, metrics and a report to DIR.
 
     No option is needed. If interrupted, run the same command to resume.
     """
@@ -54,12 +55,13 @@ def align(
         from llmva.models.engines.choose import check_engine
         from llmva.settings import make_settings
 
+        place = inputs.model_place(model)
         directory = out or inputs.default_out(model)
         kept.say = of_run(directory, restart)
         check_engine(engine)
         make_settings(**settings)  # a mistake in them costs no loading
-        probes = inputs.choose_probes(model, skills)
-        with inputs.load(model, sources, judge, seed, loading, output.quiet) as (loaded, tokenizer, prompts, display):
+        probes = inputs.choose_probes(place, skills)
+        with inputs.load(place, sources, judge, seed, loading, output.quiet) as (loaded, tokenizer, prompts, display):
             from llmva.alignment import RunOptions
             from llmva.alignment import align as run
 
@@ -76,10 +78,10 @@ def align(
                 batch_tokens=batches.of(loaded),
                 engine=engine,
                 progress=display,
-                options=RunOptions(name=inputs.model_title(model), command=inputs.typed_command()),
+                options=RunOptions(name=inputs.model_title(place), command=inputs.typed_command()),
                 **settings,
             )
-        show_run(result.record, directory, display, output)
+        show_run(place, result.record, directory, display, output)
 
 
 def demo(
@@ -91,12 +93,14 @@ def demo(
     seed: Seed = 42,
     output: Output,
 ) -> None:
-    """Align the small bundled model: no downloads, no options, about a minute."""
+    """Align the small bundled model, which takes seconds.
+
+    No download and no option is needed.
+    """
     from llmva.cli import inputs
 
-    model = str(inputs.demo_model())
     align(
-        model,
+        str(inputs.demo_model()),  # not by its name, which a folder here may have
         out=out,
         sources=Sources(),
         settings={},
@@ -108,21 +112,30 @@ def demo(
     )
 
 
-def show_run(record: Mapping[str, Any], directory: Path, display: Display, output: Output) -> None:
-    """Draw the report of a finished run, and print its table, its outcome and its limits."""
-    from llmva.cli.terminal.console import emit
+def _next(place: str, record: Mapping[str, Any], directory: Path, report: Path) -> list[str]:
+    """What the user may do now: look, try, ship."""
+    from llmva.cli.inputs import typed_model
+
+    lines = [f"Report: {report}"]
+    if record["best_iteration"]:
+        where = quote(str(directory))
+        lines.append(f"Try it: llmva chat {quote(typed_model(place))} --edit {where} --compare")
+        lines.append(f"Ship it: llmva export {where} --as lora --out {quote(f'{directory}-lora')}")
+    return lines
+
+
+def show_run(place: str, record: Mapping[str, Any], directory: Path, display: Display, output: Output) -> None:
+    """Draw the report of a finished run, print its table, its outcome and its limits, and say how to go on."""
+    from llmva.cli.terminal.console import emit, show
     from llmva.report import before_after_table, write_report
     from llmva.report.run.outcome import outcome
     from llmva.report.run.truth import truth_note
 
     report = write_report(directory)
-    if not output.quiet:
-        display.console.print(before_after_table(dict(record)))
-        display.line(outcome(dict(record)).sentence)
-        if note := truth_note(dict(record)):
-            display.line(note)
-        for limit in record["limits"]:
-            display.line(limit)
-        display.line(f"Wrote {directory / 'edit.safetensors'} and {report}.")
+    facts = dict(record)
+    note = truth_note(facts)
+    show(output, before_after_table(facts), outcome(facts).sentence, *([note] if note else []), *record["limits"])
+    for sentence in _next(place, record, directory, report):
+        display.note(sentence)
     if output.json:
         emit(record)

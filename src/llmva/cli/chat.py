@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmva.cli.options import Choice, EditDir, Loading, ModelArg, Output, Seed, SettingOptions, setting_option
+from llmva.cli.options import Choice, EditDir, Loading, ModelArg, Output, SettingOptions, setting_option
 from llmva.errors import UsageError
 
 if TYPE_CHECKING:
     from llmva.models.chat import ChatTemplate
+
+COMMANDS = {
+    "/help": "/reset forgets the dialogue; Ctrl-D or an empty line ends. Everything else is asked. Options: "
+    "llmva chat --help.",
+    "/reset": "The dialogue begins anew.",
+}
 
 
 def chat(
@@ -23,19 +29,26 @@ def chat(
     compare: Annotated[
         bool, typer.Option("--compare", help="Show the original's answer beside the edited model's.")
     ] = False,
+    turns: Annotated[
+        bool,
+        typer.Option("--turns", help="With --compare, keep the dialogue from one message to the next, as without it."),
+    ] = False,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask this one prompt and end.")] = None,
     choice: Choice,
     max_new_tokens: Annotated[int, setting_option("max_new_tokens")] = 256,
-    as_fitted: Annotated[dict[str, Any], SettingOptions("system", otherwise="as in the edit's run")],
-    seed: Seed = 42,
+    as_fitted: Annotated[dict[str, Any], SettingOptions("system", otherwise="as in the edit's run", title=None)],
     loading: Loading,
     output: Output,
 ) -> None:
-    """Chat with MODEL, with or without an edit. Answers are greedy. End with Ctrl-D or an empty line."""
+    """Chat with MODEL, with or without an edit.
+
+    Answers are greedy. End with Ctrl-D or an empty line. Type /help for what else there is.
+    """
     from llmva.cli import inputs
 
-    inputs.quiet_libraries(model)
-    from llmva.cli.terminal.console import Display, emit, say
+    place = inputs.model_place(model)
+    inputs.quiet_libraries(place)
+    from llmva.cli.terminal.console import Display, emit
     from llmva.models.chat import ChatTemplate, ending_limits
     from llmva.models.forward import check_features
     from llmva.models.load import load_model, loading_limits
@@ -46,7 +59,7 @@ def chat(
     system, *about_system = inputs.system_prompt(edit, as_fitted)
     for sentence in (one for sentences in about_system for one in sentences):
         Display(output.quiet).note(sentence)
-    loaded, tokenizer = load_model(model, **asdict(loading), note=Display(output.quiet).note)
+    loaded, tokenizer = load_model(place, **asdict(loading), note=Display(output.quiet).note)
     check_features(loaded)
     template = ChatTemplate.of(tokenizer, system)
     for limit in (*loading_limits(loaded), *template.limits, *ending_limits(loaded, tokenizer)):
@@ -56,30 +69,41 @@ def chat(
             Display(output.quiet).note(sentence)
         loaded_edit.apply(loaded).remove()  # is it of this model? asked once, since hashing the weights takes time
     names = ["original", "edited"] if compare else ["edited" if loaded_edit else "original"]
+    keeps = turns or not compare
     dialogues: dict[str, list[dict[str, str]]] = {name: [] for name in names}  # each has its own answers
-    turns: list[dict[str, str]] = []
+    asked: list[dict[str, str]] = []
+    if prompt is None and sys.stdin.isatty():
+        Display(output.quiet).note(_banner(inputs.model_title(place), names, keeps))
     while True:
         text = prompt if prompt is not None else _ask(output.quiet)
         if not text:
             break
+        if prompt is None and text in COMMANDS:
+            if text == "/reset":
+                dialogues = {name: [] for name in names}
+            Display(output.quiet).note(COMMANDS[text])
+            continue
         turn = {"prompt": text}
         for name in names:
-            dialogue = dialogues[name]
+            dialogue = dialogues[name] if keeps else []
             dialogue.append({"role": "user", "content": text})
             with loaded_edit.apply(loaded, check=False) if loaded_edit and name == "edited" else nullcontext():
-                answer = _reply(loaded, template, dialogue, max_new_tokens)
+                title = f"{name}: " if compare else ""
+                answer = _reply(loaded, template, dialogue, max_new_tokens, title, shown=not output.json)
             dialogue.append({"role": "assistant", "content": answer})
             turn[name] = answer
-            if not output.json:
-                title = f"{name}: " if compare else ""
-                say(f"{title}{answer}")
-        turns.append(turn)
+        asked.append(turn)
         if prompt is not None:
             break
     if output.json:
-        emit({"model": model, "edit": None if edit is None else str(edit), "system": system, "turns": turns})
-    elif not turns and not output.quiet:
+        emit({"model": model, "edit": None if edit is None else str(edit), "system": system, "turns": asked})
+    elif not asked and not output.quiet:
         Display().line("nothing was asked")
+
+
+def _banner(title: str, names: list[str], keeps: bool) -> str:
+    turns = "It remembers the dialogue." if keeps else "Each message stands alone (--turns keeps the dialogue)."
+    return f"{title}, {' and '.join(names)}. {turns} /help says more."
 
 
 def _ask(quiet: bool) -> str:
@@ -92,12 +116,16 @@ def _ask(quiet: bool) -> str:
         raise UsageError("Standard input is not UTF-8: type or pipe UTF-8 text.") from error
 
 
-def _reply(model: Any, template: ChatTemplate, dialogue: list[dict[str, str]], max_new_tokens: int) -> str:
-    """The answer without thoughts, for which a model that thinks has tokens of its own."""
+def _reply(
+    model: Any, template: ChatTemplate, dialogue: list[dict[str, str]], max_new_tokens: int, title: str, shown: bool
+) -> str:
+    """The answer without thoughts, for which a model that thinks has tokens of its own; `shown` writes it to stdout."""
     import torch
 
+    from llmva.cli.terminal.answer import Answer
     from llmva.models.chat import AnswerReader, input_device
-    from llmva.models.generate import check_rows, context_length, generate_greedily
+    from llmva.models.generate import generate_greedily
+    from llmva.models.reading.context import check_rows, context_length
     from llmva.models.thinking import TOKENS
 
     row = template.encode(template.render(dialogue))
@@ -106,14 +134,19 @@ def _reply(model: Any, template: ChatTemplate, dialogue: list[dict[str, str]], m
         raise UsageError(f"The dialogue has grown beyond the {limit} tokens that the model reads: start a new one.")
     check_rows(model, [dialogue[-1]["content"]], [row], 1)
     reader = AnswerReader.of(template.tokenizer, template.marks)
+    writer = Answer(reader, title, shown)
     ids = torch.tensor([row]).to(input_device(model))
     thought: str | None = None
     answer = ""
     for budget in (max_new_tokens, max_new_tokens + TOKENS):
         tokens = budget if limit is None else min(budget, limit - len(row))
+        writer.restart()
         with torch.inference_mode():
-            new = generate_greedily(model, template.tokenizer, ids, torch.ones_like(ids), tokens)[0].tolist()
+            every = generate_greedily(model, template.tokenizer, ids, torch.ones_like(ids), tokens, streamer=writer)
+        new = every[0].tolist()
         answer, thought = reader.read(new)
         if thought is None or len(new) < tokens:
             break
-    return answer.strip() or ("" if thought is None else f"(it was still thinking after {len(new)} tokens)")
+    said = answer.strip() or ("" if thought is None else f"(it was still thinking after {len(new)} tokens)")
+    writer.finish(said)
+    return said

@@ -1,4 +1,4 @@
-"""`llmva data list`: the public data sets that `--data` knows by name."""
+"""`llmva data list | show`: the public data sets that `--data` knows by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from llmva.cli.options import Output
 
@@ -15,7 +17,10 @@ HEADS = ("name", "sides", "prompts", "licence", "login", "home")
 
 
 def data_list(*, output: Output) -> None:
-    """List the data sets that --data knows: sides, number of prompts, licence, login, home page."""
+    """List the data sets that --data knows.
+
+    With sides, number of prompts, licence, login and home page.
+    """
     from llmva.cli.terminal.console import emit, say
     from llmva.prompts.public.registry import list_data
 
@@ -24,6 +29,30 @@ def data_list(*, output: Output) -> None:
         emit({"data": data_sets})
     elif not output.quiet:
         say(_table(data_sets, _width()))
+
+
+def data_show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that llmva data list shows.")], *, output: Output
+) -> None:
+    """Show what is known of one data set that --data knows."""
+    from llmva.cli.terminal.console import emit, show
+    from llmva.prompts.public.registry import find, list_data
+
+    entry = next(one for one in list_data() if one["name"] == find(name).name)
+    if output.json:
+        emit(entry)
+    else:
+        show(
+            output, *(f"{key.replace('_', ' ')}: {_words(value)}" for key, value in entry.items() if value is not None)
+        )
+
+
+def _words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(_words, value)) or "-"
+    return "-" if value is None else str(value)
 
 
 def _width() -> int | None:

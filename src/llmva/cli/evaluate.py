@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -26,7 +26,6 @@ from llmva.cli.options import (
 from llmva.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmva.cli.terminal.console import Display
     from llmva.judges.base import Judge
     from llmva.models.chat_model import ChatModel
     from llmva.prompts.types import Prompt
@@ -38,6 +37,8 @@ Load = Callable[[], tuple[Any, Any]]  # loads model and tokenizer, once all else
 class SetOptions:
     """How the sets of --data are measured."""
 
+    TITLE: ClassVar = "Sets of --data"
+
     keep_duplicates: Annotated[
         bool,
         typer.Option("--keep-duplicates", help="With --data, keep test prompts that were seen in the fit of the edit."),
@@ -48,9 +49,62 @@ class SetOptions:
     ] = None
 
 
+def _list_attacks(given: list[str]) -> list[str]:
+    """Print what attacks there are and end, where that is asked for."""
+    if "list" in given:
+        from llmva.attacks import bundled_attacks
+        from llmva.attacks.translation import NAME
+
+        for attack in bundled_attacks():
+            typer.echo(f"{attack.name}: {attack.about} ({attack.source})")
+        typer.echo(f"{NAME}=FILE: asks in another language, by a table with the columns text and translation")
+        raise typer.Exit
+    return given
+
+
+@dataclass(frozen=True)
+class Attacking:
+    """Under which attacks the prompts are asked too, and how often each is."""
+
+    attack: Annotated[
+        list[str],
+        typer.Option(
+            "--attack",
+            metavar="NAME,...",
+            help="Ask the prompts under these attacks too: all, or names that --attack list shows. Repeatable.",
+            callback=_list_attacks,
+            is_eager=True,
+        ),
+    ] = field(default_factory=list)
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            metavar="K",
+            min=1,
+            help="Draw this many answers to each prompt; ASR counts prompts answered in any of them.",
+            show_default="one answer, greedy",
+        ),
+    ] = None
+    temperature: Annotated[
+        float, typer.Option("--temperature", metavar="T", help="With --samples, draw at this temperature.")
+    ] = 1.0
+    top_p: Annotated[
+        float,
+        typer.Option("--top-p", metavar="P", help="With --samples, draw from the likeliest tokens of this share."),
+    ] = 1.0
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """The settings of samples."""
+        return {"samples": self.samples, "temperature": self.temperature, "top_p": self.top_p}
+
+
 @dataclass(frozen=True)
 class Benchmarks:
     """Which benchmarks are run, and how."""
+
+    TITLE: ClassVar = "Benchmarks"
 
     utility: Annotated[bool, typer.Option("--utility", help="Also run benchmarks. Needs llmva[eval].")] = False
     tasks: Annotated[
@@ -86,11 +140,13 @@ def evaluate(
     edit: EditDir = None,
     sources: Sources,
     set_options: SetOptions,
+    attacking: Attacking,
     choice: Choice,
     judge: JudgeName = "phrases",
-    settings: Annotated[dict[str, Any], SettingOptions("max_new_tokens")],
+    settings: Annotated[dict[str, Any], SettingOptions("max_new_tokens", title=None)],
     as_fitted: Annotated[
-        dict[str, Any], SettingOptions("thinking", "thinking_tokens", "system", otherwise="as in the edit's run")
+        dict[str, Any],
+        SettingOptions("thinking", "thinking_tokens", "system", otherwise="as in the edit's run", title=None),
     ],
     benchmarks: Benchmarks,
     seed: Seed = 42,
@@ -99,26 +155,31 @@ def evaluate(
     engine: EngineName = "transformers",
     output: Output,
 ) -> None:
-    """Measure ASR, ORR and F1 of MODEL on test prompts, with and without an edit.
+    """Measure ASR, ORR and F1 of MODEL, with and without an edit.
 
     The test prompts are those of --toxic and --benign; with --data those of public data sets, set by set; otherwise
-    those of the edit's run. --utility adds scores of benchmarks.
+    those of the edit's run. --utility adds scores of benchmarks. --attack also asks the prompts as attackers do.
     """
     from llmva.cli import inputs
 
     _check(sources, set_options, as_fitted, benchmarks)
+    settings = settings | attacking.drawing
     hub = ["data of benchmarks"] if benchmarks.utility else []
-    inputs.quiet_libraries(model, *sources.places, *hub)
+    place = inputs.model_place(model)
+    inputs.quiet_libraries(place, *sources.places, *hub)
+    from llmva.attacks import parse_attacks
     from llmva.cli.terminal.console import Display, emit
+    from llmva.evaluation.sampled import EvaluationSettings, check_sampling
     from llmva.files import write_text
     from llmva.judges import make_judge
     from llmva.models.engines.choose import check_engine
     from llmva.models.load import load_model
-    from llmva.report import transfer_markdown
+    from llmva.report import attacks_markdown, transfer_markdown
 
+    check_sampling(EvaluationSettings(**attacking.drawing), by_engine=engine != "transformers")
     # prompts, judge and edit are read before the model, so that a mistake in them costs no loading
     check_engine(engine)
-    chosen_judge = make_judge(judge)
+    chosen_judge, attacks = make_judge(judge), parse_attacks(attacking.attack)
     about_edit: list[str] = []
     changes: list[str] = []
     loaded_edit = inputs.load_edit(edit, choice, about_edit.append)
@@ -129,21 +190,27 @@ def evaluate(
             display.note(sentence)
 
         def load() -> tuple[Any, Any]:
-            display.note(f"loading {model}")
-            loaded = load_model(model, **asdict(loading), note=display.note)
+            display.note(f"loading {inputs.model_title(place)}")
+            loaded = load_model(place, **asdict(loading), note=display.note)
             inputs.note_engine(engine, display)
             changes.extend(inputs.changes_since_fit(edit, *loaded))
             for sentence in changes:
                 display.note(sentence)
             return loaded
 
-        how = {"edit": loaded_edit, "seed": seed, "batches": batches, "engine": engine, "progress": display}
-        how["system"] = system
+        how: dict[str, Any] = {
+            "edit": loaded_edit,
+            "seed": seed,
+            "batches": batches,
+            "engine": engine,
+            "progress": display,
+        }
+        how["system"], how["attacks"] = system, attacks
         if sources.data:
             metrics = _by_set(load, sources, set_options, edit, chosen_judge, how, settings)
         else:
             settings = settings | inputs.thinking_mode(edit, as_fitted)
-            reading = inputs.test_prompts(model, edit, sources, seed)
+            reading = inputs.test_prompts(place, edit, sources, seed)
             for sentence in (*reading.notes, *reading.warnings):
                 display.note(sentence)
             metrics = _at_once(load, reading.prompts, benchmarks, chosen_judge, how, settings)
@@ -159,9 +226,9 @@ def evaluate(
     if changes:
         record["limits"] = [*record.get("limits", []), *changes]
     if set_options.markdown is not None:
-        write_text(set_options.markdown, transfer_markdown(record))
-    if not output.quiet:
-        _show(record, display)
+        under = f"\n{attacks_markdown(record)}" if attacks else ""
+        write_text(set_options.markdown, f"{transfer_markdown(record)}{under}")
+    _show(record, output)
     if output.json:
         emit(record)
 
@@ -199,7 +266,7 @@ def _by_set(
 ) -> dict[str, Any]:
     """Metrics of each set of --data, and of --toxic and --benign as further sets."""
     from llmva.cli import inputs
-    from llmva.evaluation.evaluate import EvaluationSettings
+    from llmva.evaluation.sampled import EvaluationSettings
     from llmva.evaluation.transfer import transfer
     from llmva.prompts.testsets import PER_SET, read_test_sets
 
@@ -223,6 +290,7 @@ def _by_set(
             judge,
             settings=EvaluationSettings(seed=how["seed"], **settings),
             edit=how["edit"],
+            attacks=how["attacks"],
             progress=how["progress"],
         )
     if edit is not None and test_sets[0].about["contamination"] is None:
@@ -241,7 +309,8 @@ def _at_once(
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Metrics of all prompts together, and of the benchmarks that the user wants."""
-    from llmva.evaluation.evaluate import EvaluationSettings, evaluate
+    from llmva.evaluation.evaluate import evaluate
+    from llmva.evaluation.sampled import EvaluationSettings
     from llmva.utility import measure_tasks
     from llmva.utility.tasks import PAPER, load_tasks
 
@@ -262,6 +331,7 @@ def _at_once(
             judge,
             EvaluationSettings(seed=how["seed"], **settings),
             edit=how["edit"],
+            attacks=how["attacks"],
             progress=how["progress"],
         )
     if benchmarks.utility:
@@ -288,14 +358,14 @@ def _chat_model(model: Any, tokenizer: Any, how: Mapping[str, Any]) -> ChatModel
     return ChatModel.of(model, tokenizer, batch_tokens, engine, how["system"])
 
 
-def _show(record: dict[str, Any], display: Display) -> None:
-    from llmva.report import before_after_table, tasks_table, transfer_table
+def _show(record: dict[str, Any], output: Output) -> None:
+    from llmva.cli.terminal.console import show
+    from llmva.report import attacks_table, before_after_table, tasks_table, transfer_table
     from llmva.report.run.truth import truth_note
 
-    display.console.print(transfer_table(record) if "sets" in record else before_after_table(record))
-    if note := truth_note(record):
-        display.line(note)
-    for limit in record.get("limits", []):
-        display.line(limit)
+    table = transfer_table(record) if "sets" in record else before_after_table(record)
+    under_attack = [attacks_table(record)] if "attacks" in record else []
+    note = truth_note(record)
+    show(output, table, *under_attack, *([note] if note else []), *record.get("limits", []))
     if "utility_tasks" in record:
-        display.console.print(tasks_table(record))
+        show(output, tasks_table(record))

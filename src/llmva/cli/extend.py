@@ -12,7 +12,6 @@ from llmva.cli.options import (
     Base,
     Batches,
     EngineName,
-    JudgeName,
     Loading,
     Output,
     Restart,
@@ -35,7 +34,10 @@ def extend(
     ] = None,
     base: Base = None,
     skills: Skills = None,
-    judge: JudgeName = "phrases",
+    judge: Annotated[
+        str | None,
+        typer.Option("--judge", help="Label the answers with this judge.", show_default="the earlier run's"),
+    ] = None,
     settings: Annotated[dict[str, Any], SettingOptions(otherwise="the earlier run's", without=("system",))],
     restart: Restart = False,
     seed: Annotated[
@@ -53,10 +55,12 @@ def extend(
     engine: EngineName = "transformers",
     output: Output,
 ) -> None:
-    """Continue from the edit in DIR with new attacks (--toxic) or new false refusals (--benign). DIR stays unchanged.
+    """Continue from the edit in DIR with new prompts.
 
-    Settings that are not given stay as in the earlier run, and its system prompt does in any case. The earlier run's
-    prompts guard against regressions.
+    --toxic brings new attacks, --benign new false refusals. DIR stays unchanged.
+
+    Settings and the judge stay as in the earlier run unless they are given, and its system prompt does in any case. The
+    earlier run's prompts guard against regressions.
     """
     if not sides.toxic and not sides.benign:
         raise UsageError("There is nothing new: add --toxic or --benign with a file or a data set.")
@@ -69,8 +73,8 @@ def extend(
         from llmva.alignment import RunOptions
         from llmva.cli.align import show_run
         from llmva.cli.terminal.console import Display
+        from llmva.extension import earlier_judge, prepare
         from llmva.extension import extend as run
-        from llmva.extension import prepare
         from llmva.judges import make_judge
         from llmva.models.engines.choose import check_engine
         from llmva.models.load import load_model
@@ -79,11 +83,13 @@ def extend(
 
         check_engine(engine)
         make_settings(**settings)
-        chosen_judge = make_judge(judge)
+        given_judge = None if judge is None else make_judge(judge)
         reading = read_prompts(sides.toxic, sides.benign)
         _, everything, record = prepare(directory, reading, out, seed)
+        chosen_judge = given_judge or make_judge(earlier_judge(record, directory))
         title = str(record["base"]["model"])
-        place = base or (str(inputs.demo_model()) if title == inputs.DEMO_NAME else title)
+        known = str(inputs.demo_model()) if title == inputs.DEMO_NAME else title
+        place = known if base is None else inputs.model_place(base)
         probes = inputs.choose_probes(place, skills)
         with Display(output.quiet) as display:
             for sentence in (*reading.notes, *everything.warnings):
@@ -109,4 +115,4 @@ def extend(
                 progress=display,
                 **settings,
             )
-        show_run(result.record, out, display, output)
+        show_run(place, result.record, out, display, output)

@@ -43,6 +43,11 @@ def model_place(model: str) -> str:
     return str(demo_model()) if model == DEMO and not Path(model).exists() else model
 
 
+def typed_model(place: str) -> str:
+    """What to type for the model at a place."""
+    return DEMO if place == str(demo_model()) and not Path(DEMO).exists() else place
+
+
 def model_title(place: str) -> str:
     """What a record calls the model at a place."""
     return DEMO_NAME if place == str(demo_model()) else place

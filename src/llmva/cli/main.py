@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
@@ -13,13 +14,14 @@ import typer
 from llmva.cli.align import align, demo
 from llmva.cli.cache import cache
 from llmva.cli.chat import chat
-from llmva.cli.data import data_list
+from llmva.cli.data import data_list, data_show
 from llmva.cli.evaluate import evaluate
 from llmva.cli.extend import extend
 from llmva.cli.inspect import inspect
 from llmva.cli.options import expand
 from llmva.cli.ship import export, front, push, verify
 from llmva.cli.study import ablate, compare, judge_check
+from llmva.cli.terminal.help import FLAGS, Grouped, show_help
 from llmva.cli.terminal.interrupt import EXIT_CODE, NOTHING_KEPT, Interrupted, remembered, was_interrupted
 from llmva.cli.terminal.streams import PLAIN, safe_streams, unicode
 from llmva.errors import LlmvaError, UsageError
@@ -31,16 +33,19 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Make a chat model answer benign prompts and refuse harmful ones, by editing its weights in closed form.",
     epilog="Start with: llmva demo",
+    context_settings=FLAGS,
 )
 for command in (align, demo, evaluate, chat, inspect, extend, front, export, verify, push, compare, ablate, cache):
-    app.command()(expand(command))
-for group, about, name, of_group in (
-    ("judge", "Measure a judge.", "check", judge_check),
-    ("data", "Public data sets that --data knows by name.", "list", data_list),
-):
-    commands = typer.Typer(help=about)
-    commands.callback()(lambda: None)  # without it typer would take the group's only command for the group itself
-    commands.command(name)(expand(of_group))
+    app.command(cls=Grouped)(expand(command))
+GROUPS: tuple[tuple[str, str, dict[str, Callable[..., Any]]], ...] = (
+    ("judge", "Measure a judge.", {"check": judge_check}),
+    ("data", "Public data sets that --data knows by name.", {"list": data_list, "show": data_show}),
+)
+for group, about, members in GROUPS:
+    commands = typer.Typer(help=about, context_settings=FLAGS, invoke_without_command=True)
+    commands.callback()(show_help)
+    for name, member in members.items():
+        commands.command(name, cls=Grouped)(expand(member))
     app.add_typer(commands, name=group)
 
 
@@ -59,8 +64,7 @@ def _common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+    show_help(context)
 
 
 def main(arguments: list[str] | None = None) -> None:

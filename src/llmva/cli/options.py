@@ -7,10 +7,11 @@ import inspect
 import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from copy import copy
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -58,6 +59,8 @@ Seed = Annotated[int, typer.Option("--seed", min=0, max=SEEDS - 1, help="Seed al
 @dataclass(frozen=True)
 class Sides:
     """Prompts of both sides."""
+
+    TITLE: ClassVar = "Prompts"
 
     toxic: Annotated[
         list[str],
@@ -112,6 +115,8 @@ class Sources(Sides):
 class Choice:
     """What of an edit is used."""
 
+    TITLE: ClassVar = "Choice of the edit"
+
     iteration: Annotated[int | None, typer.Option("--iteration", help="Use the edit as of this iteration.")] = None
     strength: Annotated[
         float | None,
@@ -130,6 +135,8 @@ class Choice:
 @dataclass(frozen=True)
 class Batches:
     """How much goes through the model at once."""
+
+    TITLE: ClassVar = "Memory"
 
     batch_tokens: Annotated[
         int | None,
@@ -164,6 +171,8 @@ class Batches:
 class Loading:
     """What `load_model` takes beside the name."""
 
+    TITLE: ClassVar = "Loading the model"
+
     device: Annotated[str, typer.Option("--device", help="Run on this device: auto, cpu, cuda, cuda:1, mps.")] = "auto"
     dtype: Annotated[str, typer.Option("--dtype", help="Compute in this dtype: auto, bfloat16, float16, float32.")] = (
         "auto"
@@ -181,6 +190,8 @@ class Loading:
 class Output:
     """What a command prints."""
 
+    TITLE: ClassVar = "Output"
+
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no table.")] = False
 
@@ -194,12 +205,20 @@ class SettingOptions:
     Args:
         names: fields of `Settings`; none means all that have an option, except those in `without`.
         otherwise: where a setting comes from that is not given, for the help; None: it has its default.
+        without: fields that are left out.
+        title: of these options in the help; None: they are among those without a group.
     """
 
-    def __init__(self, *names: str, otherwise: str | None = None, without: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        *names: str,
+        otherwise: str | None = None,
+        without: Collection[str] = (),
+        title: str | None = "Settings of the method",
+    ) -> None:
         every = tuple(name for name in Settings.model_fields if _option_names(name) and name not in without)
         self.names = names or every
-        self.otherwise = otherwise
+        self.otherwise, self.title = otherwise, title
 
     def parameters(self) -> list[inspect.Parameter]:
         return [self._parameter(name) for name in self.names]
@@ -317,7 +336,7 @@ def _group(annotation: Any) -> tuple[list[inspect.Parameter], Callable[..., Any]
     """The options of a group and what makes its value of them; None for a parameter that is no group."""
     for mark in get_args(annotation)[1:]:
         if isinstance(mark, SettingOptions):
-            return mark.parameters(), mark.value
+            return [_titled(parameter, mark.title) for parameter in mark.parameters()], mark.value
     if not (isinstance(annotation, type) and is_dataclass(annotation)):
         return None
     hints = get_type_hints(annotation, include_extras=True)
@@ -325,7 +344,15 @@ def _group(annotation: Any) -> tuple[list[inspect.Parameter], Callable[..., Any]
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=_default(f), annotation=hints[f.name])
         for f in fields(annotation)
     ]
-    return parameters, annotation
+    return [_titled(parameter, getattr(annotation, "TITLE", None)) for parameter in parameters], annotation
+
+
+def _titled(parameter: inspect.Parameter, title: str | None) -> inspect.Parameter:
+    """The parameter with its option under a title of the help."""
+    kind, option = get_args(parameter.annotation)
+    titled = copy(option)  # it may be another command's too
+    titled.rich_help_panel = title
+    return parameter.replace(annotation=Annotated[kind, titled])
 
 
 def _default(part: Any) -> Any:

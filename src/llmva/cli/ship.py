@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmva.cli.options import Base, Choice, Loading, Output, Rank, RunDir, Seed, TrustCode
+from llmva.cli.options import Base, Choice, Loading, Output, Rank, RunDir, TrustCode
 from llmva.cli.terminal.interrupt import interruptible, of_export, of_upload
 from llmva.errors import UsageError
 
@@ -26,11 +27,13 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts beyond 1
 def front(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
     *,
-    seed: Seed = 42,
     output: Output,
 ) -> None:
-    """Show every point that a run measured, as a table and in DIR/front.svg. llmva export --point ships any of them."""
-    from llmva.cli.terminal.console import Display, emit
+    """Show every point that a run measured.
+
+    As a table, and as a picture in DIR/front.svg. llmva export --point ships any of them.
+    """
+    from llmva.cli.terminal.console import Display, emit, show
     from llmva.report import front_table, write_front
     from llmva.runs.record import read_run
 
@@ -40,10 +43,9 @@ def front(
             f"'{directory}' has no points: finish it with the same llmva align, or add --restart if it is an older run."
         )
     picture = write_front(directory, record)
-    if not output.quiet:
-        display = Display()
-        display.console.print(front_table(record))
-        display.line(f"Wrote {picture}. llmva export {directory} --as lora --point K --out FOLDER ships a point.")
+    show(output, front_table(record))
+    ships = f"llmva export {quote(str(directory))} --as lora --point K --out FOLDER ships a point."
+    Display(output.quiet).note(f"Wrote {picture}. {ships}")
     if output.json:
         emit({"front": record["front"], "picture": str(picture)})
 
@@ -60,12 +62,12 @@ def export(
     rank: Rank = None,
     base: Base = None,
     trust_remote_code: TrustCode = False,
-    seed: Seed = 42,
     output: Output,
 ) -> None:
-    """Write the edit in DIR as a PEFT LoRA adapter or as a merged model, or list what it changes.
+    """Write the edit in DIR as an adapter or a merged model.
 
-    A merged model is written shard by shard; memory for one tensor is enough.
+    An adapter is one of PEFT (LoRA). --as diff lists what the edit changes, and writes nothing. A merged model is
+    written shard by shard; memory for one tensor is enough.
     """
     _check(kind, KINDS, rank)
     if kind != "diff" and out is None:
@@ -75,7 +77,8 @@ def export(
     with interruptible() as kept:
         kept.say = of_export(out)
         plan = _plan(directory, choice, base, trust_remote_code)
-        from llmva.cli.terminal.console import Display, emit
+        from llmva.cli.terminal.console import Display, emit, show
+        from llmva.report.values import size
 
         record: dict[str, Any] = {
             "as": kind,
@@ -99,13 +102,11 @@ def export(
                 from llmva.export.merged import export_merged
 
                 record |= export_merged(plan, out, progress=display)
-        if not output.quiet:
-            if out is None:
-                display.console.print(_table(record["tensors"]))
-            else:
-                for warning in record.get("warnings", []):
-                    display.line(warning)
-                display.line(f"Wrote {out}: {record['bytes'] / 1e6:.1f} MB.")
+        if out is None:
+            show(output, _table(record["tensors"]))
+        else:
+            for sentence in (*record.get("warnings", []), f"Wrote {out}: {size(record['bytes'])}."):
+                display.note(sentence)
         if output.json:
             emit(record)
 
@@ -117,31 +118,32 @@ def verify(
     ],
     *,
     loading: Loading,
-    seed: Seed = 42,
     output: Output,
 ) -> None:
-    """Check whether each ARTEFACT is the same edit of BASE: logits on probe prompts, and tensors of merged models.
+    """Check whether each ARTEFACT is the same edit of BASE.
+
+    By logits on probe prompts, and by the tensors of merged models.
 
     The first ARTEFACT that holds an edit is the reference for the others. Exit code 1 if one differs.
     """
     from llmva.cli import inputs
 
-    inputs.quiet_libraries(base)
-    from llmva.cli.terminal.console import Display, emit
+    place = inputs.model_place(base)
+    inputs.quiet_libraries(place)
+    from llmva.cli.terminal.console import Display, emit, show
     from llmva.export.verify import verify as run
 
     with Display(output.quiet) as display:
-        record = run(base, artefacts, loading=asdict(loading), progress=display)
-    if not output.quiet:
-        for row in record["artefacts"]:
-            display.line(
-                f"{row['path']} ({row['kind']}): {'Same edit' if row['same'] else 'NOT the same edit'} (largest logit "
-                f"difference {row['max']:.2g}; the edit itself moves logits by {row['effect']:.2g})."
-            )
-            for sentence in [*row["problems"][:MAX_SENTENCES], *row["notes"]]:
-                display.line(f"  {sentence}")
-            if len(row["problems"]) > MAX_SENTENCES:
-                display.line(f"  And {len(row['problems']) - MAX_SENTENCES} more: --json has them all.")
+        record = run(place, artefacts, loading=asdict(loading), progress=display)
+    for row in record["artefacts"]:
+        show(
+            output,
+            f"{row['path']} ({row['kind']}): {'Same edit' if row['same'] else 'NOT the same edit'} (largest logit "
+            f"difference {row['max']:.2g}; the edit itself moves logits by {row['effect']:.2g}).",
+            *(f"  {sentence}" for sentence in [*row["problems"][:MAX_SENTENCES], *row["notes"]]),
+        )
+        if len(row["problems"]) > MAX_SENTENCES:
+            show(output, f"  And {len(row['problems']) - MAX_SENTENCES} more: --json has them all.")
     if output.json:
         emit(record)
     raise typer.Exit(0 if record["same"] else 1)
@@ -156,7 +158,9 @@ def push(
     kind: Annotated[
         str, typer.Option("--as", metavar="|".join(PUSHED), help="Upload the edit file, an adapter or a merged model.")
     ] = "edit",
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Upload for yourself alone, or for everyone.")
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show everything that would be uploaded, and upload nothing.")
     ] = False,
@@ -164,47 +168,35 @@ def push(
     rank: Rank = None,
     base: Base = None,
     trust_remote_code: TrustCode = False,
-    seed: Seed = 42,
     output: Output,
 ) -> None:
-    """Upload the edit in DIR to the Hugging Face hub, with a model card.
+    """Upload the edit in DIR to the Hugging Face hub.
 
-    Only the model's own files are uploaded: no answers, no prompts, no other file of a folder.
+    A model card goes with it. Only the model's own files are uploaded: no answers, no prompts, no other file of a
+    folder.
     """
     _check(kind, PUSHED, rank)
     with interruptible() as kept:
         plan = _plan(directory, choice, base, trust_remote_code)
-        from llmva.cli.terminal.console import Display, emit
+        from llmva.cli.terminal.console import Display, emit, show
         from llmva.export.push import push as run
+        from llmva.report.values import counted, size
 
         kept.say = of_upload(repo, dry_run)
         with Display(output.quiet) as display:
             for sentence in plan.notes:
                 display.note(sentence)
             record = run(plan, repo, kind=kind, private=private, dry_run=dry_run, rank=rank, progress=display)
-        if not output.quiet:
-            if dry_run:
-                display.line(f"Would upload to {repo} ({'private' if private else 'public'}):")
-                for file in record["files"]:
-                    display.line(f"  {file['path']}  {_size(file['bytes'])}  {file['why']}")
-                for warning in record["warnings"]:
-                    display.line(warning)
-                display.line("")
-                display.line(record["card"])
-            else:
-                for warning in record["warnings"]:
-                    display.line(warning)
-                display.line(f"Pushed {len(record['files'])} files to {repo}.")
+        if dry_run:
+            files = [f"  {file['path']}  {size(file['bytes'])}  {file['why']}" for file in record["files"]]
+            show(output, f"Would upload to {repo} ({'private' if private else 'public'}):", *files)
+            show(output, *record["warnings"], "", record["card"])
+        else:
+            for warning in record["warnings"]:
+                display.note(warning)
+            display.note(f"Pushed {counted(len(record['files']), 'file')} to {repo}.")
         if output.json:
             emit(record)
-
-
-def _size(count: int) -> str:
-    """Bytes for people: '512 bytes', '3.4 kB', '1.2 MB'."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} bytes"
 
 
 def _check(kind: str, kinds: Sequence[str], rank: int | None) -> None:
@@ -227,7 +219,7 @@ def _plan(directory: Path, choice: Choice, base: str | None, trust_remote_code: 
     plan = make_plan(
         directory,
         **asdict(choice),
-        base=base,
+        base=None if base is None else inputs.model_place(base),
         known={inputs.DEMO_NAME: inputs.demo_model()},
         trust_remote_code=trust_remote_code,
     )

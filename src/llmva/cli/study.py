@@ -67,9 +67,10 @@ def compare(
     batches: Batches,
     output: Output,
 ) -> None:
-    """Compare LLM-VA with other steering methods on MODEL: same prompts, judge and seeds.
+    """Compare LLM-VA with other steering methods on MODEL.
 
-    Writes compare.json, an HTML page, CSV and LaTeX to DIR. If interrupted, run the same command to resume.
+    All have the same prompts, judge and seeds. Writes compare.json, an HTML page, CSV and LaTeX to DIR. If interrupted,
+    run the same command to resume.
     """
     with interruptible() as kept:
         from llmva.baselines import BASELINES
@@ -132,7 +133,7 @@ def ablate(
     batches: Batches,
     output: Output,
 ) -> None:
-    """Ablation: change one step of the method and measure what is lost.
+    """Change one step of the method and measure what is lost.
 
     Writes ablate.json, an HTML page and CSV to DIR. If interrupted, run the same command to resume.
     """
@@ -166,13 +167,10 @@ def ablate(
 
 
 def _show(record: Mapping[str, Any], pages: Sequence[Path], table: Any, display: Display, output: Output) -> None:
-    from llmva.cli.terminal.console import emit
+    from llmva.cli.terminal.console import emit, show
 
-    if not output.quiet:
-        display.console.print(table)
-        for limit in record["limits"]:
-            display.line(limit)
-        display.line(f"Wrote {', '.join(str(page) for page in pages)}.")
+    show(output, table, *record["limits"])
+    display.note(f"Wrote {', '.join(str(page) for page in pages)}.")
     if output.json:
         emit(record)
 
@@ -191,15 +189,16 @@ def judge_check(
     judge: JudgeName = "phrases",
     output: Output,
 ) -> None:
-    """Measure how often a judge agrees with hand labels: accuracy, Cohen's kappa, confusion, and its mistakes."""
-    from llmva.cli.terminal.console import Display, emit
+    """Measure how often a judge agrees with hand labels.
+
+    Accuracy, Cohen's kappa, confusion, and its mistakes. A line of --labels is a JSON object with part (a name),
+    prompt, answer and label (answered, refused or garbled), and if you like benign (true or false) and note.
+    """
+    from llmva.cli.terminal.console import emit, show
     from llmva.judges import make_judge
     from llmva.judges.check import check_judge, lines
 
     agreement = check_judge(make_judge(judge), labels)
-    if not output.quiet:
-        display = Display()
-        for line in lines(agreement):
-            display.line(line)
+    show(output, *lines(agreement))
     if output.json:
         emit({"judge": judge, **agreement})

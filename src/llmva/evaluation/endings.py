@@ -17,8 +17,10 @@ from llmva.judges.garbled import why_garbled
 from llmva.judges.text import Folder
 from llmva.models.chat import AnswerReader, end_tokens
 from llmva.models.chat_model import ChatModel
-from llmva.models.generate import context_length, generate
+from llmva.models.generate import generate
+from llmva.models.reading.context import context_length
 from llmva.models.thinking import Thinking, think
+from llmva.prompts.types import Asked, text_of
 from llmva.statistics import wilson
 
 PROMPTS = 16
@@ -46,7 +48,7 @@ class LongAnswer:
 
 def compare_endings(
     chat: ChatModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Asked],
     applied: Callable[[], AbstractContextManager[Any]],
     max_new_tokens: int,
     on_progress: Callable[[int], None] = lambda n: None,
@@ -70,7 +72,7 @@ def compare_endings(
     was_wrong = [one is not None and one != "unended" for one in old]
     is_wrong = [one is not None and (one != "unended" or first.ended) for one, first in zip(new, before, strict=True)]
     examples = [
-        {"prompt": prompts[i], "fault": new[i], "before": _end(before[i].text), "after": _end(after[i].text)}
+        {"prompt": text_of(prompts[i]), "fault": new[i], "before": _end(before[i].text), "after": _end(after[i].text)}
         for i in range(len(prompts))
         if is_wrong[i] and not was_wrong[i]
     ]
@@ -133,7 +135,7 @@ def breaks_off(text: str) -> bool:
 
 def _long_answers(
     chat: ChatModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Asked],
     max_new_tokens: int,
     thinking: Thinking,
     on_progress: Callable[[int], None],

@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from llmva.attacks.base import Attack
 from llmva.edit import Edit
+from llmva.evaluation.attacked import attacked_prompts, worst_case
+from llmva.evaluation.sampled import EvaluationSettings, check_sampling, draws
 from llmva.evaluation.utility import measure_utility
 from llmva.judges.base import Judge
 from llmva.method.observe import Observation, harmless_answers, observe, same_answer
 from llmva.metrics.rates import summarise
+from llmva.metrics.samples import summarise_samples
 from llmva.metrics.truth import summarise_truth
 from llmva.models.at_rest import at_rest
-from llmva.models.chat import special_in_text
 from llmva.models.chat_model import ChatModel
 from llmva.progress import Progress
 from llmva.prompts.types import Prompt
 from llmva.runs.environment import peak_bytes
-from llmva.runs.limits import Tally, limits_of, prove_model
+from llmva.runs.limits import Tally, limits_of, notes_on_prompts, prove_model
 from llmva.settings import check_seed
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """How answers are made; the fields have the meaning that they have in `llmva.settings.Settings`."""
-
-    seed: int = 42
-    max_new_tokens: int = 128
-    endings_tokens: int = 256  # maximum length of answers checked for loops and broken endings; 0 checks none
-    thinking: str = "off"
-    thinking_tokens: int = 512
 
 
 def evaluate(
@@ -42,58 +33,108 @@ def evaluate(
     *,
     edit: Edit | None = None,
     parts: Mapping[str, tuple[int, int]] | None = None,
+    attacks: Sequence[Attack] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """ASR, ORR and F1 on exactly `prompts`: `{"test": {"before": ..., "after": ...}, "utility": ..., "cost": ...}`.
 
     "after" and "utility" exist only with an edit. `parts` names ranges of prompts (start, end); their rates are
-    returned in "parts". "limits" are sentences that a reader of the figures must know.
+    returned in "parts". With `attacks`, all prompts are asked under each of them too: "attacks" has their rates, and
+    "worst_case" those of each prompt asked in the worst way. "limits" are sentences that a reader of the figures must
+    know.
+
+    Raises:
+        UsageError: an edit of another model, an attack that makes a prompt too long, or settings of samples that are
+            none.
     """
     started = time.monotonic()
     settings, progress = settings or EvaluationSettings(), progress or Progress()
     seed = check_seed(settings.seed)
+    check_sampling(settings, by_engine=chat.engine is not None)
     if edit is not None:
         edit.apply(chat.model).remove()  # raises for an edit of another model before any answer is generated
-    asked = [prompt.text for prompt in prompts]
-    told = special_in_text(chat.tokenizer, asked)
+    asked = [prompt.asked for prompt in prompts]
+    told = notes_on_prompts(chat, prompts)
     for note in told:
         progress.note(note)
     thinking = prove_model(chat, settings.thinking, settings.thinking_tokens, asked, progress)
+    asked_under = attacked_prompts(chat, prompts, attacks, settings.max_new_tokens, thinking)
+    others: list[Observation] = []
+    of_endings = 0
 
-    def answers(label: str) -> Observation:
-        return observe(
-            chat,
-            prompts,
-            judge,
-            max_new_tokens=settings.max_new_tokens,
-            thinking=thinking,
-            on_progress=progress.stage(f"answering, {label}", len(prompts)),
-            captures=False,
-            whole=any(prompt.gold for prompt in prompts),
-        )
+    def answers(label: str, asked: Sequence[Prompt] = prompts) -> list[Observation]:
+        on_progress = progress.stage(f"answering, {label}", len(asked) * (settings.samples or 1))
+        return [
+            observe(
+                chat,
+                asked,
+                judge,
+                max_new_tokens=settings.max_new_tokens,
+                thinking=thinking,
+                on_progress=on_progress,
+                captures=False,
+                whole=any(prompt.gold for prompt in asked),
+                sampling=sampling,
+            )
+            for sampling in draws(settings, asked)
+        ]
 
-    def add_rates(name: str, seen: Observation) -> None:
-        told.extend(same_answer(seen.prompts, seen.labels, seen.capture.answers))
-        record["test"][name] = _rates(seen, before if seen is not before else None, seed)
+    def rates_of(seen: Sequence[Observation], start: int = 0, end: int | None = None) -> dict[str, Any]:
+        labels = [one.labels[start:end] for one in seen]
+        if settings.samples is None:
+            return summarise(prompts[start:end], labels[0], seed=seed)
+        return summarise_samples(prompts[start:end], labels, seed=seed)
+
+    def truth_of(seen: Sequence[Observation], start: int = 0, end: int | None = None) -> dict[str, Any]:
+        """Of greedy answers; of drawn ones nothing is said."""
+        if settings.samples is not None:
+            return {}
+        now, first = ((one.labels[start:end], one.capture.answers[start:end]) for one in (seen[0], before[0]))
+        return summarise_truth(prompts[start:end], *now, None if seen is before else first)
+
+    def add_rates(name: str, seen: Sequence[Observation]) -> None:
+        told.extend(same_answer(prompts, seen[0].labels, seen[0].capture.answers))
+        record["test"][name] = rates_of(seen) | truth_of(seen)
         for part, (start, end) in (parts or {}).items():
-            first = before.part(start, end) if seen is not before else None
-            of_part = _rates(seen.part(start, end), first, seed)
-            record.setdefault("parts", {}).setdefault(part, {})[name] = of_part
+            record.setdefault("parts", {}).setdefault(part, {})[name] = rates_of(seen, start, end) | truth_of(
+                seen, start, end
+            )
+
+    def add_attacks(name: str, label: str, plain: Sequence[Observation]) -> None:
+        rates: dict[str, dict[str, Any]] = {}
+        labels = [one.labels for one in plain]
+        for attack, variants in asked_under.items():
+            under = answers(f"{label}, {attack}", variants)
+            same = same_answer(prompts, under[0].labels, under[0].capture.answers)
+            told.extend(f"Under {attack}: {sentence}" for sentence in same)
+            labels += [one.labels for one in under]
+            rates[attack] = rates_of(under)
+            others.extend(under)
+        for entry in record.get("attacks", ()):
+            entry[name] = rates[entry["name"]]
+        if rates:
+            record["worst_case"][name] = worst_case(prompts, labels, rates, seed)
 
     record: dict[str, Any] = {"test": {}}
+    if attacks:
+        record["attacks"] = [{"name": one.name, "about": one.about, "source": one.source} for one in attacks]
+        record["worst_case"] = {}
+    if settings.samples is not None:
+        record["sampling"] = {name: getattr(settings, name) for name in ("samples", "temperature", "top_p")}
     with at_rest(chat.model):
         before = answers("original")
         add_rates("before", before)
-        tokens, seen = before.capture.tokens, [before]
+        add_attacks("before", "original", before)
+        seen = [*before]
         if edit is not None:
             with edit.apply(chat.model, check=False):
                 after = answers("edited")
-            tokens += after.capture.tokens
-            seen.append(after)
+                add_attacks("after", "edited", after)
+            seen += after
             add_rates("after", after)
-            texts = harmless_answers(before.prompts, before.labels, before.capture.answers)
+            texts = harmless_answers(prompts, before[0].labels, before[0].capture.answers)
             if texts:
-                record["utility"], more = measure_utility(
+                record["utility"], of_endings = measure_utility(
                     chat,
                     edit,
                     texts,
@@ -102,18 +143,10 @@ def evaluate(
                     progress=progress,
                     thinking=thinking.off,
                 )
-                tokens += more
-    record["limits"] = [*limits_of(chat, (), thinking, Tally.of_seen(*seen)), *told]
+    record["limits"] = [*limits_of(chat, (), thinking, Tally.of_seen(*seen, *others)), *told]
     record["cost"] = {
         "seconds": round(time.monotonic() - started, 2),
         "peak_bytes": peak_bytes(),
-        "generated_tokens": tokens,
+        "generated_tokens": of_endings + sum(one.capture.tokens for one in (*seen, *others)),
     }
     return record
-
-
-def _rates(seen: Observation, before: Observation | None, seed: int) -> dict[str, Any]:
-    """Test results of answers; `before` are those before the edit, None if these are they."""
-    first = None if before is None else (before.labels, before.capture.answers)
-    truth = summarise_truth(seen.prompts, seen.labels, seen.capture.answers, first)
-    return summarise(seen.prompts, seen.labels, seed=seed) | truth

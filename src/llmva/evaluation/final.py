@@ -18,6 +18,7 @@ from llmva.metrics.pareto import RATES, find_front
 from llmva.metrics.rates import point_rates, summarise
 from llmva.metrics.truth import summarise_truth
 from llmva.prompts.types import Prompt
+from llmva.report.values import strength_text
 from llmva.runs.limits import Tally, thinking_limits
 from llmva.runs.run import Run
 from llmva.runs.warm_start import apart, check_regression, fell_behind
@@ -119,7 +120,7 @@ def _add_utility(context: Context, run: Run, edit: Edit) -> None:
 def _limits(record: dict[str, Any], objective: Objective) -> list[str]:
     """Sentences about limits that could not be kept, on validation or on test prompts."""
     chosen = next(row for row in record["front"] if row["chosen"])
-    at = "" if chosen["strength"] == 1.0 else f" at strength {chosen['strength']:g}"
+    at = "" if chosen["strength"] == 1.0 else f" at strength {strength_text(chosen['strength'])}"
     name = f"point {chosen['point']} (iteration {chosen['iteration']}{at})"
     sentences = []
     if record.get("extends"):
@@ -139,7 +140,7 @@ def _limits(record: dict[str, Any], objective: Objective) -> list[str]:
         near = min(record["front"], key=lambda row: (objective.violation(row), -objective.value(row)))
         if objective.violation(near) < objective.violation(used):
             sentences.append(
-                f"Point {near['point']}, at strength {near['strength']:g}, is nearer to them: "
+                f"Point {near['point']}, at strength {strength_text(near['strength'])}, is nearer to them: "
                 f"{'; '.join(objective.violations(near))}. llmva export --point {near['point']} ships it."
             )
     harm = record["utility"] if chosen["iteration"] else {}

@@ -14,8 +14,9 @@ from llmva.models.chat_model import ChatModel
 from llmva.models.harmless import agreement
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
+from llmva.prompts.types import Asked
 
-Texts = Sequence[tuple[str, str]]  # harmless (prompt, answer) of the untouched model
+Texts = Sequence[tuple[Asked, str]]  # harmless (prompt, answer) of the untouched model
 
 
 def measure_utility(

@@ -97,7 +97,7 @@ def study_identity(
     chat: ChatModel, base: Mapping[str, Any], prompts: PromptSet, probes: Sequence[Any]
 ) -> dict[str, Any]:
     """What the cells of every study have in common; `base` is the model's `fingerprint`."""
-    rows = chat.rows([prompt.text for _, split in prompts.splits() for prompt in split])
+    rows = chat.rows([prompt.asked for _, split in prompts.splits() for prompt in split])
     return {
         "dtype": str(chat.model.dtype).removeprefix("torch."),
         "prompts": prompts.hashes(),

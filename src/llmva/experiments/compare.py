@@ -292,7 +292,8 @@ class _Comparison:
                 skill: {"before": right, "after": sum(cell["skills"][skill] for cell in cells) / len(cells)}
                 for skill, right in before.items()
             },
-            "cost": {key: mean(key) for key in ("fit_seconds", "fit_answers", "latency")},
+            "cost": {key: mean(key) for key in ("fit_seconds", "fit_answers", "latency")}
+            | {"latency_range": _spanned([cell["latency_range"] for cell in cells if cell.get("latency_range")])},
             "utility": {key: mean(key) for key in ("kept", "kl", "perplexity")},
         }
 
@@ -362,6 +363,11 @@ class _Comparison:
             cell = self.cells.get(f"fit-{seed}", answered)
             self._fitted[seed] = (prompts, [Label(label) for label in cell["labels"]], cell["seconds"])
         return self._fitted[seed]
+
+
+def _spanned(ranges: Sequence[Sequence[float]]) -> list[float] | None:
+    """The smallest range that holds all `ranges`; None without any."""
+    return [min(low for low, _ in ranges), max(high for _, high in ranges)] if ranges else None
 
 
 def _applied(edit: Edit, setup: ExperimentSetup) -> AbstractContextManager[Any]:

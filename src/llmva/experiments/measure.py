@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -12,6 +13,7 @@ import torch
 
 from llmva.evaluation.skills import Probe, measure_skills
 from llmva.judges.base import Judge
+from llmva.method.context import Texts
 from llmva.method.observe import Observation, observe
 from llmva.metrics.rates import point_rates
 from llmva.models.chat_model import ChatModel
@@ -26,7 +28,7 @@ from llmva.settings import Settings
 
 Applied = Callable[[], AbstractContextManager[Any]]  # a context with a method's hooks on the model
 HARMLESS_TEXTS = 128
-TIMED_PROMPTS, TIMED_TOKENS, TIMED_ROUNDS = 8, 24, 3
+TIMED_PROMPTS, TIMED_TOKENS, TIMED_ROUNDS = 8, 24, 7
 
 
 @dataclass
@@ -52,7 +54,7 @@ class ExperimentSetup:
         progress: Progress,
     ) -> ExperimentSetup:
         """The setup with what the model's first answers show of its thinking, which the user is told."""
-        texts = [prompt.text for prompt in prompts.train]
+        texts = [prompt.asked for prompt in prompts.train]
         thinking = prove_model(chat, settings.thinking, settings.thinking_tokens, texts, progress)
         return cls(chat, prompts, judge, settings.max_new_tokens, skills, progress, thinking)
 
@@ -67,7 +69,7 @@ class ExperimentSetup:
             on_progress=self.progress.stage(stage, len(prompts)),
         )
 
-    def measure(self, what: str, applied: Applied, harmless: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    def measure(self, what: str, applied: Applied, harmless: Texts) -> dict[str, Any]:
         """Rates on the test prompts with a method applied.
 
         Args:
@@ -75,8 +77,9 @@ class ExperimentSetup:
 
         Returns:
             f1, asr, orr, garbled; kept, kl, perplexity (a ratio) on `harmless`; latency (time per generated
-            token divided by the untouched model's); skills; labels and answers, in the order of the test prompts;
-            thoughts and unclosed, numbers of answers, of a model that thinks.
+            token divided by the untouched model's, the median of several rounds) and latency_range (the lowest and
+            the highest of them); skills; labels and answers, in the order of the test prompts; thoughts and unclosed,
+            numbers of answers, of a model that thinks.
         """
         with applied():
             seen = self.observe(self.prompts.test, f"{what}: test prompts")
@@ -85,7 +88,7 @@ class ExperimentSetup:
         return {
             **point_rates(seen.prompts, seen.labels),
             **agreement(self.chat, harmless, applied, on_progress).as_record(),
-            "latency": self._latency(applied),
+            **self._latency(applied),
             "skills": skills,
             "labels": [label.value for label in seen.labels],
             "answers": seen.capture.answers,
@@ -106,10 +109,10 @@ class ExperimentSetup:
         shares = measure_skills(self.chat, self.skills, on_progress, self.thinking.off)
         return {name: row["right"] for name, row in shares.items()}
 
-    def _latency(self, applied: Applied) -> float:
-        """Best of several rounds, alternately with and without the method, so that other work affects both."""
+    def _latency(self, applied: Applied) -> dict[str, Any]:
+        """Rounds alternately without and with the method, so that other work affects both."""
         longest = sorted(self.prompts.test, key=lambda prompt: len(prompt.text))[-TIMED_PROMPTS:]
-        ids, mask = self.chat.pad(self.chat.rows([prompt.text for prompt in longest]))
+        ids, mask = self.chat.pad(self.chat.rows([prompt.asked for prompt in longest]))
 
         def seconds() -> float:
             started = time.perf_counter()
@@ -120,10 +123,11 @@ class ExperimentSetup:
                 torch.cuda.synchronize()
             return time.perf_counter() - started
 
-        without, with_it = [], []
+        ratios = []
         with torch.inference_mode():
+            seconds()  # the first round is always slower
             for _ in range(TIMED_ROUNDS):
-                without.append(seconds())
+                without = seconds()
                 with applied():
-                    with_it.append(seconds())
-        return min(with_it) / min(without)
+                    ratios.append(seconds() / without)
+        return {"latency": statistics.median(ratios), "latency_range": [min(ratios), max(ratios)]}

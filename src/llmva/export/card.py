@@ -15,7 +15,7 @@ from llmva.export.redact import one_line, public_prompt, public_text, without_pa
 from llmva.report.run.outcome import outcome
 from llmva.report.run.rows import Row, comparison, skills, utility
 from llmva.report.run.truth import truth_rows
-from llmva.report.values import finite, part
+from llmva.report.values import counted, finite, part, strength_text
 from llmva.settings import excerpt
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ def _body(plan: Plan, kind: str, repo: str, loader: Loader) -> str:
     name = base_name(plan)
     record: dict[str, Any] = dict(plan.record or {})
     n = len(plan.edit.factors)
-    ships = f"iteration {plan.iteration} at strength {strength(plan):g}. It edits {n} sublayer{'s' * (n != 1)}."
+    at = strength_text(strength(plan))
+    ships = f"iteration {plan.iteration} at strength {at}. It edits {counted(n, 'sublayer')}."
     noted = record.get("limits")
     limits = [f"- {_plain(public_text(str(limit)))}" for limit in (noted if isinstance(noted, list) else [])]
     sections = {
@@ -196,8 +197,8 @@ def _results_section(plan: Plan, record: dict[str, Any]) -> str:
     if not measured(plan):
         notes = [
             f"**These results are for iteration {record.get('best_iteration')} at strength "
-            f"{record.get('best_strength', 1.0):g}. This export is iteration {plan.iteration} at strength "
-            f"{strength(plan):g}, which was not measured on the test prompts.**"
+            f"{strength_text(record.get('best_strength', 1.0))}. This export is iteration {plan.iteration} at strength "
+            f"{strength_text(strength(plan))}, which was not measured on the test prompts.**"
         ]
     table = ["| test prompts | n | before | after |", "| --- | --- | --- | --- |", *(_row(row) for row in rows)]
     return "\n\n".join([" ".join(map(_text, notes)), "\n".join(table), "Brackets hold 95% confidence intervals."])

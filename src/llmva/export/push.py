@@ -44,12 +44,14 @@ def push(
     repo: str,
     *,
     kind: str = "edit",
-    private: bool = False,
+    private: bool = True,
     dry_run: bool = False,
     rank: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Export `plan` as "edit", "lora" or "merged" and upload it to `repo` (USER/NAME), created if missing.
+
+    With `private`, nothing goes to a repository that everyone can see; without, one that is created is public.
 
     Returns `{"repo", "private", "files": [{"path", "bytes", "why"}], "left_out", "card", "url", "warnings"}`; `url` is
     None after a dry run, which touches no network beyond what reading the base needs. `private` is what the hub says
@@ -161,6 +163,7 @@ def _public_record(plan: Plan) -> dict[str, Any]:
     """run.json without this machine's folders and without texts, saying which iteration and strength went out."""
     whole = dict(plan.record or {})
     command = whole.pop("command", None)
+    whole.pop("judge_spec", None)  # may name folders and computers
     record = dict(public_value(whole))
     record["base"]["model"] = base_name(plan)
     if (system := system_of(plan)) is not None:
@@ -224,7 +227,7 @@ def _upload(files: dict[str, Path], repo: str, private: bool, message: str) -> t
     api.create_repo(repo, private=private, exist_ok=True, repo_type="model")
     now_private = bool(api.repo_info(repo).private)
     if private and not now_private:  # create_repo does not change one that exists
-        raise LlmvaError(f"'{repo}' exists and is public: make it private on the hub, or choose another --repo.")
+        raise LlmvaError(f"'{repo}' exists and is public: pass --public, or choose another --repo.")
     # upload_folder with Xet makes several commits, so a reader could load half of an upload
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()]
     return str(api.create_commit(repo, operations, commit_message=message).commit_url), now_private

@@ -32,9 +32,13 @@ class Judgement:
 
 
 class Judge(ABC):
-    """`name` goes into run.json; it must change whenever the judgements could."""
+    """`name` goes into run.json; it must change whenever the judgements could.
+
+    `spec` is the value of `--judge` that describes the judge, None for one that is made otherwise.
+    """
 
     name: str
+    spec: str | None = None
 
     @abstractmethod
     def answered(self, prompt: Prompt, answer: str) -> Judgement:

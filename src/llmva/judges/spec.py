@@ -41,12 +41,16 @@ def make_judge(
     """
     specs = [part.strip() for part in spec.split(",")]
     options: dict[str, Any] = {"cache": cache, "limits": limits, "loading": {"device": device, "dtype": dtype}}
+    judge: Judge
     if len(specs) == 1:
-        return _one(specs[0], stand_in=True, **options)
-    from llmva.judges.panel import Panel  # here, since it imports numpy
+        judge = _one(specs[0], stand_in=True, **options)
+    else:
+        from llmva.judges.panel import Panel  # here, since it imports numpy
 
-    # A guard that does not recognise refusals abstains in a panel: phrases in its place would vote twice.
-    return Panel([_one(part, stand_in=False, **options) for part in specs])
+        # A guard that does not recognise refusals abstains in a panel: phrases in its place would vote twice.
+        judge = Panel([_one(part, stand_in=False, **options) for part in specs])
+    judge.spec = spec
+    return judge
 
 
 def _one(

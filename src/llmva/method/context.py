@@ -22,7 +22,7 @@ from llmva.models.harmless import Agreement, Known, agreement, outputs_on_text, 
 from llmva.models.thinking import Thinking
 from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet, draw
-from llmva.prompts.types import Prompt
+from llmva.prompts.types import Asked, Prompt
 from llmva.settings import Settings
 
 HARMLESS_POSITIONS = 512  # maximum number of positions of harmless texts, for the harmless metric
@@ -34,7 +34,7 @@ HELD_OUT = 64  # of each source at most
 READ_TIMES = 2  # times per_source: prompts of each source that are only read, which costs no generated token
 TRUST_MESSAGES = 48  # random messages on which the length of a step is measured
 VectorHook = Callable[[Vectors, Observation, int], Vectors]  # vectors, training observation, iteration -> vectors
-Texts = Sequence[tuple[str, str]]  # harmless (prompt, answer) of the untouched model
+Texts = Sequence[tuple[Asked, str]]  # harmless (prompt, answer) of the untouched model
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Context:
         if not prompts:
             return None
         with edit.apply(self.chat.model, check=False):
-            captured = answer_prompts(self.chat, [prompt.text for prompt in prompts], max_new_tokens=0)
+            captured = answer_prompts(self.chat, [prompt.asked for prompt in prompts], max_new_tokens=0)
         return Observation(prompts, [], captured)
 
     def harm(self, edit: Edit, texts: Texts, on_progress: Callable[[int], None] = lambda n: None) -> Agreement:

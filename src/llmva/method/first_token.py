@@ -104,7 +104,7 @@ def predict_labels(chat: ChatModel, prompts: Sequence[Prompt], classifier: First
     The label is that of the most likely first token, which greedy generation would take and which `agreement`
     measures. Its confidence is the chance of the label over all tokens.
     """
-    captured = answer_prompts(chat, [prompt.text for prompt in prompts], max_new_tokens=0)
+    captured = answer_prompts(chat, [prompt.asked for prompt in prompts], max_new_tokens=0)
     return foretell(Observation(list(prompts), [], captured), classifier)
 
 

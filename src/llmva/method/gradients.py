@@ -82,7 +82,7 @@ def measure_slopes(
 
     try:
         with edit.apply(chat.model, check=False):
-            parts = list(gradients(chat, [prompt.text for prompt in some], score))
+            parts = list(gradients(chat, [prompt.asked for prompt in some], score))
     except (RuntimeError, LlmvaError):  # weights that gradients cannot pass, or too little memory
         context.progress.note(f"{ALONG_V_A}: this model lets no gradients through, or there is no memory for them.")
         return None

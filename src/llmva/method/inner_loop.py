@@ -39,11 +39,10 @@ FORBIDDEN = "every step that is predicted to help changes harmless text more tha
 
 @dataclass(frozen=True)
 class InnerResult:
-    """The edit after an iteration's passes, and the vectors and sublayers of the first pass."""
+    """The edit after an iteration's passes, and the vectors of the first pass."""
 
     edit: Edit
     vectors: Vectors | None  # None if a class is missing, so that none could be fitted
-    chosen: list[int]
     passes: int | None = None  # number of alignments added to the edit; None if none was tried
     predicted: float | None = None  # predicted F on validation prompts; None without predictions
     stuck: str | None = None  # why no alignment was added
@@ -57,7 +56,7 @@ def fit_select_align(context: Context, state: State, plan: Plan) -> InnerResult:
     If the run stops here, the vectors are fitted for the report, and nothing is written.
     """
     if plan.missing_class is not None:
-        return InnerResult(state.edit, None, [])
+        return InnerResult(state.edit, None)
     if plan.stop is None:
         context.progress.stage(f"iteration {state.iteration}: fitting")
     iteration = state.iteration + 1  # the number of the new columns
@@ -71,12 +70,12 @@ def fit_select_align(context: Context, state: State, plan: Plan) -> InnerResult:
         held = context.held_out(state.edit, iteration)
         auc = readable(vectors, [state.validation, *([held] if held else [])])
     if plan.stop is not None:
-        return InnerResult(state.edit, vectors, [], left_out=left_out, auc=auc)
+        return InnerResult(state.edit, vectors, left_out=left_out, auc=auc)
     chosen = select(vectors.scores, context.sublayer_count)  # 4. Select
     papers = align_sublayers(  # 5. Align
         state.edit, context.chat.decoder.sublayers, vectors, chosen, iteration, plan.step
     )
-    result = InnerResult(papers, vectors, chosen, 1, left_out=left_out, auc=auc)
+    result = InnerResult(papers, vectors, 1, left_out=left_out, auc=auc)
     return run_inner_loop(context, state, plan, result, harmless) if plan.use_classifier else result
 
 
@@ -102,22 +101,22 @@ def run_inner_loop(
     enough = min(float(papers.auc.quantile(UNREAD)), READS_WELL) if context.reads else -1.0
     good = (papers.auc >= enough).nonzero().flatten().tolist()
 
-    def passes(use_gradients: bool) -> tuple[LineSearch, Candidate, list[int]]:
+    def passes(use_gradients: bool) -> tuple[LineSearch, Candidate]:
         on_pass = context.progress.stage(f"iteration {state.iteration}: passes", context.settings.passes, "passes")
         search = LineSearch(context, state.classifier, state.texts, state.iteration + 1, plan.step, on_pass)
         assert papers.vectors is not None
-        return search, *_follow(search, start, papers.vectors, state.train, harmless, use_gradients, good)
+        return search, _follow(search, start, papers.vectors, state.train, harmless, use_gradients, good)
 
-    search, best, chosen = passes(plan.use_gradients)
+    search, best = passes(plan.use_gradients)
     well = start.value[0] + WELL * (1.0 - start.value[0])
     if plan.use_gradients and best.value[0] < min(NEARLY_DONE, well):  # the paper's writers may do better
-        other_search, other, other_chosen = passes(use_gradients=False)
+        other_search, other = passes(use_gradients=False)
         if not best.passes or other.value[0] > best.value[0]:
-            search, best, chosen = other_search, other, other_chosen
+            search, best = other_search, other
     if not best.passes and best.value[0] < NEARLY_DONE and within_harm_limits(context, papers.edit, state.texts):
         return replace(papers, passes=1, predicted=best.value[0])
     stuck = None if best.passes else (FORBIDDEN if search.forbidden else NO_STEP)
-    return replace(papers, edit=best.edit, chosen=chosen, passes=best.passes, predicted=best.value[0], stuck=stuck)
+    return replace(papers, edit=best.edit, passes=best.passes, predicted=best.value[0], stuck=stuck)
 
 
 def _follow(
@@ -128,8 +127,8 @@ def _follow(
     harmless: Tensor | None,
     use_gradients: bool,
     good: list[int],
-) -> tuple[Candidate, list[int]]:
-    """The best candidate that passes from `start` reach (perhaps `start`), and the sublayers of the first pass.
+) -> Candidate:
+    """The best candidate that passes from `start` reach (perhaps `start`).
 
     Gradient writers choose among the sublayers `good`.
     """
@@ -142,7 +141,7 @@ def _follow(
 
     best = now = start
     measured = measure_slopes(context, start.edit, train.prompts, search.classifier) if use_gradients else None
-    update = first = _update(search, start, vectors, measured[0] if measured else None, good)
+    update = _update(search, start, vectors, measured[0] if measured else None, good)
     while now.passes < max_passes:
         if now.passes:
             train, slopes = _predicted_train(search, now, use_gradients)
@@ -161,7 +160,7 @@ def _follow(
             break
     if 0 < best.passes < max_passes and best.value[0] >= NEARLY_DONE:
         best = _margin_step(search, best, fit, use_gradients, good) or best
-    return best, first.chosen
+    return best
 
 
 def _margin_step(

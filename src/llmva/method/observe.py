@@ -12,8 +12,9 @@ from torch import Tensor
 from llmva.judges.base import Judge, Judgement, Label
 from llmva.models.chat_model import ChatModel
 from llmva.models.generate import Capture
+from llmva.models.reading.sampling import Sampling
 from llmva.models.thinking import Thinking, answer_after_thoughts
-from llmva.prompts.types import Prompt
+from llmva.prompts.types import Asked, Prompt
 
 ENOUGH, SAME = 5, 0.9  # answers to each side, and the share of them that may not be one text
 
@@ -85,14 +86,16 @@ def observe(
     on_progress: Callable[[int], None] = lambda n: None,
     captures: bool = True,
     whole: bool = False,
+    sampling: Sampling | None = None,
 ) -> Observation:
     """Answer, capture and judge `prompts` with the current model.
 
     With `thinking` on, the model thinks first, and captures are read at the end of its thoughts; None is off. The
-    judge sees no thoughts in any case. `captures` is False if only labels are needed. `whole`
-    answers go on where their label is settled, since they are compared with gold answers.
+    judge sees no thoughts in any case. `captures` is False if only labels are needed. `whole` answers go on where their
+    label is settled, since they are compared with gold answers. `sampling` draws answers; None takes the most likely
+    tokens.
     """
-    texts = [prompt.text for prompt in prompts]
+    texts = [prompt.asked for prompt in prompts]
     captured = answer_after_thoughts(
         chat,
         texts,
@@ -101,6 +104,7 @@ def observe(
         settled=(lambda answer: False) if whole else judge.settled,
         on_progress=on_progress,
         captures=captures,
+        sampling=sampling,
     )
     return Observation(list(prompts), judge.answered_all(prompts, captured.answers), captured)
 
@@ -138,10 +142,10 @@ def missing_class(train: Observation) -> str | None:
 
 def harmless_answers(
     prompts: Sequence[Prompt], labels: Sequence[Label | str], answers: Sequence[str]
-) -> list[tuple[str, str]]:
+) -> list[tuple[Asked, str]]:
     """(prompt, answer) for each benign prompt that was answered."""
     return [
-        (prompt.text, answer)
+        (prompt.asked, answer)
         for prompt, label, answer in zip(prompts, labels, answers, strict=True)
         if prompt.benign and Label(label) is Label.ANSWERED
     ]

@@ -19,6 +19,7 @@ from llmva.models.load import loading_limits
 from llmva.models.reading.cache import cache_name
 from llmva.models.reading.decoding import decodes_well
 from llmva.models.sublayers import Decoder, find_decoder
+from llmva.prompts.types import Asked
 
 UNEVEN = ("yes", "What colour is the sky at noon, and what is it at night?")  # prompts of different lengths
 DECODED = ("yes", "What colour is the sky?", "Name a tree that grows by the sea.")
@@ -47,7 +48,7 @@ class ChatModel:
     template: ChatTemplate
     limits: tuple[str, ...] = ()
     engine: Engine | None = field(default=None, repr=False, compare=False)
-    _rows: dict[tuple[str, bool], array[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _rows: dict[tuple[Asked, bool], array[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -120,18 +121,18 @@ class ChatModel:
         """The token that fills rows up."""
         return pad_token(self.model, self.tokenizer)
 
-    def row(self, text: str, thinking: bool = False) -> list[int]:
-        """Token ids of one user message in the chat template, generation prompt included.
+    def row(self, asked: Asked, thinking: bool = False) -> list[int]:
+        """Token ids of one user message or conversation in the chat template, up to where the model goes on.
 
         They are kept: a run reads each prompt some fifty times, and a template costs as much as a small model's pass.
         """
-        if (text, thinking) not in self._rows:
-            self._rows[text, thinking] = array("q", self.template.row(text, thinking))
-        return self._rows[text, thinking].tolist()
+        if (asked, thinking) not in self._rows:
+            self._rows[asked, thinking] = array("q", self.template.row(asked, thinking))
+        return self._rows[asked, thinking].tolist()
 
-    def rows(self, texts: Sequence[str], thinking: bool = False) -> list[list[int]]:
-        """`row` of each text."""
-        return [self.row(text, thinking) for text in texts]
+    def rows(self, prompts: Sequence[Asked], thinking: bool = False) -> list[list[int]]:
+        """`row` of each prompt."""
+        return [self.row(asked, thinking) for asked in prompts]
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Left-padded `(ids, mask)`, both int64 [rows, longest], on the model's input device."""

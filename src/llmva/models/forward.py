@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from llmva.errors import LlmvaError, UsageError
+from llmva.models.chat.failures import first_line
 from llmva.models.chat.inputs import forward_inputs, input_device, pad_left, takes
-from llmva.models.chat.template import first_line
 from llmva.models.sublayers import contiguous_head, hooked, nearly_equal
 
 TOLERANCE = 0.02  # of the largest logit, in float32; half precision rounds sums of another order

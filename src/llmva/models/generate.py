@@ -1,4 +1,4 @@
-"""Greedy answers, and the sublayers' outputs at the last prompt token, from the same forward pass.
+"""Answers, and the sublayers' outputs at the last prompt token, from the same forward pass.
 
 The prefill of generation computes every `o` already, so captures cost nothing. Generation of a row stops as soon as no
 continuation could change the judge's label, and another prompt takes its place (`decoding`).
@@ -23,9 +23,12 @@ from llmva.models.chat_model import ChatModel
 from llmva.models.engines.base import CHECKED, written_by
 from llmva.models.forward import check_numbers
 from llmva.models.reading.cache import read_prefix
+from llmva.models.reading.context import check_rows
 from llmva.models.reading.decoding import End, decode
 from llmva.models.reading.rows import read_rows
-from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked, text_config
+from llmva.models.reading.sampling import Choose, greedy
+from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
+from llmva.prompts.types import Asked
 
 T = TypeVar("T")
 CHECK_EVERY = 4  # new tokens between two looks whether a row's answer is settled
@@ -99,13 +102,13 @@ def _some(values: list[T] | None, index: list[int] | slice) -> list[T] | None:
 
 
 def capture(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 128, batch_tokens: int | None = None
+    model: Any, tokenizer: Any, prompts: Sequence[Asked], *, max_new_tokens: int = 128, batch_tokens: int | None = None
 ) -> Capture:
     """Answer `prompts` greedily and capture the sublayers' outputs (method.md, step 1).
 
     Args:
         model: a transformers model, or a Decoder already found in one.
-        prompts: user messages; the chat template is applied here.
+        prompts: user messages or conversations; the chat template is applied here.
         max_new_tokens: maximum length of an answer; 0 captures without answering.
         batch_tokens: maximum number of tokens in a batch; None guesses by free memory.
 
@@ -118,25 +121,27 @@ def capture(
 @reads_model
 def answer_prompts(
     chat: ChatModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Asked],
     *,
     max_new_tokens: int,
     settled: Callable[[str], bool] = lambda answer: False,
     rows: list[list[int]] | None = None,
     on_progress: Callable[[int], None] = lambda n: None,
     captures: bool = True,
+    choose: Choose = greedy,
 ) -> Capture:
-    """Answer `prompts` greedily and capture the sublayers' outputs at the last prompt token.
+    """Answer `prompts`, greedily by default, and capture the sublayers' outputs at the last prompt token.
 
     Thoughts that the model writes before its answers, asked to or not, are kept apart from them.
 
     Args:
-        prompts: user messages; the chat template is applied here.
+        prompts: user messages or conversations; the chat template is applied here.
         max_new_tokens: maximum length of an answer; 0 captures without answering.
         settled: a judge's `settled`: generation of a row stops once it is True of the answer so far.
         rows: token ids of each prompt; None renders the prompts.
         on_progress: called with the number of prompts that have been answered since the last call.
         captures: False if they are not needed, which spares a pass where an engine writes the answers.
+        choose: says which token comes next.
 
     Raises:
         UsageError: a prompt that does not fit into the model's context.
@@ -148,7 +153,7 @@ def answer_prompts(
     if max_new_tokens == 0:
         _read(chat, rows, taken, on_progress)
     else:
-        for i, new in generate(chat, rows, [max_new_tokens] * len(rows), _settles(chat, settled), taken):
+        for i, new in generate(chat, rows, [max_new_tokens] * len(rows), _settles(chat, settled), taken, choose):
             answers[i], thought = chat.reader.read(new)
             thoughts[i], unclosed[i] = thought or "", thought is not None and chat.reader.breaks_off(new)
             tokens += len(new)
@@ -171,6 +176,7 @@ def generate(
     budgets: Sequence[int],
     end: End = lambda new: None,
     taken: Taken | None = None,
+    choose: Choose = greedy,
 ) -> Iterator[tuple[int, list[int]]]:
     """Yield `(row, its new tokens)` in the order in which rows end. What a row writes does not depend on the others.
 
@@ -180,6 +186,9 @@ def generate(
         end: takes a row's new tokens and returns how many of them count, or None to go on. A token that ends the turn
             ends the row in any case, and counts.
         taken: keeps what the pass over the prompts computes.
+        choose: says which token comes next.
+
+    Raises UsageError where an engine is to write tokens that are not the most likely ones.
     """
     ending = end_tokens(chat.model, chat.tokenizer)
 
@@ -189,27 +198,28 @@ def generate(
     taken = taken or Taken(chat.decoder, len(rows), wanted=False)
     with at_rest(chat.model):
         if chat.engine is not None:
+            if choose is not greedy:
+                raise UsageError("Answers are sampled with transformers alone: leave --engine out, or --samples.")
             first = taken if taken.wanted else Taken(chat.decoder, min(CHECKED, len(rows)))
             _read(chat, rows[: first.n], first, lambda n: None)
             yield from written_by(chat.engine, chat.model, rows, budgets, sorted(ending), ends, first)
         else:
-            yield from (_joining if chat.decodes() else _batch_by_batch)(chat, rows, budgets, ends, taken)
+            yield from (_joining if chat.decodes() else _batch_by_batch)(chat, rows, budgets, ends, taken, choose)
 
 
 def _joining(
-    chat: ChatModel, rows: Sequence[list[int]], budgets: Sequence[int], end: End, taken: Taken
+    chat: ChatModel, rows: Sequence[list[int]], budgets: Sequence[int], end: End, taken: Taken, choose: Choose
 ) -> Iterator[tuple[int, list[int]]]:
-    watch, keep = taken.watch, taken.take_logits
-    return decode(chat.model, chat.pad_id, chat.batching, rows, budgets, end, watch=watch, on_prefill=keep)
+    return decode(chat.model, chat.pad_id, chat.batching, rows, budgets, end, taking=taken, choose=choose)
 
 
 def _batch_by_batch(
-    chat: ChatModel, rows: Sequence[list[int]], budgets: Sequence[int], end: End, taken: Taken
+    chat: ChatModel, rows: Sequence[list[int]], budgets: Sequence[int], end: End, taken: Taken, choose: Choose
 ) -> Iterator[tuple[int, list[int]]]:
     lengths = [len(row) + budget for row, budget in zip(rows, budgets, strict=True)]
     # rows of a batch have the same budget, lest what one may write depend on the others
     for budget in sorted(set(budgets), reverse=True):
-        work = partial(_whole_batch, chat, rows, budget, end, taken)
+        work = partial(_whole_batch, chat, rows, budget, end, taken, choose)
         order = [i for i in longest_first(lengths) if budgets[i] == budget]
         for batch, written in chat.batching.over(order, lengths.__getitem__, work):
             yield from zip(batch, written, strict=True)
@@ -243,7 +253,13 @@ def _read(chat: ChatModel, rows: Sequence[list[int]], taken: Taken, on_progress:
 
 @torch.inference_mode()
 def _whole_batch(
-    chat: ChatModel, rows: Sequence[list[int]], max_new_tokens: int, end: End, taken: Taken, batch: list[int]
+    chat: ChatModel,
+    rows: Sequence[list[int]],
+    max_new_tokens: int,
+    end: End,
+    taken: Taken,
+    choose: Choose,
+    batch: list[int],
 ) -> list[list[int]]:
     """New tokens of each row of a batch, by transformers' own `generate`."""
     from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -254,7 +270,10 @@ def _whole_batch(
     def note(ids: Tensor, scores: Tensor) -> Tensor:
         if ids.shape[1] == stop.width:
             taken.take_logits(batch, scores)
-        return scores
+        if choose is greedy:
+            return scores
+        tokens = torch.tensor(choose(batch, [ids.shape[1] - stop.width] * len(batch), scores), device=scores.device)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)  # the only one for greedy search
 
     with taken.watch(batch), hooked([contiguous_head(chat.model)]):
         new = generate_greedily(
@@ -370,31 +389,3 @@ def generate_greedily(
         finally:
             model.generation_config = own
     return sequences[:, ids.shape[1] :]
-
-
-def context_length(model: Any) -> int | None:
-    """Maximum number of tokens of prompt and answer together; None if the config does not say."""
-    config = text_config(model)
-    limit: int | None = getattr(config, "max_position_embeddings", None)
-    return limit
-
-
-def check_rows(model: Any, prompts: Sequence[str], rows: list[list[int]], max_new_tokens: int) -> None:
-    """Raises UsageError for the first prompt whose token ids (`rows`) the model cannot read."""
-    if not rows:
-        raise UsageError("There are no prompts to answer: give at least one.")
-    limit = context_length(model)
-    known = int(model.get_input_embeddings().weight.shape[0])
-    for text, row in zip(prompts, rows, strict=True):
-        if not row:
-            raise UsageError(f"The prompt {text[:40]!r} has no tokens for this model: remove it.")
-        if max(row) >= known:
-            raise UsageError(
-                f"The tokenizer gives the prompt beginning {text[:40]!r} the token {max(row)}, and the model knows "
-                f"{known}: put the tokenizer that belongs to the model into its folder."
-            )
-        if limit is not None and len(row) + max_new_tokens > limit:
-            raise UsageError(
-                f"The prompt beginning {text[:40]!r} is {len(row)} tokens long, which with {max_new_tokens} for the "
-                f"answer is more than the {limit} that the model reads: shorten or remove it."
-            )

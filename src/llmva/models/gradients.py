@@ -25,6 +25,7 @@ from llmva.models.forward import logits_of, run_forward
 from llmva.models.reading.cache import Prefix, cache_name, read_prefix, rest_inputs
 from llmva.models.sublayers import first_tensor, hooked
 from llmva.models.writers import PLAIN
+from llmva.prompts.types import Asked
 
 LOGIT_BYTES = 32 * 2**20
 Score = Callable[[Tensor, list[int]], Tensor]
@@ -54,11 +55,11 @@ def check_graph(model: Any) -> None:
         )
 
 
-def gradients(chat: ChatModel, prompts: Sequence[str], score: Score) -> Iterator[Part]:
+def gradients(chat: ChatModel, prompts: Sequence[Asked], score: Score) -> Iterator[Part]:
     """Sublayers' outputs at the last prompt token, and the gradients of `score` with respect to them.
 
     Args:
-        prompts: user messages; the chat template is applied here.
+        prompts: user messages or conversations; the chat template is applied here.
         score: takes the next token's logits, float32 [n, V], and the prompts' indices; returns scores [n, k].
 
     Raises:

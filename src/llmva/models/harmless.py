@@ -24,6 +24,7 @@ from llmva.models.forward import run_forward
 from llmva.models.reading.cache import Prefix, read_prefix
 from llmva.models.reading.rows import read_rows
 from llmva.models.sublayers import first_tensor, hooked
+from llmva.prompts.types import Asked
 
 MAX_ANSWER = 48  # maximum number of compared tokens of an answer
 MAX_LOGIT_BYTES = 64 * 2**20
@@ -36,7 +37,7 @@ MAX_RATIO = 1e12  # maximum ratio of perplexities; it would be infinite if the e
 class Agreement:
     """The edited and the original model compared along the original's answers (teacher forcing); one entry per text."""
 
-    kept: list[float]  # share of positions whose most likely next token is the same
+    kept: list[float]  # share of positions whose most likely next token is the same, up to rounding
     kl: list[float]  # mean KL divergence of the edited from the original distribution, in nats
     rise: list[float]  # of the negative log-likelihood of the text's tokens, summed over them, in nats
     tokens: list[int]  # number of tokens of the answer
@@ -72,13 +73,13 @@ class Original:
     logs: Tensor  # their log-probabilities, float32 [answer + 1, k]
 
 
-Known = dict[tuple[str, str], Original]
+Known = dict[tuple[Asked, str], Original]
 
 
 @reads_model
 def agreement(
     chat: ChatModel,
-    texts: Sequence[tuple[str, str]],
+    texts: Sequence[tuple[Asked, str]],
     applied: Callable[[], AbstractContextManager[Any]],
     on_progress: Callable[[int], None] = lambda n: None,
     against: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -106,13 +107,13 @@ def agreement(
 
     def look(batch: list[int]) -> list[Original]:
         rows = [pairs[i] for i in batch]
-        return [_original(logs, row[1]) for logs, row in zip(_logs(chat, rows, shared), rows, strict=True)]
+        return [_original(logs, row[1]) for (logs, _), row in zip(_logs(chat, rows, shared), rows, strict=True)]
 
     def compare(batch: list[int]) -> list[tuple[float, float, float]]:
         rows = [pairs[i] for i in batch]
         return [
-            _compare(known[texts[i]], logs, row[1])
-            for i, logs, row in zip(batch, _logs(chat, rows, shared), rows, strict=True)
+            _compare(known[texts[i]], logs, row[1], rounding)
+            for i, (logs, rounding), row in zip(batch, _logs(chat, rows, shared), rows, strict=True)
         ]
 
     def by_length(of: Sequence[int]) -> list[int]:
@@ -135,7 +136,7 @@ def agreement(
 @reads_model
 @torch.inference_mode()
 def outputs_on_text(
-    chat: ChatModel, texts: Sequence[tuple[str, str]], limit: int, generator: torch.Generator
+    chat: ChatModel, texts: Sequence[tuple[Asked, str]], limit: int, generator: torch.Generator
 ) -> Tensor:
     """Sublayers' outputs [S, q, d] at up to `limit` random positions of `(prompt, answer)` texts, in the model's dtype.
 
@@ -193,17 +194,25 @@ def random_messages(chat: ChatModel, count: int, generator: torch.Generator) -> 
     return messages
 
 
-def _tokens(chat: ChatModel, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+def _tokens(chat: ChatModel, prompt: Asked, answer: str) -> tuple[list[int], list[int]]:
     """Token ids of the rendered prompt, and of the first MAX_ANSWER tokens of the answer."""
     return chat.row(prompt), chat.tokenizer(answer, add_special_tokens=False)["input_ids"][:MAX_ANSWER]
 
 
 @torch.inference_mode()
-def _logs(chat: ChatModel, rows: list[tuple[list[int], list[int]]], shared: Prefix | None) -> list[Tensor]:
-    """Log-probabilities of each row at the positions that predict its answer and the next token, [answer + 1, V]."""
+def _logs(
+    chat: ChatModel, rows: list[tuple[list[int], list[int]]], shared: Prefix | None
+) -> list[tuple[Tensor, Tensor]]:
+    """Of each row, at the positions that predict its answer and the next token: log-probabilities, and rounding.
+
+    [answer + 1, V] and [answer + 1]. The rounding is that of the most likely token's logit in the model's dtype: two
+    tokens that are no further apart are as likely. In bfloat16 that is .125 for a logit of 16 to 32.
+    """
     keep = max(len(a) for _, a in rows) + 1
     logits = read_rows(chat.model, chat.pad_id, [[*p, *a] for p, a in rows], shared, keep)
-    return [torch.log_softmax(logits[i, keep - len(a) - 1 :].float(), -1) for i, (_, a) in enumerate(rows)]
+    eps = torch.finfo(chat.model.dtype).eps
+    own = [logits[i, keep - len(a) - 1 :].float() for i, (_, a) in enumerate(rows)]
+    return [(torch.log_softmax(one, -1), eps * one.amax(-1).abs()) for one in own]
 
 
 def _original(logs: Tensor, answer: list[int]) -> Original:
@@ -216,12 +225,14 @@ def _said(logs: Tensor, answer: list[int]) -> Tensor:
     return logs[:-1].gather(1, tokens).double()
 
 
-def _compare(original: Original, edited: Tensor, answer: list[int]) -> tuple[float, float, float]:
+def _compare(original: Original, edited: Tensor, answer: list[int], rounding: Tensor) -> tuple[float, float, float]:
     """Share of next tokens kept, mean KL divergence, and the rise of the answer's negative log-likelihood.
 
-    The tokens that the original hardly ever says count as one.
+    A token is kept if no other is more likely by more than `rounding` [answer + 1]. The tokens that the original
+    hardly ever says count as one.
     """
-    same = (original.best == edited.argmax(-1)).double().mean()
+    own = edited.gather(1, original.best[:, None])[:, 0]
+    same = (own >= edited.amax(-1) - rounding).double().mean()
     there = edited.gather(1, original.tokens)
     terms = _divergence(original.logs, there)
     if original.logs.shape[1] < edited.shape[1]:

@@ -16,8 +16,8 @@ import torch
 
 from llmva.errors import LlmvaError, UsageError
 from llmva.models.chat import ChatTemplate, pad_token
+from llmva.models.chat.failures import first_line, panicked
 from llmva.models.chat.places import find_in_files
-from llmva.models.chat.template import first_line, panicked
 from llmva.models.files import unpacked
 from llmva.models.files.untold import dropped, untied
 from llmva.models.files.weights import find_weights, model_inside, refuse_adapter, refuse_dangling

@@ -22,11 +22,12 @@ from llmva.models.generate import (
     CHECK_EVERY,
     Capture,
     answer_prompts,
-    check_rows,
-    context_length,
     generate,
 )
+from llmva.models.reading.context import check_rows, context_length
+from llmva.models.reading.sampling import Choose, Sampling, greedy
 from llmva.progress import Progress
+from llmva.prompts.types import Asked, prefill_of
 
 TOKENS = 512  # of thoughts, by default
 TRIED = 4  # prompts that are answered to see whether and how a model thinks
@@ -69,7 +70,7 @@ class Thinking:
 
 
 def prove_thinking(
-    chat: ChatModel, mode: str, tokens: int, prompts: Sequence[str], progress: Progress | None = None
+    chat: ChatModel, mode: str, tokens: int, prompts: Sequence[Asked], progress: Progress | None = None
 ) -> Thinking:
     """How the model thinks under the setting `thinking`, "end" or "off", seen in its answers to the first prompts.
 
@@ -81,7 +82,7 @@ def prove_thinking(
     inside = chat.template.opened[0] if on else None
     asked = Thinking(on=on, tokens=tokens, inside=inside)
     budget = tokens if on else CLOSING if chat.template.closes else OPENING
-    rows = [chat.row(text, thinking=on) for text in prompts[:TRIED]]
+    rows = [chat.row(asked, thinking=on) for asked in prompts[:TRIED]]
     limit = context_length(chat.model)
     if limit is not None:
         rows = [row for row in rows if len(row) + MIN_ROOM < limit]
@@ -147,24 +148,26 @@ def _first_thoughts(
 
 def answer_after_thoughts(
     chat: ChatModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Asked],
     *,
     max_new_tokens: int,
     thinking: Thinking,
     settled: Callable[[str], bool] = lambda answer: False,
     on_progress: Callable[[int], None] = lambda n: None,
     captures: bool = True,
+    sampling: Sampling | None = None,
 ) -> Capture:
     """`answer_prompts` of a model that may think: answers hold no thoughts, which are in `thoughts`.
 
     Captures are read where the thoughts end, if the model is let think, else at the end of the prompt; `captures` is
-    False if they are not needed.
+    False if they are not needed. `sampling` draws the tokens of thoughts and answers; None takes the most likely ones.
 
     Raises:
         UsageError: a prompt that does not fit into the model's context, with thoughts and an answer.
     """
+    choose = sampling or greedy
     if thinking.on:
-        thoughts = think(chat, prompts, thinking, max_new_tokens)
+        thoughts = think(chat, prompts, thinking, max_new_tokens, sampling.of_thoughts() if sampling else greedy)
         captured = answer_prompts(
             chat,
             prompts,
@@ -173,10 +176,16 @@ def answer_after_thoughts(
             rows=thoughts.rows,
             on_progress=on_progress,
             captures=captures,
+            choose=choose,
         )
         unclosed = _either(thoughts.unclosed, captured.unclosed)
         return replace(
             captured, tokens=captured.tokens + thoughts.tokens, thoughts=thoughts.texts, unclosed=_if_any(unclosed)
+        )
+    if thinking.anyway and any(map(prefill_of, prompts)):
+        raise UsageError(
+            "The model thinks before it answers, even with thinking off, so no beginning of an answer can be given to "
+            "it: leave out prompts whose last message is the assistant's."
         )
     captured = answer_prompts(
         chat,
@@ -185,6 +194,7 @@ def answer_after_thoughts(
         settled=settled,
         on_progress=(lambda n: None) if thinking.anyway else on_progress,
         captures=captures,
+        choose=choose,
     )
     began = captured.thoughts or [""] * len(prompts)
     thinkers = [
@@ -194,7 +204,8 @@ def answer_after_thoughts(
         return captured
     # a thought has taken an answer's tokens: it is thought again with tokens of its own
     asked = [prompts[i] for i in thinkers]
-    thoughts = think(chat, asked, thinking, max_new_tokens)
+    again = sampling.at(thinkers) if sampling else None
+    thoughts = think(chat, asked, thinking, max_new_tokens, again.of_thoughts() if again else greedy)
     after = answer_prompts(
         chat,
         asked,
@@ -203,6 +214,7 @@ def answer_after_thoughts(
         rows=thoughts.rows,
         on_progress=on_progress if thinking.anyway else lambda n: None,
         captures=False,
+        choose=again or greedy,
     )
     answers, texts = list(captured.answers), list(began)
     unclosed = list(captured.unclosed or [False] * len(prompts))
@@ -227,7 +239,7 @@ def _if_any(flags: list[bool]) -> list[bool] | None:
     return flags if any(flags) else None
 
 
-def _has_room(chat: ChatModel, prompt: str, max_new_tokens: int) -> bool:
+def _has_room(chat: ChatModel, prompt: Asked, max_new_tokens: int) -> bool:
     limit = context_length(chat.model)
     return limit is None or len(chat.row(prompt)) + max_new_tokens + ROOM <= limit
 
@@ -243,8 +255,10 @@ class Thoughts:
 
 
 @reads_model
-def think(chat: ChatModel, prompts: Sequence[str], thinking: Thinking, max_new_tokens: int = 0) -> Thoughts:
-    """Let the model think about each prompt, greedily, in no more tokens than its context has room for.
+def think(
+    chat: ChatModel, prompts: Sequence[Asked], thinking: Thinking, max_new_tokens: int = 0, choose: Choose = greedy
+) -> Thoughts:
+    """Let the model think about each prompt, greedily by default, in no more tokens than its context has room for.
 
     Raises UsageError for a prompt that does not fit into the model's context with an answer of `max_new_tokens`.
     """
@@ -262,7 +276,7 @@ def think(chat: ChatModel, prompts: Sequence[str], thinking: Thinking, max_new_t
     def end(new: list[int]) -> int | None:
         return None if len(new) % CHECK_EVERY else reader.thought_length(new, ends, inside)
 
-    for i, new in generate(chat, rows, budgets, end):
+    for i, new in generate(chat, rows, budgets, end, choose=choose):
         thought = new[: reader.thought_length(new, ends, inside)]
         thought_rows[i] = reader.closed(thought, inside)
         unclosed[i] = thought_rows[i] != thought

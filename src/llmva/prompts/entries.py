@@ -16,7 +16,7 @@ from llmva.prompts.sources.hub import read_folder, read_github, read_pinned
 from llmva.prompts.sources.source import Source
 from llmva.prompts.sources.spec import READABLE
 from llmva.prompts.sources.tables import Table, read_file
-from llmva.prompts.sources.texts import check_text
+from llmva.prompts.sources.texts import check_prompt
 from llmva.prompts.store import read_bundled
 
 
@@ -40,13 +40,13 @@ def read_entry(
             warnings.append(f"{entry.name}: {table.note}.")
         for side, cell, gold in _sided_cells(part, table, entry):
             try:
-                text = check_text(cell, "a row", max_chars)
+                asked = check_prompt(cell, "a row", max_chars)
             except UsageError:
                 dropped += 1
                 continue
-            by_side[side].texts.setdefault(part.use or "", []).append(text)
+            by_side[side].texts.setdefault(part.use or "", []).append(asked)
             with suppress(UsageError):  # nobody can mend a published set
-                by_side[side].add_gold([text], [gold_answers(gold)])
+                by_side[side].add_gold([asked], [gold_answers(gold)])
     if not any(source.texts for source in by_side.values()):
         raise UsageError(f"{local or entry.home.id} holds no prompt of {entry.name}: check that it is that set.")
     if dropped:
@@ -204,7 +204,7 @@ def _filled(cell: Any) -> bool:
 
 
 def _first(cell: Any) -> Any:
-    """The first of several turns, where these are plain strings; chat messages are left to `check_text`."""
+    """The first of several turns, where these are plain strings; chat messages are left to `check_prompt`."""
     if isinstance(cell, Sequence) and not isinstance(cell, str) and cell and isinstance(cell[0], str):
         return cell[0]
     return cell

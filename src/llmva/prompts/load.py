@@ -12,7 +12,7 @@ from llmva.prompts.entries import read_entry
 from llmva.prompts.public.wanted import parse_data
 from llmva.prompts.sources.source import Source, read_source, unique_name
 from llmva.prompts.sources.spec import parse_spec
-from llmva.prompts.sources.texts import check_text
+from llmva.prompts.sources.texts import check_prompt
 from llmva.prompts.split import (
     MIN_PER_SIDE,
     BySplit,
@@ -24,9 +24,10 @@ from llmva.prompts.split import (
     normalise,
     require_prompts,
 )
-from llmva.prompts.types import MAX_CHARS, Prompt, Splits
+from llmva.prompts.types import MAX_CHARS, Prompt, Splits, text_of
 
-Lists = Sequence[str] | Mapping[str, Sequence[str]]  # texts of one source, or source -> texts
+Given = Sequence[str | Sequence[Mapping[str, str]]]  # texts, or lists of messages with role and content
+Lists = Given | Mapping[str, Given]  # of one source, or by source
 SidedSource = tuple[bool, Source]  # benign?, source
 PER_SET = 500  # prompts of a side of a registered set in a run, as many as the paper drew from each of its sets
 
@@ -53,7 +54,7 @@ def load_prompts(
 def read_prompts(toxic: Sequence[str] = (), benign: Sequence[str] = (), max_chars: int = MAX_CHARS) -> Reading:
     """As `load_prompts`, with what reading them guessed or left out."""
     sources = _read_all(toxic, benign, max_chars)
-    prompts = [source.prompt(text, side) for side, source in sources for text in source.all_texts()]
+    prompts = [source.prompt(asked, side) for side, source in sources for asked in source.all_texts()]
     if not prompts:
         raise UsageError("no prompts were given: add --toxic or --benign with a file or a data set.")
     check_sides(prompts)
@@ -89,7 +90,7 @@ def splits_from_lists(toxic: Lists, benign: Lists, seed: int = 0, max_chars: int
         if isinstance(lists, str):
             raise UsageError(f"{side} prompts are one string: give a list of strings, or PromptSet.load a file.")
         for name, texts in (lists if isinstance(lists, Mapping) else {side: lists}).items():
-            checked = [check_text(text, f"item {i} of {name}", max_chars) for i, text in enumerate(texts, 1)]
+            checked = [check_prompt(text, f"item {i} of {name}", max_chars) for i, text in enumerate(texts, 1)]
             sources.append((side == "benign", Source(name, {"": checked})))
     return _assemble(_with_unique_names(sources), seed)
 
@@ -112,12 +113,12 @@ def _drop_conflicts(public: Sequence[SidedSource], own: Sequence[SidedSource]) -
     """Drop texts of published sets that are given on the other side too, and say so, since nobody can mend a set."""
     sides: dict[str, set[bool]] = {}
     for benign, source in [*public, *own]:
-        for text in source.all_texts():
-            sides.setdefault(normalise(text), set()).add(benign)
+        for asked in source.all_texts():
+            sides.setdefault(normalise(text_of(asked)), set()).add(benign)
     for _, source in public:
         before = len(source.all_texts())
         for split, texts in source.texts.items():
-            source.texts[split] = [text for text in texts if len(sides[normalise(text)]) == 1]
+            source.texts[split] = [asked for asked in texts if len(sides[normalise(text_of(asked))]) == 1]
         if lost := before - len(source.all_texts()):
             source.warnings.append(f"{source.name}: {lost} left out, the same text being given on the other side.")
 
@@ -129,7 +130,7 @@ def _assemble(sources: list[SidedSource], seed: int, drawn: Collection[str] = ()
     everything: list[Prompt] = []
     for benign, source in sources:
         warnings += source.warnings
-        given = {split: [source.prompt(text, benign) for text in texts] for split, texts in source.texts.items()}
+        given = {split: [source.prompt(asked, benign) for asked in texts] for split, texts in source.texts.items()}
         kept = {split: drop_repeats(prompts) for split, prompts in given.items()}
         repeats = sum(len(given[split]) - len(kept[split]) for split in given)
         if repeats:

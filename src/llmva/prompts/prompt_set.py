@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromptSet(Splits):
     """Disjoint splits: vectors are fitted on `train`, the iteration chosen on `validation`, figures come from `test`.
 
@@ -74,6 +74,10 @@ class PromptSet(Splits):
         """The set of these splits, warnings and notes included."""
         return cls(splits.train, splits.validation, splits.test, splits.warnings, splits.notes, splits.read)
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(prompts)} {split}" for split, prompts in self.splits())
+        return f"PromptSet({sizes}; {', '.join(self.counts())})"
+
     def with_bundled(self) -> PromptSet:
         """The set with the bundled training and validation prompts to read, except those that it has itself.
 
@@ -101,7 +105,7 @@ class PromptSet(Splits):
         for split, prompts in self.parts():
             for prompt in prompts:
                 gold = [list(prompt.gold)] if prompt.gold else []
-                line = json.dumps([split, prompt.benign, prompt.text, *gold]) + "\n"
+                line = json.dumps([split, prompt.benign, prompt.text, *(prompt.messages or ()), *gold]) + "\n"
                 digests.setdefault(prompt.source, hashlib.sha256()).update(line.encode())
         return {source: digest.hexdigest() for source, digest in digests.items()}
 

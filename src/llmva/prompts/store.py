@@ -9,9 +9,10 @@ from typing import Any
 
 from llmva.errors import UsageError
 from llmva.prompts.sources.columns import short
+from llmva.prompts.sources.conversations import is_list, read_conversation
 from llmva.prompts.sources.tables import json_lines
 from llmva.prompts.split import check_sides, normalise
-from llmva.prompts.types import READ, Prompt, Splits, as_splits
+from llmva.prompts.types import READ, Dialogue, Prompt, Splits, as_splits, text_of
 
 SPLITS = ("train", "validation", "test")
 BENIGN_KINDS = {"harmful": False, "jailbreak": False, "alarming": True, "plain": True}
@@ -28,16 +29,23 @@ def read_bundled() -> Splits:
 
 
 def write_jsonl(splits: Splits, path: Path) -> None:
-    """Write one object a line with id, text, benign, source and split, through a temporary file."""
+    """Write one object a line with id, text, benign, source and split, through a temporary file.
+
+    A conversation has `messages` too, as templates take them.
+    """
     from llmva.files import write_lines  # here, since it imports torch
 
     rows = (
-        {"id": p.id, "text": p.text, "benign": p.benign, "source": p.source, "split": split}
+        {"id": p.id, "text": p.text, "benign": p.benign, "source": p.source, "split": split, **_messages(p)}
         | ({"gold": list(p.gold)} if p.gold else {})
         for split, prompts in splits.parts()
         for p in prompts
     )
     write_lines(path, rows)
+
+
+def _messages(prompt: Prompt) -> dict[str, Any]:
+    return {} if prompt.messages is None else {"messages": [message._asdict() for message in prompt.messages]}
 
 
 def read_jsonl(path: Path) -> Splits:
@@ -53,6 +61,17 @@ def read_jsonl(path: Path) -> Splits:
     return as_splits(by_split)
 
 
+def _read_messages(row: dict[str, Any], where: str) -> Dialogue | None:
+    """The messages of a row, None where it has none. Raises UsageError where its text is not theirs."""
+    given = row.get("messages")
+    if given is None:
+        return None
+    asked = read_conversation(given, where, "mend or remove it") if is_list(given) else ""
+    if isinstance(asked, str) or text_of(asked) != row["text"]:
+        raise UsageError(f"{where} has messages that are not those of its text: make the text their transcript.")
+    return asked
+
+
 def _read_row(row: Any, where: str) -> tuple[Prompt, str]:
     types = {"text": str, "benign": bool, "source": str, "split": str}
     if not isinstance(row, dict) or any(not isinstance(row.get(key), type_) for key, type_ in types.items()):
@@ -62,7 +81,8 @@ def _read_row(row: Any, where: str) -> tuple[Prompt, str]:
     if row["split"] not in (*SPLITS, READ):
         raise UsageError(f"{where} has the split {short(row['split'])}: make it train, validation or test.")
     try:
-        prompt = Prompt(row["text"], row["benign"], row["source"], gold=_gold(row.get("gold", []), where))
+        gold = _gold(row.get("gold", []), where)
+        prompt = Prompt(row["text"], row["benign"], row["source"], _read_messages(row, where), gold=gold)
     except UnicodeEncodeError as error:
         raise UsageError(f"{where} holds half a surrogate pair, which is no text: mend or remove it.") from error
     if not prompt.text.strip():

@@ -13,7 +13,7 @@ from llmva.prompts.public.wanted import Wanted
 from llmva.prompts.sources.source import Source, read_source, unique_name
 from llmva.prompts.sources.spec import parse_spec
 from llmva.prompts.split import draw, drop_repeats
-from llmva.prompts.types import MAX_CHARS, Prompt
+from llmva.prompts.types import MAX_CHARS, Prompt, text_of
 
 PER_SET = 200  # of a side: a 95% interval of at most 14 points, and minutes rather than days for the large sets
 
@@ -87,9 +87,9 @@ def _test_set(
     limits = [warning for _, source in sources for warning in source.warnings]
     own = any("test" in source.texts for _, source in sources)
     everything = [
-        source.prompt(text, side)
+        source.prompt(asked, side)
         for side, source in sources
-        for text in (source.texts.get("test", []) if own else source.all_texts())
+        for asked in (source.texts.get("test", []) if own else source.all_texts())
     ]
     pool = [p for side in (False, True) for p in drop_repeats([p for p in everything if p.benign == side])]
     overlap = None if fit is None else fit.overlap(pool)
@@ -133,7 +133,7 @@ def _test_set(
 
 def _is_of(source: Source, fit_sources: set[str], fit: FitIndex) -> bool:
     """Whether the edit was fitted on this source, by its name and a shared text: either alone may be chance."""
-    return source.name in fit_sources and any(text in fit for text in source.all_texts())
+    return source.name in fit_sources and any(text_of(asked) in fit for asked in source.all_texts())
 
 
 def _sides(prompts: Sequence[Prompt]) -> dict[str, int]:

@@ -1,30 +1,70 @@
-"""A prompt with its side (benign or toxic) and source, and prompts in the three splits that a run needs."""
+"""A prompt with its side (benign or toxic) and source, and prompts in the three splits that a run needs.
+
+A prompt is one user message, or a conversation up to where the model goes on: perhaps a system message, earlier turns,
+the request, and perhaps the beginning of the answer (a *prefill*), which is a last message of the assistant.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 READ = "read"  # in place of a split: prompts that are read and not answered
 MAX_CHARS = 20_000  # a longer prompt is far more often a mistake in the file than a prompt
 
 
+class Message(NamedTuple):
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+Dialogue = tuple[Message, ...]
+Asked = str | Dialogue  # what a model is asked: one user message, or a conversation
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """One user message. `id` is a hash of the text, so it survives reordering and is equal for equal texts.
+    """One user message, or a conversation. `id` is a hash of the text, so it survives reordering.
 
+    `text` is what judges read, and what makes two prompts the same. Without `messages` it is what the model is asked.
     `gold` are the right answers of a benign question, any of which will do; empty where they are not known.
     """
 
     text: str
     benign: bool
     source: str
+    messages: Dialogue | None = None
     id: str = field(init=False)
     gold: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", hashlib.sha256(self.text.encode()).hexdigest()[:12])
+
+    @classmethod
+    def of(cls, asked: Asked, benign: bool, source: str, gold: tuple[str, ...] = ()) -> Prompt:
+        """A prompt of what is asked; the text of a conversation is its transcript."""
+        return cls(text_of(asked), benign, source, None if isinstance(asked, str) else asked, gold)
+
+    @property
+    def asked(self) -> Asked:
+        """What the model is asked."""
+        return self.text if self.messages is None else self.messages
+
+
+def text_of(asked: Asked) -> str:
+    """One user message as it is; a conversation as its turns, each after who speaks."""
+    if isinstance(asked, str):
+        return asked
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in asked)
+
+
+def prefill_of(asked: Asked) -> str:
+    """The beginning of the answer that is given with a prompt; "" where there is none."""
+    return asked[-1].content if not isinstance(asked, str) and asked[-1].role == "assistant" else ""
 
 
 @dataclass(frozen=True)

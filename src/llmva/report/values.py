@@ -102,7 +102,7 @@ def scaled(value: object, units: tuple[str, ...]) -> str:
     if number is None:
         return DASH
     power = 0
-    while abs(number) >= 1000 and power < len(units) - 1:
+    while abs(number) >= 999.5 and power < len(units) - 1:
         number, power = number / 1000, power + 1
     return f"{number:.3g} {units[power]}".strip()
 
@@ -110,6 +110,16 @@ def scaled(value: object, units: tuple[str, ...]) -> str:
 def size(value: object) -> str:
     """Bytes, in powers of 1000: '2.1 GB'."""
     return scaled(value, ("B", "kB", "MB", "GB", "TB"))
+
+
+def strength_text(value: float) -> str:
+    """The strength of an edit: 0.3333333 -> '0.333', 1.0 -> '1'."""
+    return f"{value:.3g}"
+
+
+def counted(n: int, noun: str) -> str:
+    """'1 iteration', '3 iterations'."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def count(value: object) -> str:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmva.method.observe import Observation
+from llmva.models.chat import special_in_text
 from llmva.models.chat_model import ChatModel
 from llmva.models.thinking import Thinking, prove_thinking
 from llmva.progress import Progress
+from llmva.prompts.types import Asked, Prompt
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,24 @@ class Tally:
 
 
 def prove_model(
-    chat: ChatModel, mode: str, tokens: int, prompts: Sequence[str], progress: Progress | None = None
+    chat: ChatModel, mode: str, tokens: int, prompts: Sequence[Asked], progress: Progress | None = None
 ) -> Thinking:
     """How the model thinks, as `prove_thinking`; `progress` is told what is odd about the model and its template."""
     for note in (*chat.template.notes, *chat.limits):
         if progress is not None:
             progress.note(note)
     return prove_thinking(chat, mode, tokens, prompts, progress)
+
+
+def notes_on_prompts(chat: ChatModel, prompts: Sequence[Prompt]) -> list[str]:
+    """Sentences on how the model reads these prompts: special tokens in texts, and system messages of conversations."""
+    notes = special_in_text(chat.tokenizer, [prompt.text for prompt in prompts])
+    own = [prompt.messages[0].content for prompt in prompts if prompt.messages and prompt.messages[0].role == "system"]
+    if own and chat.template.system is not None:
+        notes.append(f"{len(own):,} prompts have a system message of their own, which took the system prompt's place.")
+    if own and chat.template.system is None:  # with a system prompt, the template's limits tell
+        notes += [limit for limit in chat.template.with_own_system(own[0]).limits if limit not in chat.template.limits]
+    return notes
 
 
 def limits_of(

@@ -41,12 +41,12 @@ def _answers_again(context: Context, run: Run) -> tuple[int, int]:
     ][:ANSWERS]
     if not rows:
         return 0, 0
-    texts = [by_id[row["id"]].text for row in rows]
+    asked = [by_id[row["id"]].asked for row in rows]
     tokens = context.settings.max_new_tokens
     with run.edit.at(0).apply(context.chat.model, check=False):
         again = answer_after_thoughts(
             context.chat,
-            texts,
+            asked,
             max_new_tokens=tokens,
             thinking=context.thinking,
             settled=context.judge.settled,

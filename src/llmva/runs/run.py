@@ -25,6 +25,7 @@ from llmva.errors import LlmvaError, UsageError
 from llmva.files import FolderLock, lock, write_bytes, write_json
 from llmva.method.observe import Observation, harmless_answers
 from llmva.prompts.prompt_set import PromptSet
+from llmva.prompts.types import Asked
 from llmva.runs.environment import peak_bytes
 from llmva.runs.identity import difference, other_versions
 from llmva.runs.record import FORMAT, VERSION, read_answers, read_run
@@ -137,7 +138,7 @@ class Run:
         reason: str | None = self.record["stopped"]
         return reason
 
-    def harmless_texts(self, prompts: PromptSet, split: str, limit: int) -> list[tuple[str, str]]:
+    def harmless_texts(self, prompts: PromptSet, split: str, limit: int) -> list[tuple[Asked, str]]:
         """At most `limit` benign prompts of a split that the untouched model answered, with its answers.
 
         An edit should not change this text.

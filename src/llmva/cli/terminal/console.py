@@ -1,12 +1,15 @@
-"""What a person sees while a command works: on a terminal a live display, elsewhere plain lines; all on stderr."""
+"""What a person sees: while a command works a live display or plain lines on stderr, then its results on stdout."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
@@ -14,8 +17,16 @@ from rich.text import Text
 
 from llmva import progress
 from llmva.cli.terminal.interrupt import was_interrupted
-from llmva.cli.terminal.streams import Shown, discard, unicode
+from llmva.cli.terminal.streams import PLAIN, Shown, discard, unicode
 from llmva.errors import LlmvaError
+from llmva.report.values import score, share
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from llmva.cli.options import Output
+
+WHOLE = 400  # columns in a pipe, where lines may be long
 
 
 class _Count(ProgressColumn):
@@ -99,17 +110,11 @@ class Display(progress.Progress):
             return
         t = record["iteration"]
         spent = time.monotonic() - self.started
-        shown = [f"F1 {_share(record['f1'])}", f"ASR {_share(record['asr'])}", f"ORR {_share(record['orr'])}"]
-        if record.get("kept") is not None:
-            shown.append(f"harmless text kept {_share(record['kept'])}")
-        if record.get("perplexity") is not None:
-            shown.append(f"perplexity ×{record['perplexity']:.3g}")
-        if record.get("mean_angle") is not None:
-            shown.append(f"angle {record['mean_angle']:.0f}°")
         took, self.spent = spent - self.spent, spent
         mark = " *" if best == t else ""
         # how many iterations follow nobody knows: a run ends when nothing helps any more, long before its limit
-        line = f"iteration {t}: validation {', '.join(shown)}{mark}  ({duration(took)}, {duration(spent)} in all)"
+        words = ", ".join(iteration_words(record))
+        line = f"iteration {t}: validation {words}{mark}  ({duration(took)}, {duration(spent)} in all)"
         self.line(line)
 
     def line(self, text: str) -> None:
@@ -121,15 +126,57 @@ class Display(progress.Progress):
             self.line(text)
 
 
+def iteration_words(entry: Mapping[str, Any]) -> list[str]:
+    """What an iteration's entry of run.json says, with the digits and units of the tables."""
+    words = [f"F1 {score(entry['f1'])}", f"ASR {share(entry['asr'])}", f"ORR {share(entry['orr'])}"]
+    if entry.get("kept") is not None:
+        words.append(f"harmless text kept {share(entry['kept'])}")
+    if entry.get("perplexity") is not None:
+        words.append(f"perplexity ×{entry['perplexity']:.3f}")
+    if entry.get("mean_angle") is not None:
+        words.append(f"angle {entry['mean_angle']:.0f}°")
+    return words
+
+
+def show(output: Output, *items: RenderableType) -> None:
+    """What a command found, for people: on stdout, on stderr where --json takes that, nowhere with --quiet.
+
+    A table is as wide as the terminal, and whole in a pipe; a sentence is one line in a pipe.
+    """
+    if output.quiet:
+        return
+    stream: Any = sys.stderr if output.json else sys.stdout
+    console = Console(file=io.StringIO(), force_terminal=stream.isatty(), highlight=False, width=_width(stream))
+    for item in items:
+        console.print(item, markup=False, soft_wrap=isinstance(item, str) and not stream.isatty())
+    text = console.file.getvalue().removesuffix("\n")  # type: ignore[attr-defined]
+    if not output.json:
+        say(text if unicode(stream) else text.translate(PLAIN))
+    else:
+        Shown(stream).write(f"{text}\n")
+
+
+def _width(stream: Any) -> int:
+    """Columns of a terminal; more than any table needs where there is none."""
+    if "COLUMNS" in os.environ or stream.isatty():
+        return shutil.get_terminal_size().columns
+    return WHOLE
+
+
 def emit(result: Mapping[str, Any]) -> None:
     """The result of a command as one JSON object, alone on stdout."""
     say(json.dumps(result, ensure_ascii=False, allow_nan=False))
 
 
 def say(text: str) -> None:
+    """Write a line to stdout, as `write`."""
+    write(f"{text}\n")
+
+
+def write(text: str) -> None:
     """Write to stdout at once, in UTF-8 whatever the locale says. Raises LlmvaError if it cannot be written there."""
     try:
-        sys.stdout.buffer.write(f"{text}\n".encode("utf-8", "replace"))
+        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
         sys.stdout.flush()
     except OSError as error:
         discard(sys.stdout)
@@ -142,7 +189,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from llmva.models.chat.inputs import forward_inputs, input_device, pad_left, pad_token, takes
 from llmva.models.chat.reading import AnswerReader, decode
-from llmva.models.chat.template import ChatTemplate, encode, render, render_dialogue
+from llmva.models.chat.single import encode, render, render_dialogue
+from llmva.models.chat.template import ChatTemplate
 from llmva.models.chat.turns import end_tokens, ending_limits, special_in_text, turn_end
 
 __all__ = [

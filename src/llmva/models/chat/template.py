@@ -13,6 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from llmva.errors import LlmvaError
+from llmva.models.chat.dialogues import as_turns, check_shown, no_conversation, space_before, split_prefill
+from llmva.models.chat.failures import first_line, panicked
 from llmva.models.chat.marks import KNOWN, Marks, discover, spans
 from llmva.models.chat.places import TOKENIZER_FILE, find_in_files, of_names
 from llmva.models.chat.switches import CLOSED, OPENED, SILENT, Switch, find_switches
@@ -86,12 +88,28 @@ class ChatTemplate:
             return cls.of(tokenizer, SYSTEM)
 
     def render(self, messages: Sequence[Mapping[str, str]], thinking: bool = False) -> str:
-        """A dialogue with the generation prompt; thinking is off, where the template offers that, unless asked."""
+        """A dialogue with the generation prompt; thinking is off, where the template offers that, unless asked.
+
+        A first message of the system takes the place of the system prompt. A last message of the assistant is the
+        beginning of the answer, and what is rendered ends with it.
+
+        Raises:
+            UsageError: the model is to think, and the answer has begun.
+            LlmvaError: the template cannot render the dialogue, or leaves a user's turn out.
+        """
+        if messages[0]["role"] == "system":
+            return self.with_own_system(messages[0]["content"]).render(messages[1:], thinking)
+        messages, prefill = split_prefill(messages, thinking)
         if self.text is None:
             messages = with_system(messages, self.system, None, in_message=False)
             turns = "".join(f"{m['role'].capitalize()}: {m['content']}\n\n" for m in messages)
-            return f"{turns}Assistant:"
-        rendered = self._fill(messages, self.switches[0 if thinking else 1])
+            return f"{turns}Assistant:{f' {prefill}' if prefill else ''}"
+        try:
+            rendered = self._fill(messages, self.switches[0 if thinking else 1])
+        except Exception as error:  # a template is a program of the model's: it may fail in any way
+            if len(messages) < 2:
+                raise
+            raise no_conversation(_name(self), messages, first_line(error)) from error
         given = [self.system or "", *(message["content"] for message in messages)]
         limit = MAX_ADDED + 10 * sum(map(len, given))
         if len(rendered) > limit:
@@ -102,7 +120,13 @@ class ChatTemplate:
         opened = self.opened[1]
         if not thinking and opened is not None:  # some templates always open the block: close it at once
             rendered = f"{rendered.rstrip()}\n\n{opened.closing}{opened.after}"
-        return rendered
+        if len(messages) > 1:
+            check_shown(rendered, messages)
+        return f"{rendered}{self._space(rendered)}{prefill}" if prefill else rendered
+
+    def with_own_system(self, system: str) -> ChatTemplate:
+        """The template for a conversation that brings a system message of its own."""
+        return replace(self, system=system) if self.text is None else _with_place(self, system)
 
     def encode(self, rendered: str) -> list[int]:
         """Token ids. A template writes its own special tokens; the plain dialogue needs the tokenizer's.
@@ -127,9 +151,19 @@ class ChatTemplate:
         doubled = bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos
         return ids[1:] if doubled and not self._doubles(rendered) else ids
 
-    def row(self, text: str, thinking: bool = False) -> list[int]:
-        """Token ids of one user message, generation prompt included."""
-        return self.encode(self.render([{"role": "user", "content": text}], thinking))
+    def row(self, asked: str | Sequence[tuple[str, str]], thinking: bool = False) -> list[int]:
+        """Token ids of one user message, or of `(role, content)` of each message, up to where the model goes on."""
+        return self.encode(self.render(as_turns(asked), thinking))
+
+    def _space(self, rendered: str) -> str:
+        """What stands between the generation prompt and an answer in a whole dialogue."""
+        if rendered[-1:].isspace():
+            return ""
+        dialogue = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": REPLY}]
+        try:
+            return space_before(self._fill(dialogue, self.switches[1], prompted=False), REPLY)
+        except Exception:  # as before: it may refuse answers
+            return ""
 
     def _doubles(self, rendered: str) -> bool:
         """Whether the template itself writes the first token twice."""
@@ -354,35 +388,6 @@ def _prompts_for_an_answer(template: ChatTemplate) -> bool:
     return not answer or not before.startswith(whole.rstrip()) or before.rstrip() == whole.rstrip()
 
 
-def first_line(error: BaseException) -> str:
-    """The first sentence of a message, in 200 characters at most."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.split(r"(?<=\w)\. (?=[A-Z])", lines[0])[0][:200].rstrip(". ")
-
-
 def template_text(tokenizer: Any) -> str | None:
     """The Jinja source of the template that is used, wherever it was found; None where there is none."""
     return _find(tokenizer)[0]
-
-
-# -- for one text ------------------------------------------------------------------------------------------------
-
-
-def render(tokenizer: Any, text: str, thinking: bool = False) -> str:
-    """One user message; see `ChatTemplate.render`."""
-    return render_dialogue(tokenizer, [{"role": "user", "content": text}], thinking)
-
-
-def render_dialogue(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: bool = False) -> str:
-    """A dialogue; whoever renders many takes one `ChatTemplate` for all."""
-    return ChatTemplate.of(tokenizer).render(messages, thinking)
-
-
-def encode(tokenizer: Any, rendered: str) -> list[int]:
-    """Token ids of what was rendered; see `ChatTemplate.encode`."""
-    return ChatTemplate.of(tokenizer).encode(rendered)
-
-
-def panicked(error: BaseException) -> bool:
-    """Whether Rust code failed, whose errors are no Exception."""
-    return type(error).__name__ == "PanicException"

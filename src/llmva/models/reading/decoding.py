@@ -1,4 +1,4 @@
-"""Greedy decoding of many rows: a row that has ended leaves the batch at once, and a waiting one takes its place.
+"""Decoding of many rows: a row that has ended leaves the batch at once, and a waiting one takes its place.
 
 So the batch stays full, and no token is computed that nobody reads. All rows share the keys and values of the tokens
 with which they all begin. This needs a plain cache (`cache`), and it is proved on the model before it is used
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,16 +27,21 @@ from llmva.models.reading.cache import (
     read_prefix,
     rest_inputs,
 )
+from llmva.models.reading.sampling import Choose, greedy
 
 REFILL = 0.125  # waiting rows are read once they can fill this share of the batch: a pass over few tokens is dear
 TOLERANCE = 1e-3  # of the largest logit, in float32
 End = Callable[[list[int]], int | None]  # a row's new tokens -> how many of them count, or None to go on
-Prefilled = Callable[[list[int], Tensor], None]  # rows, and the logits [rows, V] of their first new tokens
-Watch = Callable[[list[int]], AbstractContextManager[Any]]  # open during the pass over the prompts of these rows
 
 
-def _unwatched(rows: list[int]) -> AbstractContextManager[None]:
-    return nullcontext()
+class Taking(Protocol):
+    """What keeps the results of the pass over the prompts."""
+
+    def watch(self, batch: list[int]) -> AbstractContextManager[Any]:
+        """Open during the pass over the prompts of these rows."""
+
+    def take_logits(self, batch: list[int], logits: Tensor) -> None:
+        """Given the logits [rows, V] of these rows' first new tokens."""
 
 
 @dataclass
@@ -57,8 +62,8 @@ def decode(
     budgets: Sequence[int],
     end: End,
     *,
-    watch: Watch = _unwatched,
-    on_prefill: Prefilled = lambda rows, logits: None,
+    taking: Taking | None = None,
+    choose: Choose = greedy,
 ) -> Iterator[tuple[int, list[int]]]:
     """Yield `(row, its new tokens that count)` as rows end, in the order in which they do.
 
@@ -66,6 +71,8 @@ def decode(
         padding: token id that fills rows up.
         budgets: maximum number of new tokens of each row, at least 1.
         end: asked after every new token.
+        taking: keeps what the pass over the prompts computes.
+        choose: says which token comes next.
 
     Raises:
         LlmvaError: memory does not hold one row, or its logits are no numbers.
@@ -95,10 +102,10 @@ def decode(
                 waiting += group[::-1]
                 group = []
             if group:
-                added = _prefill(model, padding, rows, group, prefix, watch, on_prefill)
+                added = _prefill(model, padding, rows, group, prefix, taking, choose)
                 active = added if active is None else _joined(active, added)
             elif active is not None:
-                _step(model, active)
+                _step(model, active, choose)
         except RuntimeError as error:  # also torch.OutOfMemoryError, a subclass
             lost = [*(active.rows if active else []), *group]
             check_divisible(error, len(lost))
@@ -123,17 +130,18 @@ def _prefill(
     rows: Sequence[Sequence[int]],
     group: list[int],
     prefix: Any,
-    watch: Watch,
-    on_prefill: Prefilled,
+    taking: Taking | None,
+    choose: Choose = greedy,
 ) -> _Active:
     inputs = rest_inputs(model, [rows[i] for i in group], padding, prefix, cached=True, room=True)
-    with watch(group):
+    with nullcontext() if taking is None else taking.watch(group):
         logits = logits_of(run_forward(model, inputs, keep=1, use_cache=True), 1)[:, -1]
     check_numbers(model, logits)
-    on_prefill(group, logits)
+    if taking is not None:
+        taking.take_logits(group, logits)
     name = cache_name(model)
     assert name is not None
-    first = logits.argmax(-1).tolist()
+    first = choose(group, [0] * len(group), logits)
     return _Active(list(group), [[token] for token in first], inputs[name], inputs["attention_mask"])
 
 
@@ -144,7 +152,7 @@ def _joined(active: _Active, added: _Active) -> _Active:
 
 
 @torch.inference_mode()
-def _step(model: Any, active: _Active) -> Tensor:
+def _step(model: Any, active: _Active, choose: Choose = greedy) -> Tensor:
     """One more token of every row; returns the logits [rows, V] that it was chosen by."""
     ids = torch.tensor([[new[-1]] for new in active.new], device=active.mask.device)
     active.mask = torch.cat([active.mask, torch.ones_like(ids)], 1)
@@ -153,7 +161,7 @@ def _step(model: Any, active: _Active) -> Tensor:
     inputs: dict[str, Any] = {**forward_inputs(model, ids, active.mask), name: active.cache}
     logits = logits_of(run_forward(model, inputs, keep=1, use_cache=True), 1)[:, -1]
     check_numbers(model, logits)
-    for new, token in zip(active.new, logits.argmax(-1).tolist(), strict=True):
+    for new, token in zip(active.new, choose(active.rows, list(map(len, active.new)), logits), strict=True):
         new.append(token)
     return logits
 
@@ -195,19 +203,24 @@ def decodes_well(model: Any, padding: int, rows: Sequence[list[int]]) -> bool:
         prefix = read_prefix(model, rows)
         seen: list[list[Tensor]] = [[] for _ in rows]
 
-        def note(group: list[int], logits: Tensor) -> None:
-            for place, i in enumerate(group):
-                seen[i].append(logits[place].float())
+        class Noting:
+            def watch(self, batch: list[int]) -> AbstractContextManager[None]:
+                return nullcontext()
 
-        active = _prefill(model, padding, rows, [0, 1], prefix, _unwatched, note)
+            def take_logits(self, batch: list[int], logits: Tensor) -> None:
+                for place, i in enumerate(batch):
+                    seen[i].append(logits[place].float())
+
+        noting = Noting()
+        active = _prefill(model, padding, rows, [0, 1], prefix, noting)
         written = dict(zip(active.rows, active.new, strict=True))
-        note(active.rows, _step(model, active))
-        added = _prefill(model, padding, rows, [2], prefix, _unwatched, note)
+        noting.take_logits(active.rows, _step(model, active))
+        added = _prefill(model, padding, rows, [2], prefix, noting)
         written[2] = added.new[0]
         active = _joined(active, added)
-        note(active.rows, _step(model, active))
+        noting.take_logits(active.rows, _step(model, active))
         _keep(active, [1, 2])
-        note(active.rows, _step(model, active))
+        noting.take_logits(active.rows, _step(model, active))
         for i, row in enumerate(rows):
             whole = [*row, *written[i][: len(seen[i]) - 1]]
             keep = len(seen[i])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llmva.errors import UsageError
+from llmva.prompts.sources.conversations import is_chat, is_list
 from llmva.prompts.sources.tables import Table
 
 COLUMNS = ("input", "prompt", "question", "instruction", "text", "query", "goal", "message")
-CHATS = ("messages", "conversation", "conversations")
+CHATS = ("messages", "conversations", "conversation", "turns", "dialogue")
 CONTEXT = ("input", "context", "passage", "document")  # what an instruction or a question may be about
 ASKING = ("instruction", "question", "prompt", "query")
 
@@ -27,9 +28,9 @@ _MAY_LABEL = re.compile("label|class|side|kind|type|categor|toxic|harm|safe|beni
 def choose_column(table: Table, asked: str | None) -> tuple[str, str]:
     """The column of prompts, and what was guessed in choosing it ("" for nothing).
 
-    It is the one asked for, else the first of COLUMNS that exists, in any case, else the only one that holds text or
-    chat messages. Raises UsageError, naming the columns there are, if that leaves none, if a context goes with each
-    prompt, and if what stands for a name reads like a prompt.
+    It is the one asked for, else the first of COLUMNS that exists, in any case, else the first of CHATS that holds
+    lists, else the only one that holds text or chat messages. Raises UsageError, naming the columns there are, if that
+    leaves none, if a context goes with each prompt, and if what stands for a name reads like a prompt.
     """
     there = ", ".join(map(_cut, table.columns)) or "none"
     if asked is not None:
@@ -42,6 +43,8 @@ def choose_column(table: Table, asked: str | None) -> tuple[str, str]:
         name = ask or plausible[0]
         others = [one for one in (*plausible, *_chats(table)) if one not in (name, *context)]
         return name, f"took {name!r} for the prompts, not {_listed(others)}" if others else ""
+    if chats := _chats(table):
+        return chats[0], f"took {chats[0]!r} for the prompts, not {_listed(chats[1:])}" if len(chats) > 1 else ""
     textual = [name for name in table.columns if is_textual(table.cells(name))]
     if len(textual) != 1:
         header = next((name for name in table.columns if _reads_like_prompt(name, table.headed)), None)
@@ -80,13 +83,6 @@ def is_textual(cells: Sequence[Any]) -> bool:
     return bool(filled) and all(isinstance(cell, str) or is_chat(cell) for cell in filled)
 
 
-def is_chat(cell: Any) -> bool:
-    """Whether a cell is a list of messages with roles."""
-    return (
-        isinstance(cell, Sequence) and bool(cell) and all(isinstance(turn, Mapping) and "role" in turn for turn in cell)
-    )
-
-
 def short(text: str) -> str:
     """Text quoted on one line, of 60 letters at most."""
     return repr(_cut(text))
@@ -113,7 +109,11 @@ def _with_context(table: Table, plausible: Sequence[str]) -> tuple[str | None, l
 
 
 def _chats(table: Table) -> list[str]:
-    return [name for name in table.columns if name.casefold() in CHATS and is_textual(table.cells(name))]
+    """Columns that are called as conversations are, and hold lists; `turns` is a number elsewhere."""
+    by_name = {name.strip().casefold(): name for name in reversed(table.columns)}
+    columns = [by_name[known] for known in CHATS if known in by_name]
+    filled = [(name, [cell for cell in table.cells(name) if cell is not None]) for name in columns]
+    return [name for name, cells in filled if cells and all(map(is_list, cells))]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 from llmva.errors import UsageError
 from llmva.prompts.public.registry import entries
 from llmva.prompts.sources.columns import check_side, choose_column, short
+from llmva.prompts.sources.conversations import about_chats
 from llmva.prompts.sources.gold import read_gold
 from llmva.prompts.sources.hub import read_folder, read_hub
 from llmva.prompts.sources.spec import Spec
 from llmva.prompts.sources.tables import Table, read_file
-from llmva.prompts.sources.texts import about_chats, read_texts
-from llmva.prompts.types import Prompt
+from llmva.prompts.sources.texts import read_texts
+from llmva.prompts.types import Asked, Prompt, text_of
 
 # What data sets call the splits that we call train, validation and test.
 SPLIT_NAMES = {
@@ -29,28 +30,28 @@ SPLIT_NAMES = {
 
 @dataclass
 class Source:
-    """Texts by split; the one key "" says that the source has no splits of its own, or that rows were picked.
+    """Texts and conversations by split; the one key "" says that there are no splits, or that rows were picked.
 
     `said` tells the user what was read: from where, how many prompts, which column, and the first of them. It is for
     their eyes alone, while `warnings`, which say what was guessed or left out, are kept with a run and published.
     """
 
     name: str
-    texts: dict[str, list[str]]
+    texts: dict[str, list[Asked]]
     warnings: list[str] = field(default_factory=list)
     said: str = ""
-    gold: dict[str, tuple[str, ...]] = field(default_factory=dict)  # text -> its gold answers, where there are any
+    gold: dict[Asked, tuple[str, ...]] = field(default_factory=dict)  # prompt -> its gold answers, where there are any
 
-    def prompt(self, text: str, benign: bool) -> Prompt:
-        return Prompt(text, benign, self.name, gold=self.gold.get(text, ()))
+    def prompt(self, asked: Asked, benign: bool) -> Prompt:
+        return Prompt.of(asked, benign, self.name, self.gold.get(asked, ()))
 
-    def add_gold(self, texts: Sequence[str], answers: Sequence[tuple[str, ...]]) -> None:
-        """Keep the gold answers of texts; a text that comes twice has all of its answers."""
+    def add_gold(self, texts: Sequence[Asked], answers: Sequence[tuple[str, ...]]) -> None:
+        """Keep the gold answers of prompts; a prompt that comes twice has all of its answers."""
         for text, more in zip(texts, answers, strict=True):
             if more:
                 self.gold[text] = tuple(dict.fromkeys((*self.gold.get(text, ()), *more)))
 
-    def all_texts(self) -> list[str]:
+    def all_texts(self) -> list[Asked]:
         return [text for texts in self.texts.values() for text in texts]
 
 
@@ -76,12 +77,12 @@ def read_source(spec: Spec, benign: bool, max_chars: int) -> Source:
         column, guess = choose_column(table, asked)
         if asked is None:
             check_side(table, column, benign, gold)
-        texts = read_texts(table, column, max_chars)
-        source.texts.setdefault(split, []).extend(texts)
+        read = read_texts(table, column, max_chars)
+        source.texts.setdefault(split, []).extend(read)
         if gold is not None:
-            source.add_gold(texts, _gold_of(table, gold, spec, benign))
+            source.add_gold(read, _gold_of(table, gold, spec, benign))
         columns[column] = None
-        guesses |= dict.fromkeys(filter(None, (guess, table.note, about_chats(table.cells(column)))))
+        guesses |= dict.fromkeys(filter(None, (guess, table.note, about_chats(table.cells(column), read))))
         empty = gold if gold is not None and not source.gold else None
     texts = source.all_texts()
     if not texts:
@@ -89,9 +90,8 @@ def read_source(spec: Spec, benign: bool, max_chars: int) -> Source:
     if empty is not None:
         raise UsageError(f"the column {empty!r} of {spec.base} holds no gold answers: name one that does after the =.")
     named = " and ".join(map(repr, columns))
-    source.said = (
-        f"{spec.given}: read {len(texts)} prompts from {named}, the first being {short(texts[0])}{_of_gold(source)}."
-    )
+    first = short(text_of(texts[0]))
+    source.said = f"{spec.given}: read {len(texts)} prompts from {named}, the first being {first}{_of_gold(source)}."
     if guesses:
         source.warnings.append(f"{spec.name}: {'; '.join(guesses)}.")
     return source

@@ -60,6 +60,17 @@ def best(run: dict[str, Any]) -> int | None:
     return None if number is None else int(number)
 
 
+def alignments(run: dict[str, Any], chosen: int) -> list[dict[str, Any]]:
+    """The iterations whose columns are in the edit as of iteration `chosen`."""
+    entries = [(number_of(entry, i), entry) for i, entry in enumerate(iterations(run))]
+    return [entry for number, entry in entries if number < chosen and not entry.get("undone")]
+
+
+def edited(run: dict[str, Any], chosen: int) -> set[int]:
+    """Indices of the sublayers that the edit as of iteration `chosen` changes."""
+    return {index for entry in alignments(run, chosen) for index in entry.get("selected") or []}
+
+
 def at(values: object, index: int) -> float | None:
     """`values[index]` where that is a finite number."""
     return finite(values[index]) if isinstance(values, list) and 0 <= index < len(values) else None
@@ -161,7 +172,7 @@ def angles(run: dict[str, Any]) -> list[Markup]:
         chosen, now = max(entries), "so far"
     before = entries.get(0, {}).get("angles")
     after = entries.get(chosen, {}).get("angles") if chosen else None
-    edited = {i for number, entry in entries.items() if chosen and number < chosen for i in entry.get("selected") or []}
+    within = edited(run, chosen or 0)
     every = [finite(a) for values in (before, after) if isinstance(values, list) for a in values]
     highest = max((a for a in every if a is not None), default=0.0)
     top = 180.0 if highest > 90 else 90.0
@@ -171,11 +182,11 @@ def angles(run: dict[str, Any]) -> list[Markup]:
         series = []
         for name, values, class_, dashes in (("before", before, "c-before", "5 3"), (now, after, "c-after", "")):
             points = [(float(layer.block), at(values, layer.index)) for layer in layers]
-            shapes = ["dot" if layer.index in edited and name == now else "ring" for layer in layers]
+            shapes = ["dot" if layer.index in within and name == now else "ring" for layer in layers]
             if any(y is not None for _, y in points):
                 series.append(svg.Series(name, points, class_, "ring", dashes, shapes))
         if series:
-            panels.append(_angle_panel(kind, title, series, top, bool(edited)))
+            panels.append(_angle_panel(kind, title, series, top, bool(within)))
     return panels
 
 
@@ -267,14 +278,25 @@ def score_range(run: dict[str, Any]) -> tuple[float, float] | None:
 
 
 def projections(run: dict[str, Any]) -> list[Markup]:
-    """Two panels, before and after: each prompt at (o.v_a, o.v_b); the lines through 0 are the decision boundaries."""
-    panels = []
+    """Two panels on one scale, before and after: each prompt at (o.v_a, o.v_b).
+
+    The lines through 0 are the decision boundaries.
+    """
+    sides = []
     for key, title in (("before", "Before"), ("after", "After")):
         side = part(run, "projections", key)
         points = [point for raw in side.get("points") or [] if (point := _point(raw)) is not None]
         if points:
-            panels.append(_projection_panel(key, title, str(side.get("sublayer", "")), points))
-    return panels
+            sides.append((key, title, str(side.get("sublayer", "")), points))
+    every = [point for *_, points in sides for point in points]
+    if not every:
+        return []
+    across, up = _limits([point[0] for point in every]), _limits([point[1] for point in every])  # of both alike
+    return [_projection_panel(*side, across, up) for side in sides]
+
+
+Spot = tuple[float, float, bool, str]  # o·v_a, o·v_b, benign, label
+Range = tuple[float, float]
 
 
 def _projected(vector: str, meaning: str) -> Markup:
@@ -284,14 +306,14 @@ def _projected(vector: str, meaning: str) -> Markup:
     )
 
 
-def _point(raw: object) -> tuple[float, float, bool, str] | None:
+def _point(raw: object) -> Spot | None:
     if not isinstance(raw, (list, tuple)) or len(raw) != 4:
         return None
     x, y = finite(raw[0]), finite(raw[1])
     return None if x is None or y is None else (x, y, bool(raw[2]), str(raw[3]))
 
 
-def _limits(values: list[float]) -> tuple[float, float]:
+def _limits(values: list[float]) -> Range:
     """Room for nearly all values and for 0. Far outliers (real models have them) are cut off rather than let everything
     else shrink to a dot: past three times the central 96%, the range stops there."""
     ordered = sorted(values)
@@ -304,8 +326,7 @@ def _limits(values: list[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _projection_panel(key: str, title: str, sublayer: str, points: list[tuple[float, float, bool, str]]) -> Markup:
-    across, up = _limits([p[0] for p in points]), _limits([p[1] for p in points])
+def _projection_panel(key: str, title: str, sublayer: str, points: list[Spot], across: Range, up: Range) -> Markup:
     on = svg.axes(across, up, 330, inset=0)
     parts = on.frame(
         _projected("a", "right: answers"),

@@ -8,18 +8,37 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from llmva.report.drawing import svg
+from llmva.report.drawing.placing import Name, place
 from llmva.report.fitting import Fitting
 from llmva.report.pages import write_text
-from llmva.report.values import DASH, dicts, finite, interval, part, printable, score, share, share_bracket
+from llmva.report.values import (
+    DASH,
+    dicts,
+    finite,
+    interval,
+    part,
+    printable,
+    score,
+    share,
+    share_bracket,
+    strength_text,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 HEIGHT = 340.0
+LEGEND = 24.0  # height of the legend below
+NEAR = 10.0  # between points that share one name
+KEYS = (
+    ("on the front", "dot", "c-after"),
+    ("another is better in all", "ring", "c-before"),
+    ("chosen", "star", "c-f1"),
+)
 STYLE = (  # of a picture that stands alone, where the report's style sheet does not reach
     "svg{background:#fff;font:12px sans-serif}text{fill:#59636f}.grid,.axis{stroke:#d8dde3}"
-    ".line{fill:none;stroke:#0069a8}.c-after{fill:#0069a8;stroke:#0069a8}.c-before{fill:none;stroke:#6b7480}"
-    ".c-f1{fill:none;stroke:#007a5a;stroke-width:2}.named{fill:#1a1f26;font-weight:600}"
+    ".c-after{fill:#0069a8;stroke:#0069a8}.c-before{fill:none;stroke:#6b7480}"
+    ".c-f1{fill:#007a5a;stroke:#fff}.named{fill:#1a1f26;font-weight:600}"
 )
 
 PREDICTED = "~"  # after a strength whose labels were predicted
@@ -67,7 +86,7 @@ def _table(run: dict[str, Any], intervals: bool, harm: bool) -> Table:
         cells = (
             f"{row['point']:.0f}",
             f"{finite(row.get('iteration')) or 0:.0f}",
-            f"{row['strength']:g}{PREDICTED if row.get('predicted') is True else ''}",
+            f"{strength_text(row['strength'])}{PREDICTED if row.get('predicted') is True else ''}",
             score(finite(row.get("f1"))),
             _with_interval(row["asr"], toxic),
             _with_interval(row["orr"], benign),
@@ -86,7 +105,7 @@ def _sizes(run: dict[str, Any]) -> tuple[int, int]:
 
 
 def _with_interval(value: float, n: int) -> str:
-    from llmva.statistics import wilson  # here, since it imports numpy
+    from llmva.statistics import wilson  # here, since it imports numpy, which a report of no points needs not
 
     ends = interval(wilson(min(n, max(0, round(value * n))), n)) if n else None
     return f"{share(value)} {share_bracket(ends)}".rstrip()
@@ -97,18 +116,16 @@ def front_panel(run: dict[str, Any]) -> list[Markup]:
     drawing = _drawing(run)
     if drawing is None:
         return []
-    keys = [
-        ("on the front", "dot", "c-after", None),
-        ("another is better in all", "ring", "c-before", None),
-        ("chosen", "star", "c-f1", None),
-    ]
     head = svg.tag("figcaption", svg.tag("strong", "Points of the run"))
-    return [svg.tag("figure", head, svg.legend(keys), drawing)]
+    return [svg.tag("figure", head, svg.legend([(*key, None) for key in KEYS]), drawing)]
 
 
-def _drawing(run: dict[str, Any]) -> Markup | None:
-    """ASR across, ORR up, zoomed to the points; the line joins the front, by number of the point."""
-    rows = points(run)
+def _drawing(run: dict[str, Any], legend: bool = False) -> Markup | None:
+    """ASR across, ORR up, zoomed to the points; no line joins them, since nothing was measured between.
+
+    `legend` draws one below, for a picture without a page around it.
+    """
+    rows = sorted(points(run), key=lambda row: row.get("chosen") is True)  # nothing may cover the chosen one
     if not rows:
         return None
     highest = [max(0.05, *(min(1.0, float(row[key])) for row in rows)) for key in ("asr", "orr")]
@@ -125,26 +142,51 @@ def _drawing(run: dict[str, Any]) -> Markup | None:
         _percent,
         _percent,
     )
-    front = sorted((float(r["asr"]), float(r["orr"])) for r in rows if r.get("on_front") is True)
-    if len(front) > 1:
-        spots = svg.path([(on.x(x), on.y(y)) for x, y in front])
-        parts.append(svg.tag("polyline", class_="line c-after", points=spots, style="fill:none"))
-    taken: list[tuple[float, float]] = []
+    spots: dict[tuple[float, float], list[int]] = {}  # the points of one place share a name
     for row in rows:
         x, y = on.x(float(row["asr"])), on.y(float(row["orr"]))
         words = (
             f"point {row['point']:.0f}: iteration {finite(row.get('iteration')) or 0:.0f}, strength "
-            f"{row['strength']:g}, ASR {share(row['asr'])}, ORR {share(row['orr'])}"
+            f"{strength_text(row['strength'])}, ASR {share(row['asr'])}, ORR {share(row['orr'])}"
         )
         shape, class_ = ("dot", "c-after") if row.get("on_front") is True else ("ring", "c-before")
         parts.append(svg.marker(shape, x, y, class_, 4.2, words))
         if row.get("chosen") is True:
             parts.append(svg.marker("star", x, y, "c-f1", 7.5, f"{words} (chosen)"))
-        if row.get("chosen") is True or all(abs(x - a) > 16 or abs(y - b) > 12 for a, b in taken):
-            taken.append((x, y))
-            parts.append(svg.text(x + 8, y - 6, f"{row['point']:.0f}", "named", "start"))
-    described = "; ".join(f"point {row['point']:.0f} ASR {share(row['asr'])} ORR {share(row['orr'])}" for row in rows)
-    return svg.picture("chart-front", "Points of the run", f"{described}.", HEIGHT, parts)
+        near = next((at for at in spots if abs(at[0] - x) < NEAR and abs(at[1] - y) < NEAR), (x, y))
+        spots.setdefault(near, []).append(int(row["point"]))
+    parts += _names(spots)
+    if legend:
+        parts += _legend()
+    described = "; ".join(
+        f"point {row['point']:.0f} ASR {share(row['asr'])} ORR {share(row['orr'])}" for row in points(run)
+    )
+    return svg.picture("chart-front", "Points of the run", f"{described}.", HEIGHT + LEGEND * legend, parts)
+
+
+def _names(spots: dict[tuple[float, float], list[int]]) -> list[Markup]:
+    """The numbers of the points, where they cover neither each other nor a mark."""
+    words = [", ".join(map(str, sorted(numbers))) for numbers in spots.values()]
+    names = [Name(x, y, 7.0 * len(text) + 2, 13.0) for (x, y), text in zip(spots, words, strict=True)]
+    marks = [(x - 8, y - 8, x + 8, y + 8) for x, y in spots]
+    bounds = (svg.LEFT + 1.0, 2.0, svg.WIDTH - 2.0, HEIGHT - svg.BOTTOM - 1)
+    parts = []
+    for text, placed in zip(words, place(names, bounds, marks), strict=True):
+        if placed.leader is not None:
+            x1, y1, x2, y2 = placed.leader
+            parts.append(svg.tag("line", class_="axis", x1=x1, y1=y1, x2=x2, y2=y2))
+        left, _, right, bottom = placed.box
+        parts.append(svg.text((left + right) / 2, bottom - 3, text, "named"))
+    return parts
+
+
+def _legend() -> list[Markup]:
+    parts, x, y = [], float(svg.LEFT + 10), HEIGHT + LEGEND / 2
+    for words, shape, class_ in KEYS:
+        mark = svg.marker(shape, x, y, class_)
+        parts.append(svg.tag("g", mark, svg.text(x + 10, y + 4, words, "", "start"), class_="key"))
+        x += 6.2 * len(words) + 34
+    return parts
 
 
 def _percent(value: float) -> str:
@@ -153,7 +195,7 @@ def _percent(value: float) -> str:
 
 def write_front(directory: Path, run: dict[str, Any]) -> Path:
     """Write `directory/front.svg`, a picture for browsers that needs no other file."""
-    drawing = _drawing(run) or svg.picture("chart-front", "Points of the run", "None.", HEIGHT, [])
+    drawing = _drawing(run, legend=True) or svg.picture("chart-front", "Points of the run", "None.", HEIGHT, [])
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * svg.WIDTH}" '
     text = str(drawing).replace("<svg ", head, 1).replace(">", f"><style>{STYLE}</style>", 1)
     return write_text(directory / "front.svg", text + "\n")

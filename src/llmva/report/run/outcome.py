@@ -86,11 +86,11 @@ def _notes(run: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -
 
 
 def _phrase(verb: str, before: float, after: float) -> str:
-    """'answers 3% instead of 48%', with as many digits as it takes to tell the two apart."""
+    """'answers 3% instead of 48%', both with as many digits as it takes to tell the two apart."""
     if before == after:
         return f"still {verb} {_spoken(after)}"
     new, old = _spoken(after), _spoken(before)
-    if new == old:
+    if new == old or "." in new + old:
         new, old = share(after), share(before)
     return f"{verb} {new} instead of {old}" if new != old else f"{verb} {new}, as before,"
 

@@ -168,12 +168,13 @@ def _faulty_answers(run: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _edits(run: dict[str, Any]) -> tuple[int, int, int]:
-    """(edits that are in the result, sublayers they touched, sublayers of the model)."""
+def _edits(run: dict[str, Any]) -> str:
+    """'3 of 8 sublayers, in 2 alignments'; '' where the result has no edit."""
     chosen = charts.best(run) or 0
-    numbered = [(charts.number_of(entry, i), entry) for i, entry in enumerate(charts.iterations(run))]
-    picked = [index for number, entry in numbered if number < chosen for index in entry.get("selected") or []]
-    return len(picked), len(set(picked)), len(run.get("sublayers") or [])
+    edited = len(charts.edited(run, chosen))
+    made = sum(int(finite(entry.get("passes")) or 1) for entry in charts.alignments(run, chosen))
+    of = len(run.get("sublayers") or [])
+    return f"{edited} of {of} sublayers, in {made} alignment{'s' * (made != 1)}" if edited else ""
 
 
 def _kinds(changed: Changes) -> list[tuple[str, str, int, int]]:

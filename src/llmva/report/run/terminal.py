@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llmva.report.drawing.svg import tag
 from llmva.report.fitting import Fitting
+from llmva.report.run.outcome import outcome
 from llmva.report.run.rows import Row, comparison, cost, endings, perplexity, skills, utility
 from llmva.report.run.truth import truth_rows
 from llmva.report.values import DASH, dicts, finite, interval, part, printable, score, share, share_bracket
@@ -53,6 +55,17 @@ def _before_after(run: dict[str, Any], intervals: bool) -> Table:
         if block is not blocks[-1]:
             table.add_section()
     return table
+
+
+def before_after_html(run: dict[str, Any]) -> str:
+    """The same rows as an HTML table, for a notebook; every text is escaped."""
+    heads = tag("tr", *(tag("th", words) for words in ("", "n", "before", "after")))
+    lines = []
+    for row in (*comparison(run), *utility(run), *perplexity(run), *endings(run), *skills(run)):
+        cells = ("" if row.n is None else str(row.n), row.before_cell, row.after_cell)
+        lines.append(tag("tr", tag("th", printable(row.name)), *(tag("td", cell) for cell in cells)))
+    said = tag("p", printable(outcome(run).sentence))
+    return str(tag("div", said, tag("table", heads, *lines)))
 
 
 def tasks_table(run: dict[str, Any]) -> Fitting:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,13 +118,25 @@ def _outcome(record: dict[str, Any], series: Sequence[Line]) -> Outcome:
     verdict = f"Ablation of {what}"
     if not known:
         return Outcome(verdict, "open", "No setting of this ablation has test figures yet.")
-    best, worst = max(known, key=lambda one: one[0]), min(known, key=lambda one: one[0])
     base = _untouched(record, "f1")
     against = "" if base is None else f"; the untouched model has {base:.3f}"
-    if len(known) == 1:
-        return Outcome(verdict, "open", f"F1 is {best[0]:.3f} for {_place(record, best)}{against}.")
-    ends = f"F1 is highest, {best[0]:.3f}, for {_place(record, best)}, and lowest, {worst[0]:.3f}, for "
-    return Outcome(verdict, "open", f"{ends}{_place(record, worst)}{against}.")
+    (best, at_best), (worst, at_worst) = (_extreme(record, known, choose) for choose in (max, min))
+    if best == worst:
+        return Outcome(verdict, "open", f"F1 is {best} for {at_best}{against}.")
+    return Outcome(
+        verdict, "open", f"F1 is highest, {best}, for {at_best}, and lowest, {worst}, for {at_worst}{against}."
+    )
+
+
+def _extreme(
+    record: dict[str, Any], known: Sequence[tuple[float, Line, Spot]], choose: Callable[..., Any]
+) -> tuple[str, str]:
+    """The highest or lowest F1 as written, and for what: its name, or the number of those with the same digits."""
+    text = f"{choose(one[0] for one in known):.3f}"
+    tied = [one for one in known if f"{one[0]:.3f}" == text]
+    if len(tied) == 1:
+        return text, _place(record, tied[0])
+    return text, f"all {len(known)} settings" if len(tied) == len(known) else f"{len(tied)} of {len(known)} settings"
 
 
 def _what(record: dict[str, Any]) -> str:

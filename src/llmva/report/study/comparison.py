@@ -19,7 +19,7 @@ from llmva.report.study.methods import Block, Method, baseline, blocks, methods,
 from llmva.report.study.plane import looks_of, plane
 from llmva.report.study.records import STYLES, facts, read_record
 from llmva.report.study.tables import comparison_csv, comparison_latex, groups
-from llmva.report.values import DASH, count, duration, finite, part, score, share, strings
+from llmva.report.values import DASH, count, duration, finite, part, score, share, strength_text, strings
 
 
 def write_comparison(directory: Path) -> list[Path]:
@@ -99,7 +99,7 @@ def _explained(block: Block, record: dict[str, Any], rows: list[Method]) -> str:
 
 def _curves(rows: list[Method]) -> list[tuple[str, str, str, str, str]]:
     return [
-        (row.name, f"{point.strength:g}", score(point.f1), share(point.asr), share(point.orr))
+        (row.name, strength_text(point.strength), score(point.f1), share(point.asr), share(point.orr))
         for row in rows
         for point in row.curve
     ]

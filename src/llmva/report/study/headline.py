@@ -85,8 +85,8 @@ def _cost(leader: Method) -> str:
     if leader.latency is not None:
         added = 100 * (leader.latency - 1)
         slower = f"{abs(added):.1f}% {'more' if added > 0 else 'less'} time"
-        merged = " by hooks, none once merged" if leader.method == "llmva" and added >= 0.05 else ""
-        words.append(f"needs {slower if abs(added) >= 0.05 else 'no more time'} for a token{merged}")
+        merged = " by hooks, none once merged" if leader.method == "llmva" and leader.measurable and added > 0 else ""
+        words.append(f"needs {slower if leader.measurable else 'about as much time'} for a token{merged}")
     if not words:
         return ""
     return f"{leader.name} {', '.join(words[:-1])}{' and ' if words[:-1] else ''}{words[-1]}."

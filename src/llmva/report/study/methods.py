@@ -26,6 +26,7 @@ from llmva.report.values import (
     signed,
 )
 
+ALIKE = "about 1×"  # a time that rounds of the same model differ by too
 LEVEL = 0.05  # of the tests, after Holm's correction
 
 
@@ -82,6 +83,7 @@ class Method:
     fit_seconds: float | None = None
     fit_answers: float | None = None
     latency: float | None = None  # time per token over the original's
+    latency_range: Interval | None = None  # of the rounds in which it was measured
     curve: tuple[Strength, ...] = ()  # by strength
     versus: Versus | None = None
     note: str = ""
@@ -91,6 +93,14 @@ class Method:
     @property
     def untouched(self) -> bool:
         return self.method == "none"
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the time per token differs from the original's by more than rounds differ from each other."""
+        if self.latency is None or self.latency_range is None:
+            return False
+        low, high = self.latency_range
+        return low > 1 or high < 1
 
     def __getitem__(self, key: str) -> Estimate:
         return self.measures.get(key, Estimate())
@@ -129,6 +139,7 @@ def _method(row: dict[str, Any]) -> Method:
         fit_seconds=number(cost.get("fit_seconds")),
         fit_answers=number(cost.get("fit_answers")),
         latency=number(cost.get("latency")),
+        latency_range=interval(cost.get("latency_range")),
         curve=tuple(sorted(curve, key=lambda point: point.strength)),
         versus=_versus(row.get("versus")),
         note=note.strip() if isinstance(note, str) else "",
@@ -228,7 +239,7 @@ def blocks(record: dict[str, Any]) -> list[Block]:
         *(_values(rows, "Skill", name, _skill(name), share, "high") for name in every_skill),
         _values(rows, "Cost", "fit time", lambda row: row.fit_seconds, duration, "low"),
         _values(rows, "Cost", "answers", lambda row: row.fit_answers, count, "low"),
-        _values(rows, "Cost", "time a token", lambda row: row.latency, ratio, "low"),
+        _latencies(rows),
     ]
     candidates = [
         ("overall", "Both failures at once", overall),
@@ -274,6 +285,12 @@ def _values(
     texts = [write(value) for value in values]
     best = _best([None if row.untouched else value for row, value in zip(rows, values, strict=True)], texts, better)
     return Column(group, title, tuple(Cell(text, best=b) for text, b in zip(texts, best, strict=True)), better)
+
+
+def _latencies(rows: Sequence[Method]) -> Column:
+    """Ratios of time, none of them marked as best: within the spread of the rounds they are noise."""
+    texts = [ratio(row.latency) if row.measurable or row.untouched or row.latency is None else ALIKE for row in rows]
+    return Column("Cost", "time a token", tuple(Cell(text) for text in texts))
 
 
 def _best(values: Sequence[float | None], texts: Sequence[str], better: str) -> list[bool]:

@@ -17,7 +17,7 @@ from llmva.report.drawing import svg
 from llmva.report.drawing.placing import Box, Name, Place, Segment, overlap, place
 from llmva.report.estimates import Estimate
 from llmva.report.study.methods import Method
-from llmva.report.values import finite, score, share
+from llmva.report.values import finite, score, share, strength_text
 
 HEIGHT = 452.0
 LETTER, LINE = 6.5, 14.0  # width of a letter and height of a name, in units of the drawing
@@ -180,7 +180,8 @@ def _curve(on: svg.Axes, row: Method, look: Look) -> tuple[list[Markup], list[Se
     parts = [svg.tag("polyline", class_=f"curve {look.class_}", points=line)]
     known = [p for p in row.curve if p.asr is not None and p.orr is not None]
     for point, (_, x, y) in zip(known, spots, strict=True):
-        tip = f"{row.name} at strength {point.strength:g}: ASR {share(point.asr)}, ORR {share(point.orr)} (validation)"
+        at = f"{row.name} at strength {strength_text(point.strength)}"
+        tip = f"{at}: ASR {share(point.asr)}, ORR {share(point.orr)} (validation)"
         parts.append(svg.marker("dot", x, y, look.class_, 2.2, tip))
     return parts, segments
 
@@ -192,7 +193,7 @@ def _strengths(on: svg.Axes, rows: Sequence[Method], taken: list[Box], bounds: B
         spots = _spots(on, row) if len(row.curve) > 1 else []
         ends = [spots[0], spots[-1], *spots[1:-1]] if len(spots) > 1 else []
         for strength, x, y in ends:
-            words = svg.plain(strength)
+            words = strength_text(strength)
             width = 5.4 * len(words) + 2
             for dx, dy in (
                 (5 + width / 2, -6),

@@ -160,6 +160,7 @@ def comparison_csv(record: dict[str, Any]) -> str:
             line |= csv_cells(f"source_{name}", value)
         for name in ("kept", "kl", "perplexity", "fit_seconds", "fit_answers", "latency"):
             line[name] = getattr(row, name)
+        line["latency_low"], line["latency_high"] = row.latency_range or (None, None)
         for name, (before, after) in row.skills.items():
             line |= {f"skill_{name}_before": before, f"skill_{name}_after": after}
         test = row.versus
