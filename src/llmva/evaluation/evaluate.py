@@ -11,7 +11,7 @@ from llmva.edit import Edit
 from llmva.evaluation.attacked import attacked_prompts, worst_case
 from llmva.evaluation.sampled import EvaluationSettings, check_sampling, draws
 from llmva.evaluation.utility import measure_utility
-from llmva.judges.base import Judge
+from llmva.judges.base import Judge, ToTheEnd
 from llmva.method.observe import Observation, harmless_answers, observe, same_answer
 from llmva.metrics.rates import summarise
 from llmva.metrics.samples import summarise_samples
@@ -68,12 +68,11 @@ def evaluate(
             observe(
                 chat,
                 asked,
-                judge,
+                ToTheEnd(judge) if any(prompt.gold for prompt in asked) else judge,
                 max_new_tokens=settings.max_new_tokens,
                 thinking=thinking,
                 on_progress=on_progress,
                 captures=False,
-                whole=any(prompt.gold for prompt in asked),
                 sampling=sampling,
             )
             for sampling in draws(settings, asked)

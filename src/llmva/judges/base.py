@@ -51,3 +51,16 @@ class Judge(ABC):
     def settled(self, answer: str) -> bool:
         """True if no continuation of this unfinished answer can change its label: generation may stop there."""
         return False
+
+
+class ToTheEnd(Judge):
+    """Another judge, by which no answer is settled before its end: for answers that are compared with gold answers."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.name, self.spec, self._judge = judge.name, judge.spec, judge
+
+    def answered(self, prompt: Prompt, answer: str) -> Judgement:
+        return self._judge.answered(prompt, answer)
+
+    def answered_all(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Judgement]:
+        return self._judge.answered_all(prompts, answers)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmva.edit import Edit
-from llmva.judges.base import Judge
+from llmva.judges.base import Judge, ToTheEnd
 from llmva.method.first_token import FirstTokenClassifier, predict_labels
 from llmva.method.identify import Fit, Vectors, identify
 from llmva.method.observe import Observation, observe
@@ -84,12 +84,11 @@ class Context:
         return observe(
             self.chat,
             prompts,
-            self.judge,
+            ToTheEnd(self.judge) if whole else self.judge,
             max_new_tokens=self.settings.max_new_tokens,
             thinking=self.thinking,
             on_progress=self.progress.stage(stage, len(prompts)),
             captures=captures,
-            whole=whole,
         )
 
     def predict_labels(self, edit: Edit, prompts: Sequence[Prompt], classifier: FirstTokenClassifier) -> Observation:

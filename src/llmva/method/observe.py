@@ -85,15 +85,13 @@ def observe(
     thinking: Thinking | None = None,
     on_progress: Callable[[int], None] = lambda n: None,
     captures: bool = True,
-    whole: bool = False,
     sampling: Sampling | None = None,
 ) -> Observation:
     """Answer, capture and judge `prompts` with the current model.
 
     With `thinking` on, the model thinks first, and captures are read at the end of its thoughts; None is off. The
-    judge sees no thoughts in any case. `captures` is False if only labels are needed. `whole` answers go on where their
-    label is settled, since they are compared with gold answers. `sampling` draws answers; None takes the most likely
-    tokens.
+    judge sees no thoughts in any case. `captures` is False if only labels are needed. `sampling` draws
+    answers; None takes the most likely tokens.
     """
     texts = [prompt.asked for prompt in prompts]
     captured = answer_after_thoughts(
@@ -101,7 +99,7 @@ def observe(
         texts,
         max_new_tokens=max_new_tokens,
         thinking=thinking or Thinking(),
-        settled=(lambda answer: False) if whole else judge.settled,
+        settled=judge.settled,
         on_progress=on_progress,
         captures=captures,
         sampling=sampling,
