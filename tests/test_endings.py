@@ -234,6 +234,6 @@ def test_tokens_that_the_original_rules_out_do_not_spoil_perplexity() -> None:
     from llmva.models.harmless import _compare, _original
 
     original = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]).log()
-    assert _compare(_original(original, [2]), original.clone(), [2])[2] == 0.0
+    assert _compare(_original(original, [2]), original.clone(), [2], torch.zeros(2))[2] == 0.0
     edited = torch.tensor([[0.25, 0.75, 0.0], [0.2, 0.3, 0.5]]).log()
-    assert _compare(_original(original, [0]), edited, [0])[2] == pytest.approx(0.6931, abs=1e-4)
+    assert _compare(_original(original, [0]), edited, [0], torch.zeros(2))[2] == pytest.approx(0.6931, abs=1e-4)

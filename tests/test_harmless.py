@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -70,6 +71,37 @@ def test_larger_edits_agree_less() -> None:
     assert kept[0] > 0.9
     assert kept[-1] < 0.5
     assert 0 < kl[0] < 1e-2 < 0.3 < kl[-1]
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 0.125), (torch.float32, 16 * 2.0**-23)])
+def test_a_token_within_the_rounding_of_its_logit_is_kept(dtype: torch.dtype, rounding: float) -> None:
+    """Around a logit of 16 numbers of bfloat16 are .125 apart: tokens that near are as likely."""
+    model = sized(tiny_model()).to(dtype)
+    chat = chat_model(model, tiny_tokenizer())
+    head, tokens = model.get_output_embeddings(), 8
+
+    def logits(best: int, by: float) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            fixed = torch.zeros_like(output)
+            fixed[..., :tokens] = 16.0 - by
+            fixed[..., best] = 16.0
+            return fixed
+
+        return head.register_forward_hook(hook)
+
+    def kept(by: float) -> float:
+        hooks = []
+
+        @contextmanager
+        def hooked(best: int) -> Any:
+            hooks.append(logits(best, by))
+            yield
+            hooks.pop().remove()
+
+        return agreement(chat, TEXTS[:2], lambda: hooked(1), against=lambda: hooked(0)).mean_kept
+
+    assert kept(rounding / 2) == 1.0
+    assert kept(2 * rounding) == 0.0
 
 
 @pytest.mark.parametrize("config", CHANGES)

@@ -206,7 +206,7 @@ def _logs(
     """Of each row, at the positions that predict its answer and the next token: log-probabilities, and rounding.
 
     [answer + 1, V] and [answer + 1]. The rounding is that of the most likely token's logit in the model's dtype: two
-    tokens that are no further apart are as likely. In bfloat16 that is .125 for a logit of 16 to 32.
+    tokens that are no further apart are as likely. In bfloat16 that is .125 for a logit of 16.
     """
     keep = max(len(a) for _, a in rows) + 1
     logits = read_rows(chat.model, chat.pad_id, [[*p, *a] for p, a in rows], shared, keep)
