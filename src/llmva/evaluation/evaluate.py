@@ -59,6 +59,7 @@ def evaluate(
         progress.note(note)
     thinking = prove_model(chat, settings.thinking, settings.thinking_tokens, asked, progress)
     asked_under = attacked_prompts(chat, prompts, attacks, settings.max_new_tokens, thinking)
+    compares = settings.samples is None and any(prompt.gold for prompt in prompts)  # what `truth_of` reads
     others: list[Observation] = []
     of_endings = 0
 
@@ -68,7 +69,7 @@ def evaluate(
             observe(
                 chat,
                 asked,
-                ToTheEnd(judge) if any(prompt.gold for prompt in asked) else judge,
+                ToTheEnd(judge) if compares and asked is prompts else judge,
                 max_new_tokens=settings.max_new_tokens,
                 thinking=thinking,
                 on_progress=on_progress,
