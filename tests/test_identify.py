@@ -15,7 +15,7 @@ from llmva.judges.base import Judgement, Label
 from llmva.method.align import align_one, align_sublayers
 from llmva.method.identify import Fit, Vectors, identify, source_differences
 from llmva.method.observe import Observation
-from llmva.method.svm import fit_sklearn, fit_svms, unit
+from llmva.method.svm import fit_sklearn, fit_svms, spread, unit
 from llmva.models.batching import Batching
 from llmva.models.generate import Capture, capture
 from llmva.models.harmless import outputs_on_text
@@ -161,7 +161,7 @@ def test_align_one_by_its_equation(gain: Tensor | None) -> None:
 
 def test_ratio_by_hand() -> None:
     two = torch.zeros(2, 2, 3)
-    vectors = Vectors(two, torch.tensor([[3.0, 2.0], [1.0, 0.0]]), two[..., 0], two[:, 0, 0], two[:, 0, 0])
+    vectors = Vectors(two, torch.tensor([[3.0, 2.0], [1.0, 0.0]]), two[..., 0], two[:, 0, 0], two[:, 0, 0], two[0])
     assert vectors.ratio.tolist() == [1.5, 0.0]
 
 
@@ -293,6 +293,19 @@ def test_prompts_that_are_read_teach_v_b_alone() -> None:
     assert torch.equal(alone[0], both[0])
     assert abs(both[1, 1]) < abs(alone[1, 1])
     assert both[1, 0] > alone[1, 0]
+
+
+def test_a_known_v_b_is_kept_and_v_a_is_fitted_anew() -> None:
+    prompts, features = two_styles(0.3, torch.Generator().manual_seed(2))
+    before, after = (observed_as(prompts, x) for x in (features, features.flip(1)))
+    first, anew = identify(before, before), identify(after, after)
+    kept = identify(after, after, benign=first)
+    assert torch.equal(kept.directions[:, 0], anew.directions[:, 0])
+    assert torch.equal(kept.directions[:, 1], first.directions[:, 1])
+    assert torch.equal(kept.final, torch.stack([anew.final[0], first.final[1]]))
+    # spreads and accuracies are those of the new outputs
+    torch.testing.assert_close(kept.spread, spread(after.capture.outputs.double(), kept.directions))
+    assert not torch.allclose(kept.accuracy[:, 1], first.accuracy[:, 1])
 
 
 def test_the_cost_follows_the_scale_of_the_outputs() -> None:

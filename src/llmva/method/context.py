@@ -96,22 +96,22 @@ class Context:
         with edit.apply(self.chat.model, check=False):
             return predict_labels(self.chat, prompts, classifier)
 
-    def read(self, edit: Edit, iteration: int, number: int = 0) -> Observation | None:
+    def read(self, edit: Edit, iteration: int) -> Observation | None:
         """Captures of a draw of the prompts that are read and not answered, for the model with `edit`; None without."""
-        return self._captured(edit, self._drawn(iteration, number))
+        return self._captured(edit, self._drawn(iteration))
 
     def held_out(self, edit: Edit, iteration: int) -> Observation | None:
         """Captures of prompts to read that are not in the first draw of the iteration; None without such."""
-        drawn = {prompt.id for prompt in self._drawn(iteration, 0)}
+        drawn = {prompt.id for prompt in self._drawn(iteration)}
         rest = [prompt for prompt in self.prompts.read if prompt.id not in drawn]
         return self._captured(edit, draw(rest, HELD_OUT, self.generator(iteration, -3)) if drawn else [])
 
-    def _drawn(self, iteration: int, number: int) -> list[Prompt]:
+    def _drawn(self, iteration: int) -> list[Prompt]:
         if not self.reads:
             return []
         sizes = Counter(prompt.source for prompt in self.prompts.read)
         count = min(READ_TIMES * self.settings.per_source, int(READ_SHARE * min(sizes.values())))
-        return draw(self.prompts.read, count, self.generator(iteration, number))
+        return draw(self.prompts.read, count, self.generator(iteration))
 
     def _captured(self, edit: Edit, prompts: list[Prompt]) -> Observation | None:
         if not prompts:
@@ -142,12 +142,13 @@ class Context:
         harmless: Tensor | None,
         iteration: int,
         read: Observation | None = None,
+        benign: Vectors | None = None,
     ) -> Vectors:
         """Both vectors of every sublayer, in the metric of the outputs `harmless` [S, q, d]; None means M = I.
 
-        `read` are prompts without answers, on which benign vectors are fitted too.
+        `read` are prompts without answers, on which benign vectors are fitted too; `benign` gives these instead.
         """
-        vectors = identify(train, validation, read=read, harmless=harmless, fit=self.svm_fit)
+        vectors = identify(train, validation, read=read, harmless=harmless, fit=self.svm_fit, benign=benign)
         return self.vector_hook(vectors, train, iteration - 1) if self.vector_hook else vectors
 
     def harmless_outputs(self, edit: Edit, texts: Texts, iteration: int) -> Tensor | None:

@@ -62,6 +62,7 @@ class Vectors:
     accuracy: Tensor  # on validation prompts, [S, 2]
     scores: Tensor  # [S]
     angles: Tensor  # between v_a and v_b, degrees, [S]
+    final: Tensor  # v_a and v_b of the final residual stream, [2, d]
 
     @property
     def ratio(self) -> Tensor:
@@ -81,6 +82,7 @@ def identify(
     read: Observation | None = None,
     harmless: Tensor | None = None,
     fit: Fit = PAPERS,
+    benign: Vectors | None = None,
 ) -> Vectors:
     """Fit both SVMs in every sublayer and in the final residual stream, and score the sublayers.
 
@@ -90,12 +92,15 @@ def identify(
         read: captures of further prompts, on which benign vectors are fitted too; they have no answers.
         harmless: outputs [S, q, d] at positions of harmless text, for the harmless metric; None fits as in the paper.
         fit: how the SVMs are fitted.
+        benign: vectors whose v_b is kept; then only v_a is fitted, and `read` is not used.
     """
     labels, prompts = train.signs, [*train.prompts, *(read.prompts if read else ())]
 
-    def vectors_of(x: Tensor, more: Tensor | None, harmless: Tensor | None) -> Tensor:
-        """v_a and v_b, [1, 2, d], from [n, d] and the features of `read`."""
+    def vectors_of(x: Tensor, more: Tensor | None, harmless: Tensor | None, known: Tensor | None) -> Tensor:
+        """v_a and v_b, [1, 2, d], from [n, d], the features of `read`, and perhaps a `known` pair."""
         metric = fit.metric(harmless)
+        if known is not None:
+            return torch.stack([fit.vectors(x, labels[:1], metric)[0], known[1]])[None]
         if more is None and fit.source_weight == 0:  # one Gram matrix serves both
             return fit.vectors(x, labels, metric, fit.lean)[None]
         every = x if more is None else torch.cat([x, more.double()])
@@ -106,14 +111,17 @@ def identify(
     for s, features in enumerate(train.capture.outputs):  # one at a time: float64 copies of all would fill the memory
         x = features[None].double()
         more = None if read is None else read.capture.outputs[s]
-        v = vectors_of(x[0], more, None if harmless is None else harmless[s])
+        known = None if benign is None else benign.directions[s]
+        v = vectors_of(x[0], more, None if harmless is None else harmless[s], known)
         if _constant(features, spread(x, v)):
             v = torch.zeros_like(v)
         parts.append((v, spread(x, v), accuracy(validation.capture.outputs[s : s + 1], v, validation.signs)))
     directions, sigma, right = (torch.cat(column) for column in zip(*parts, strict=True))
     more = None if read is None else read.capture.final
-    final = vectors_of(train.capture.final.double(), more, None)[0]
-    return Vectors(directions, sigma, right, score(directions, final, right), angles(*directions.unbind(1)))
+    known = None if benign is None else benign.final
+    final = vectors_of(train.capture.final.double(), more, None, known)[0]
+    scores = score(directions, final, right)
+    return Vectors(directions, sigma, right, scores, angles(*directions.unbind(1)), final)
 
 
 def benign_vector(features: Tensor, prompts: Sequence[Prompt], metric: HarmlessMetric | None, fit: Fit) -> Tensor:

@@ -135,9 +135,9 @@ def _follow(
     context, max_passes = search.context, search.context.settings.passes
 
     def fit(train: Observation, now: Candidate) -> Vectors:
-        return context.fit(
-            train, now.validation, harmless, search.iteration, context.read(now.edit, search.iteration, now.passes)
-        )
+        # v_b says what prompts are, which an edit hardly changes; to read them all again would be a third of a pass
+        benign = vectors if context.reads else None
+        return context.fit(train, now.validation, harmless, search.iteration, benign=benign)
 
     best = now = start
     measured = measure_slopes(context, start.edit, train.prompts, search.classifier) if use_gradients else None
