@@ -121,6 +121,21 @@ def run_inner_loop(
     return inner_loop.fit_select_align(context, state, plan)
 
 
+class Counted:
+    """A method that keeps what it returned."""
+
+    def __init__(self, method: Any) -> None:
+        self.method = method
+        self.returned: list[Any] = []
+
+    def __get__(self, owner: Any, kind: Any) -> Any:
+        def call(*args: Any) -> Any:
+            self.returned.append(self.method(owner, *args))
+            return self.returned[-1]
+
+        return call
+
+
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """No alignment is shortened."""
     monkeypatch.setattr(line_search.LineSearch, "_shortened", lambda self, now, move, found, above: found)
@@ -185,6 +200,26 @@ def test_it_is_deterministic(make: Any, answered: Any, texts: Any, told: FirstTo
     one, two = (run_inner_loop(make(passes=4), Edit(), *answered, told, texts, 1, 0.3) for _ in range(2))
     assert equal(one.edit, two.edit)
     assert one.predicted == two.predicted
+
+
+def test_steps_begin_at_the_first_block_that_they_edit(
+    make: Any, answered: Any, texts: Any, told: FirstTokenClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a third of the work of a pass spared, the edit is the same."""
+    last = range(4, 6)  # sublayers of the last of three blocks
+    monkeypatch.setattr(line_search.LineSearch, "_below", counted := Counted(line_search.LineSearch._below))
+    for module in (inner_loop, line_search):
+        monkeypatch.setattr(module, "select", lambda scores, count: list(last), raising=False)
+    shared = run_inner_loop(make(passes=3), Edit(), *answered, told, texts, 1, 0.3)
+    assert shared.passes
+    assert all(below.first == 2 and below.proven for below in counted.returned)
+    assert len(set(map(id, counted.returned))) == 1  # all passes share the same
+    monkeypatch.setattr(line_search.Below, "of", lambda decoder, first: None)
+    whole = run_inner_loop(make(passes=3), Edit(), *answered, told, texts, 1, 0.3)
+    assert shared.passes == whole.passes
+    for name, f in whole.edit.factors.items():
+        torch.testing.assert_close(shared.edit.factors[name].V, f.V, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(shared.edit.factors[name].U, f.U, atol=1e-5, rtol=1e-4)
 
 
 def scripted(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from llmva.edit import Edit
@@ -15,6 +16,7 @@ from llmva.method.first_token import FirstTokenClassifier, predicted_f1
 from llmva.method.identify import Vectors
 from llmva.method.observe import Observation
 from llmva.models.harmless import Known
+from llmva.models.reading.below import Below
 
 HARMLESS_CHECKED = 16  # harmless texts on which a step is checked
 MIN_GAIN = 0.003  # minimum gain in F of the chances, if F of the predicted labels stays the same
@@ -63,6 +65,7 @@ class LineSearch:
     step: float
     on_pass: Callable[[int], None] = lambda n: None  # told of every pass
     forbidden: bool = False  # whether a step that would have helped was rejected for its harm to harmless text
+    below: tuple[object, Below | None] = (None, None)  # what the steps share, and for which edit below them
 
     def best_step(
         self, now: Candidate, update: Update, above: tuple[float, float], accept_unimproved: bool = False
@@ -75,6 +78,22 @@ class LineSearch:
         shorter step is preferred if it brings NEARLY_ALL of the gain. With `accept_unimproved`, the full step is
         returned if none helps.
         """
+        with self.context.chat.sharing(self._below(now, update)):
+            return self._searched(now, update, above, accept_unimproved)
+
+    def _below(self, now: Candidate, update: Update) -> Below | None:
+        """All steps along `update` compute the same below its first sublayer, and those of later passes may too."""
+        sublayers = self.context.chat.decoder.sublayers
+        first = sublayers[update.chosen[0]].block if update.chosen else 0
+        lower = {sublayer.name for sublayer in sublayers if sublayer.block < first}
+        known = (first, {name: f.digest() for name, f in now.edit.factors.items() if name in lower})
+        if known != self.below[0]:
+            self.below = known, Below.of(self.context.chat.decoder, first)
+        return self.below[1]
+
+    def _searched(
+        self, now: Candidate, update: Update, above: tuple[float, float], accept_unimproved: bool
+    ) -> Candidate | None:
         own = full = self._step(now, update, self.step)
         best = self._accept(own, above)
         for halving in range(1, HALVINGS + 1):
@@ -121,6 +140,8 @@ class LineSearch:
             length *= math.sqrt(TRUST_RADIUS / moved)
             edit = self._align(now.edit, scaled, length)
         validation = self.context.predict_labels(edit, now.validation.prompts, self.classifier)
+        if self.context.chat.below is not None:
+            validation = _with_lower(validation, now.validation, update.chosen[0])
         value = predicted_f1(validation, self.context.objective.beta)
         return Candidate(edit, validation, value, now.passes + 1, moved > TRUST_RADIUS, length, ratio_scale)
 
@@ -145,6 +166,12 @@ def within_harm_limits(context: Context, edit: Edit, texts: Texts) -> bool:
     some = texts[:: max(1, len(texts) // HARMLESS_CHECKED)][:HARMLESS_CHECKED]
     harm = context.harm(edit, some)
     return harm.mean_kl <= context.objective.max_kl and harm.mean_kept >= context.objective.min_kept
+
+
+def _with_lower(seen: Observation, before: Observation, first: int) -> Observation:
+    """`seen` with the outputs of `before`, of the same prompts, in the sublayers below `first`: these were not read."""
+    outputs = torch.cat([before.capture.outputs[:first], seen.capture.outputs[first:]])
+    return replace(seen, capture=replace(seen.capture, outputs=outputs))
 
 
 def _is_slow(value: tuple[float, float], before: tuple[float, float]) -> bool:

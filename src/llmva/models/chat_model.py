@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from llmva.models.chat import AnswerReader, ChatTemplate, ending_limits, input_d
 from llmva.models.engines.base import Engine
 from llmva.models.forward import batches_well, check_features, is_of_transformers
 from llmva.models.load import loading_limits
+from llmva.models.reading.below import Below
 from llmva.models.reading.cache import cache_name
 from llmva.models.reading.decoding import decodes_well
 from llmva.models.sublayers import Decoder, find_decoder
@@ -49,6 +51,7 @@ class ChatModel:
     limits: tuple[str, ...] = ()
     engine: Engine | None = field(default=None, repr=False, compare=False)
     _rows: dict[tuple[Asked, bool], array[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _shared: list[Below] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -115,6 +118,20 @@ class ChatModel:
         if self.batching.alone_above is not None:
             return False
         return not self.model._forward_pre_hooks and self._decodes and cache_name(self.model) is not None
+
+    @contextmanager
+    def sharing(self, below: Below | None) -> Iterator[None]:
+        """Inside, passes over prompts alone begin where `below` says. Captures of what lies below it are undefined."""
+        self._shared[:] = [below] if below else []
+        try:
+            yield
+        finally:
+            self._shared.clear()
+
+    @property
+    def below(self) -> Below | None:
+        """What `sharing` has set."""
+        return self._shared[0] if self._shared else None
 
     @property
     def pad_id(self) -> int:

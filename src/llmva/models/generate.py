@@ -243,7 +243,7 @@ def _read(chat: ChatModel, rows: Sequence[list[int]], taken: Taken, on_progress:
 
     def work(batch: list[int]) -> None:
         with taken.watch(batch):
-            logits = read_rows(chat.model, chat.pad_id, [rows[i] for i in batch], shared)[:, -1]
+            logits = read_rows(chat.model, chat.pad_id, [rows[i] for i in batch], shared, below=chat.below)[:, -1]
         check_numbers(chat.model, logits)
         taken.take_logits(batch, logits)
 

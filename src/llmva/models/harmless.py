@@ -21,6 +21,7 @@ from llmva.models.batching import Batching, longest_first
 from llmva.models.chat import decode, forward_inputs
 from llmva.models.chat_model import ChatModel
 from llmva.models.forward import run_forward
+from llmva.models.reading.below import Below
 from llmva.models.reading.cache import Prefix, read_prefix
 from llmva.models.reading.rows import read_rows
 from llmva.models.sublayers import first_tensor, hooked
@@ -113,7 +114,7 @@ def agreement(
         rows = [pairs[i] for i in batch]
         return [
             _compare(known[texts[i]], logs, row[1], rounding)
-            for i, (logs, rounding), row in zip(batch, _logs(chat, rows, shared), rows, strict=True)
+            for i, (logs, rounding), row in zip(batch, _logs(chat, rows, shared, chat.below), rows, strict=True)
         ]
 
     def by_length(of: Sequence[int]) -> list[int]:
@@ -201,7 +202,7 @@ def _tokens(chat: ChatModel, prompt: Asked, answer: str) -> tuple[list[int], lis
 
 @torch.inference_mode()
 def _logs(
-    chat: ChatModel, rows: list[tuple[list[int], list[int]]], shared: Prefix | None
+    chat: ChatModel, rows: list[tuple[list[int], list[int]]], shared: Prefix | None, below: Below | None = None
 ) -> list[tuple[Tensor, Tensor]]:
     """Of each row, at the positions that predict its answer and the next token: log-probabilities, and rounding.
 
@@ -209,7 +210,7 @@ def _logs(
     tokens that are no further apart are as likely. In bfloat16 that is .125 for a logit of 16.
     """
     keep = max(len(a) for _, a in rows) + 1
-    logits = read_rows(chat.model, chat.pad_id, [[*p, *a] for p, a in rows], shared, keep)
+    logits = read_rows(chat.model, chat.pad_id, [[*p, *a] for p, a in rows], shared, keep, below)
     eps = torch.finfo(chat.model.dtype).eps
     own = [logits[i, keep - len(a) - 1 :].float() for i, (_, a) in enumerate(rows)]
     return [(torch.log_softmax(one, -1), eps * one.amax(-1).abs()) for one in own]
