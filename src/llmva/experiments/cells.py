@@ -7,7 +7,9 @@ DIR/claims/            who is at work on which cell, where several processes sha
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +26,10 @@ from llmva.runs.identity import difference, identity
 
 def file_name(method: str, setting: str | None) -> str:
     """The beginning of the names of a method's cells."""
+    if ":" in method:  # published, and named by its place
+        kind, _, place = method.partition(":")
+        last = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(place).name)
+        return f"{kind}-{last}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
     return method.replace("+", "-plus") + ("" if setting is None else f"-{setting}")
 
 
@@ -38,6 +44,7 @@ class Cells:
     ) -> None:
         self.directory = directory
         self.notes: list[str] = []  # what is not as it was when the first cell was measured, and need not matter
+        self.measured: list[str] = []  # names of the cells that this process measured
         self._kept: dict[str, dict[str, Any]] = {}
         self._lock: FolderLock | None = None
         self._claims: Claims | None = None
@@ -99,10 +106,12 @@ class Cells:
         if self._claims is None:
             cell = measure()
             write_json(path, cell)
+            self.measured.append(name)
             return cell
         with self._claims.hold(name):
-            if not path.exists():  # else it was finished between the look and the claim
-                write_new(path, json_text(measure()).encode())
+            # it may have been finished between the look and the claim
+            if not path.exists() and write_new(path, json_text(measure()).encode()):
+                self.measured.append(name)
             return _read(path)
 
 

@@ -1,8 +1,8 @@
 """Who is at work on which cell: files that let any number of processes share a folder, on one machine or on several.
 
-A claim is a file NAME.N, made as a link, which exactly one of several processes can make. N counts from 1. The claim with
-the highest N holds. If its process is dead, another makes NAME.N+1; nobody removes the claim of another, so a slow
-process never removes a new claim instead of the old one. Whoever finished the cell removes its claims.
+A claim is a file NAME.N, made as a link, which exactly one of several processes can make. N counts from 1; the claim
+with the highest N holds. If its process is dead, another makes NAME.N+1. Nobody removes a claim that holds for another,
+so a slow process never removes a new claim instead of the old one. Whoever ends removes the cell's claims.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Claims:
 
     def _alive(self, name: str, number: int, held: dict[str, Any]) -> bool:
         if (held["host"], held["space"]) == (self._owner["host"], self._owner["space"]):
-            return _began(held["pid"]) == held["began"]
+            return bool(_began(held["pid"]) == held["began"])
         try:
             last = self._path(name, number).stat().st_mtime
         except OSError:
@@ -111,7 +111,7 @@ class Claims:
 def owner() -> dict[str, Any]:
     """What tells this process from all others: host, name space of pids (containers have their own), pid, start."""
     try:
-        space = os.readlink("/proc/self/ns/pid") + Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = str(Path("/proc/self/ns/pid").readlink()) + Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         space = ""
     pid = os.getpid()

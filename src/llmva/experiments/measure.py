@@ -79,8 +79,8 @@ class ExperimentSetup:
         Returns:
             f1, asr, orr, garbled; kept, kl, perplexity (a ratio) on `harmless`; latency (time per generated
             token divided by the untouched model's, the median of several rounds) and latency_range (the lowest and
-            the highest of them), both None unless `timed`; skills; labels and answers, in the order of the test prompts; thoughts and unclosed,
-            numbers of answers, of a model that thinks.
+            the highest of them), both None unless `timed`; skills; labels and answers, in the order of the test
+            prompts; thoughts and unclosed, numbers of answers, of a model that thinks.
         """
         with applied():
             seen = self.observe(self.prompts.test, f"{what}: test prompts")
