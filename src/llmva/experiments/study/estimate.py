@@ -153,7 +153,7 @@ def estimates(
                 "hours": _hours(cell.panel.model, tokens, demo, tflops),
             }
         )
-    unknown = sorted({row["model"] for row in rows if row["memory_bytes"] is None})
+    unknown = [model.name for model in study.models if memory_bytes(model, demo) is None]
     if unknown:
         notes.append(f"The size of {', '.join(unknown)} is not known here: write its `parameters` for an estimate.")
     return rows, notes

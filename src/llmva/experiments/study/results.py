@@ -93,7 +93,7 @@ def _extras(panel: Panel, cells: Sequence[Cell], done: set[str], out: Path) -> d
             if cell.kind != "utility":
                 kept.setdefault((name, cell.kind, content["what"]), []).append(content)
             for task in content.get("tasks", ()):
-                kept.setdefault((name, "tasks", task["task"]), []).append({"score": task["score"]})
+                kept.setdefault((name, "tasks", task["name"]), []).append({"score": task["score"]})
     extras: dict[str, dict[str, Any]] = {}
     for (name, kind, what), contents in kept.items():
         keys = ("score",) if kind == "tasks" else RATES

@@ -116,7 +116,8 @@ def _by_model(record: dict[str, Any]) -> Grid | None:
         sources += [str(n) for panel in panels for n, side in part(panel, "sources").items() if side == kind]
     sources = list(dict.fromkeys(sources))
     published = any(part(row, "published") for panel in panels for row in dicts(panel.get("rows")))
-    lines, best = [], set()
+    lines: list[tuple[str, ...]] = []
+    best: set[tuple[int, int]] = set()
     for panel in panels:
         rows = dicts(panel.get("rows"))
         scores = [estimate(row.get("f1")).mean for row in rows]
