@@ -141,7 +141,7 @@ class Comparison:
         ]
         if row.method == OURS:
             self.budget = cells[0]["fit_answers"]
-        elif strengths:
+        elif strengths and row.method in BASELINES:
             drawn = curve(choice["tried"], options[STRENGTH])
         self.by_title[row.title] = cells
         self.extra[row.title] = {"options": options, "curve": drawn, "tried": choice["tried"]}
