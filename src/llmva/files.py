@@ -163,3 +163,17 @@ def _at_work(directory: Path) -> LlmvaError:
     return LlmvaError(
         f"Another llmva is at work in '{directory}': wait for its end, or choose another folder with --out."
     )
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether another process has the lock of a folder; nothing is made there. False where locks are not known."""
+    try:
+        import fcntl
+
+        with (directory / ".lock").open("r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return False
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN) and (directory / ".lock").exists()
+    return False

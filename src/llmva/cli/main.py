@@ -21,7 +21,7 @@ from llmva.cli.extend import extend
 from llmva.cli.inspect import inspect
 from llmva.cli.options import expand
 from llmva.cli.ship import export, front, push, verify
-from llmva.cli.studies import study_init, study_run, study_schema
+from llmva.cli.studies import runs, study_init, study_run, study_schema
 from llmva.cli.study import ablate, compare, judge_check
 from llmva.cli.terminal.help import FLAGS, Grouped, WithDefault, show_help
 from llmva.cli.terminal.interrupt import EXIT_CODE, NOTHING_KEPT, Interrupted, remembered, was_interrupted
@@ -37,7 +37,22 @@ app = typer.Typer(
     epilog="Start with: llmva demo",
     context_settings=FLAGS,
 )
-for command in (align, demo, evaluate, chat, inspect, extend, front, export, verify, push, compare, ablate, cache):
+for command in (
+    align,
+    demo,
+    evaluate,
+    chat,
+    inspect,
+    extend,
+    front,
+    export,
+    verify,
+    push,
+    compare,
+    ablate,
+    runs,
+    cache,
+):
     app.command(cls=Grouped)(expand(command))
 GROUPS: tuple[tuple[str, str, dict[str, Callable[..., Any]]], ...] = (
     ("judge", "Measure a judge.", {"check": judge_check}),

@@ -1,4 +1,4 @@
-"""`llmva study`: many models, methods, seeds, data sets and judges, by any number of processes."""
+"""`llmva study | runs`: many models by any number of processes, and an index of what lies in a folder."""
 
 from __future__ import annotations
 
@@ -101,6 +101,30 @@ def study_schema() -> None:
     from llmva.experiments.study.definition import schema
 
     emit(schema())
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder below which runs and studies lie.")],
+    *,
+    output: Output,
+) -> None:
+    """List every run, comparison, ablation and study below FOLDER, and what of them stands still.
+
+    Writes FOLDER/index.html with figures and links.
+    """
+    from dataclasses import asdict
+
+    from llmva.cli.terminal.console import emit, show
+    from llmva.experiments.claims import at_work
+    from llmva.report.index import entries, index_table, write_index
+
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder '{folder}': give one that holds runs, comparisons or studies.")
+    shown = entries(folder, at_work)
+    page = write_index(folder, shown)
+    show(output, index_table(shown), f"Wrote {page}.")
+    if output.json:
+        emit({"index": str(page), "entries": [asdict(one) for one in shown]})
 
 
 def _done(directory: Path, cells: Sequence[Cell]) -> int:

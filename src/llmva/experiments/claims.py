@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llmva.errors import UsageError
-from llmva.files import write_new
+from llmva.files import is_locked, write_new
 
 BEAT = 10.0  # seconds between two signs of life
 SILENCE = 90.0  # seconds without one after which a process on another machine counts as dead
@@ -68,6 +68,11 @@ class Claims:
         held = None if number == 0 else _read(self._path(name, number))
         return held if held is not None and self._alive(name, number, held) else None
 
+    def held(self) -> list[str]:
+        """Names of the cells at which living processes are at work."""
+        names = {path.name.rpartition(".")[0] for path in self.directory.iterdir() if not path.name.endswith(".part")}
+        return sorted(name for name in names if name and self.holder(name) is not None)
+
     def _take(self, name: str) -> int:
         number = self._highest(name)
         if number:
@@ -106,6 +111,12 @@ class Claims:
             return time.time()
         finally:
             probe.unlink(missing_ok=True)
+
+
+def at_work(directory: Path) -> bool:
+    """Whether a process works in the folder of a run, a comparison or a panel of a study."""
+    claims = directory / "claims"
+    return is_locked(directory) or (claims.is_dir() and bool(Claims(claims).held()))
 
 
 def owner() -> dict[str, Any]:

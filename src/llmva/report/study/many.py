@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -146,7 +147,9 @@ def study_page(record: dict[str, Any]) -> str:
 def _links(record: dict[str, Any]) -> list[tuple[str, str]]:
     """(what the link says, page) of every model with figures."""
     panels = [panel for panel in dicts(record.get("panels")) if dicts(panel.get("rows"))]
-    return [(panel_name(record, panel), f"{panel.get('folder')}/compare.html") for panel in panels]
+    return [
+        (panel_name(record, panel), quote(f"{panel.get('folder')}/compare.html", errors="replace")) for panel in panels
+    ]
 
 
 def _outcome(record: dict[str, Any]) -> Outcome:
