@@ -31,6 +31,23 @@ def study_run(
     workers: Annotated[
         int, typer.Option("--workers", min=1, help="Run this many processes here, one for each device in turn.")
     ] = 1,
+    executor: Annotated[
+        str,
+        typer.Option(
+            "--executor",
+            metavar="local|ray|slurm",
+            help="Start the workers here, on a Ray cluster, or as jobs of Slurm.",
+        ),
+    ] = "local",
+    resources: Annotated[
+        str,
+        typer.Option(
+            "--resources",
+            metavar="NAME=VALUE,...",
+            help="Give each worker these: num_gpus=1 for Ray; partition=long, gpus_per_node=1 for Slurm.",
+            show_default=False,
+        ),
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and measure nothing.")] = False,
     tflops: Annotated[
         float | None,
@@ -64,8 +81,9 @@ def study_run(
             f"Interrupted with {_done(directory, cells)} of {len(cells)} cells finished: run the same command again "
             "to resume."
         )
-        if workers > 1:
-            failed = _together(study, directory, cells, workers, device, batches, output)
+        if workers > 1 or executor != "local":
+            commands = _commands(study, directory, workers, device, executor, batches)
+            failed = _together(commands, directory, cells, executor, resources, output)
         else:
             failed = _alone(defined, directory, number, device, batches, output)
         _show_results(defined, directory, output)
@@ -157,18 +175,31 @@ def _alone(study: Study, directory: Path, number: int, device: str, batches: Bat
     return "" if first is None else f"{len(failed)} cells failed, the first of them {first[0]}: {first[1]}"
 
 
+def _commands(
+    study: Path, directory: Path, workers: int, device: str, executor: str, batches: Batches
+) -> list[list[str]]:
+    """The words of each worker; another machine may have another current folder."""
+    from llmva.experiments.study.local import devices
+
+    more = [] if batches.batch_tokens is None else ["--batch-tokens", str(batches.batch_tokens)]
+    each = devices(device, workers) if executor == "local" else [device] * workers
+    shared = ["study", "run", str(study.resolve()), "--out", str(directory.resolve()), "--quiet", *more]
+    return [[*shared, "--worker", str(i), "--device", one] for i, one in enumerate(each)]
+
+
 def _together(
-    study: Path, directory: Path, cells: Sequence[Cell], workers: int, device: str, batches: Batches, output: Output
+    commands: Sequence[Sequence[str]],
+    directory: Path,
+    cells: Sequence[Cell],
+    executor: str,
+    resources: str,
+    output: Output,
 ) -> str:
     """Run worker processes; a sentence on those that failed, or ''."""
     from llmva.cli.terminal.console import Display
-    from llmva.experiments.study.local import devices, run_workers
+    from llmva.experiments.study.executors import parse_resources, run_with
 
-    more = [] if batches.batch_tokens is None else ["--batch-tokens", str(batches.batch_tokens)]
-    commands = [
-        ["study", "run", str(study), "--out", str(directory), "--worker", str(i), "--device", one, "--quiet", *more]
-        for i, one in enumerate(devices(device, workers))
-    ]
+    given, workers = parse_resources(resources), len(commands)
     with Display(output.quiet) as display:
         shown = _done(directory, cells)
         on_progress = display.stage(f"{workers} workers", len(cells) - shown, "cells")
@@ -180,9 +211,9 @@ def _together(
                 on_progress(now - shown)
                 shown = now
 
-        codes = run_workers(commands, look)
+        codes = run_with(executor, commands, look, directory / "slurm", given)
     bad = sum(code != 0 for code in codes)
-    return f"{bad} of {workers} workers failed, as they said above." if bad else ""
+    return f"{bad} of {workers} workers failed, as their output says." if bad else ""
 
 
 def _show_results(study: Study, directory: Path, output: Output) -> None:
