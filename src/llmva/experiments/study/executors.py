@@ -73,7 +73,12 @@ def _ray(commands: Sequence[Words], look: Look, resources: Mapping[str, Any]) ->
         raise UsageError("--executor ray needs another package: pip install 'llmva[ray]'.") from error
     own = not ray.is_initialized()
     if own:
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        try:
+            ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        except Exception as error:  # Ray raises this very class where it does not start in time
+            raise LlmvaError(
+                f"Ray does not start here ({error}): start a cluster first, or use --executor local."
+            ) from error
     try:
         try:
             start = ray.remote(run_words).options(max_retries=RETRIES, **resources)
