@@ -88,6 +88,8 @@ def _check_command(command: str) -> str | None:
     chosen, rest = known[words[0]], iter(words[1:])
     if hasattr(chosen, "commands"):  # a group, such as `llmva judge check`
         word = next(rest, "")
+        if word not in chosen.commands and "run" in chosen.commands:  # which need not be named
+            word, rest = "run", iter(words[1:])
         if word not in chosen.commands:
             return f"there is no such command: {command}"
         chosen = chosen.commands[word]
@@ -126,6 +128,9 @@ def test_commands_shown_are_known() -> None:
         ("llmva judge check --judge NAME", True),
         ("llmva judge check --part x", False),
         ("llmva judge list", False),
+        ("llmva study FILE --dry-run", True),
+        ("llmva study FILE --dry", False),
+        ("llmva study init --paper", True),
     ],
 )
 def test_the_check_of_commands_can_fail(command: str, right: bool) -> None:
@@ -133,7 +138,8 @@ def test_the_check_of_commands_can_fail(command: str, right: bool) -> None:
 
 
 def test_options_named_in_text_exist() -> None:
-    known = {o for c in _program().commands.values() for p in c.params for o in p.opts} | {"--help", "--version"}
+    every = [m for c in _program().commands.values() for m in (c, *getattr(c, "commands", {}).values())]
+    known = {o for c in every for p in c.params for o in p.opts} | {"--help", "--version"}
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for span in SPAN.findall(FENCE.sub("", _text(page))):
             if re.fullmatch(r"--[a-z-]+( [A-Z]+)?", span) and page.name != "judges.md":  # that one has a CLI of its own

@@ -39,7 +39,37 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """A value as our files have it."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_new(path: Path, data: bytes) -> bool:
+    """Write a file that is not there yet, whole or not at all; False, and nothing is changed, where it is there.
+
+    Of several processes that try at once, on one machine or on several that share the folder, exactly one gets True.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)  # unlike a rename, a link replaces nothing
+        except FileExistsError:
+            return False
+        return True
+    except OSError as error:
+        raise LlmvaError(
+            f"'{path}' cannot be written ({error.strerror}): free space or choose another folder."
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -133,3 +163,17 @@ def _at_work(directory: Path) -> LlmvaError:
     return LlmvaError(
         f"Another llmva is at work in '{directory}': wait for its end, or choose another folder with --out."
     )
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether another process has the lock of a folder; nothing is made there. False where locks are not known."""
+    try:
+        import fcntl
+
+        with (directory / ".lock").open("r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return False
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN) and (directory / ".lock").exists()
+    return False

@@ -130,6 +130,65 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def mean_ranks(scores: Floats) -> Floats:
+    """[methods]: mean rank over blocks of scores [blocks, methods]; 1 is the highest score, ties share their ranks."""
+    from scipy.stats import rankdata
+
+    ranks: Floats = rankdata(-np.asarray(scores), axis=1).mean(0)
+    return ranks
+
+
+def friedman(scores: Floats) -> tuple[float, float] | None:
+    """Friedman's test (1937) that methods rank alike over blocks: chi-squared, corrected for ties, and p.
+
+    Args:
+        scores: [blocks, methods].
+
+    None with fewer than 3 methods or 2 blocks, and where all methods tie in every block.
+    """
+    from scipy.stats import friedmanchisquare
+
+    blocks, methods = np.shape(scores)
+    if methods < 3 or blocks < 2 or not np.ptp(scores, axis=1).any():
+        return None
+    statistic, p = friedmanchisquare(*np.asarray(scores).T)
+    return float(statistic), float(p)
+
+
+def nemenyi(ranks: Floats, blocks: int) -> Floats:
+    """[methods, methods]: p that two mean ranks differ by chance, for all pairs at once (Nemenyi 1963).
+
+    The difference is compared with the studentized range of as many normal variables as there are methods.
+    """
+    from scipy.stats import studentized_range
+
+    apart = np.abs(ranks[:, None] - ranks[None, :]) / _rank_error(len(ranks), blocks)
+    p: Floats = studentized_range.sf(apart * math.sqrt(2), len(ranks), np.inf)
+    return np.clip(p, 0.0, 1.0)
+
+
+def critical_difference(methods: int, blocks: int, level: float = 0.05) -> float:
+    """Mean ranks that are further apart differ at this level by Nemenyi's test (Demsar 2006)."""
+    from scipy.stats import studentized_range
+
+    bound = float(studentized_range.ppf(1 - level, methods, np.inf)) / math.sqrt(2)
+    return bound * _rank_error(methods, blocks)
+
+
+def ranks_against(ranks: Floats, control: int, blocks: int) -> list[float]:
+    """Two-sided p that each method's mean rank is the control's, 1 for itself; not corrected for their number.
+
+    Under the null hypothesis a difference of mean ranks is about normal (Demsar 2006, section 3.2.2).
+    """
+    apart = np.abs(ranks - ranks[control]) / _rank_error(len(ranks), blocks)
+    return [math.erfc(float(z) / math.sqrt(2)) for z in apart]
+
+
+def _rank_error(methods: int, blocks: int) -> float:
+    """Standard error of the difference of two mean ranks."""
+    return math.sqrt(methods * (methods + 1) / (6 * blocks))
+
+
 def kappa(first: Sequence[Any], second: Sequence[Any]) -> float:
     """Cohen's kappa of two lists of labels: agreement above what their frequencies give by chance, 1 at best."""
     n = len(first)

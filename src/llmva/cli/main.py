@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from llmva.cli.align import align, demo
 from llmva.cli.cache import cache
@@ -20,8 +21,9 @@ from llmva.cli.extend import extend
 from llmva.cli.inspect import inspect
 from llmva.cli.options import expand
 from llmva.cli.ship import export, front, push, verify
+from llmva.cli.studies import runs, study_init, study_run, study_schema
 from llmva.cli.study import ablate, compare, judge_check
-from llmva.cli.terminal.help import FLAGS, Grouped, show_help
+from llmva.cli.terminal.help import FLAGS, Grouped, WithDefault, show_help
 from llmva.cli.terminal.interrupt import EXIT_CODE, NOTHING_KEPT, Interrupted, remembered, was_interrupted
 from llmva.cli.terminal.streams import PLAIN, safe_streams, unicode
 from llmva.errors import LlmvaError, UsageError
@@ -35,14 +37,35 @@ app = typer.Typer(
     epilog="Start with: llmva demo",
     context_settings=FLAGS,
 )
-for command in (align, demo, evaluate, chat, inspect, extend, front, export, verify, push, compare, ablate, cache):
+for command in (
+    align,
+    demo,
+    evaluate,
+    chat,
+    inspect,
+    extend,
+    front,
+    export,
+    verify,
+    push,
+    compare,
+    ablate,
+    runs,
+    cache,
+):
     app.command(cls=Grouped)(expand(command))
 GROUPS: tuple[tuple[str, str, dict[str, Callable[..., Any]]], ...] = (
     ("judge", "Measure a judge.", {"check": judge_check}),
+    (
+        "study",
+        "Many models, methods, seeds and data sets: llmva study STUDY.toml.",
+        {"run": study_run, "init": study_init, "schema": study_schema},
+    ),
     ("data", "Public data sets that --data knows by name.", {"list": data_list, "show": data_show}),
 )
 for group, about, members in GROUPS:
-    commands = typer.Typer(help=about, context_settings=FLAGS, invoke_without_command=True)
+    kind = WithDefault if "run" in members else TyperGroup
+    commands = typer.Typer(cls=kind, help=about, context_settings=FLAGS, invoke_without_command=True)
     commands.callback()(show_help)
     for name, member in members.items():
         commands.command(name, cls=Grouped)(expand(member))

@@ -21,7 +21,6 @@ from llmva.cli.options import (
     Sources,
 )
 from llmva.cli.terminal.interrupt import interruptible, of_study
-from llmva.errors import UsageError
 
 if TYPE_CHECKING:
     from llmva.cli.terminal.console import Display
@@ -38,7 +37,8 @@ def compare(
         typer.Option(
             "--methods",
             metavar="NAMES",
-            help="Compare these: all, or some of none, vectorsteer, alphasteer, alphasteer+, scans, cast, llmva.",
+            help="Compare these: all, or some of none, vectorsteer, alphasteer, alphasteer+, scans, cast, llmva; and "
+            "adapter:PATH_OR_ID or model:PATH_OR_ID, which others have published for MODEL.",
         ),
     ] = "all",
     seeds: Seeds = 3,
@@ -73,14 +73,12 @@ def compare(
     run the same command to resume.
     """
     with interruptible() as kept:
-        from llmva.baselines import BASELINES
         from llmva.cli import inputs
+        from llmva.experiments.compare import check_methods
+        from llmva.experiments.comparison import METHODS
 
-        everything = ("none", *BASELINES, "llmva")
-        chosen = everything if methods == "all" else tuple(name.strip() for name in methods.split(",") if name.strip())
-        unknown = [name for name in chosen if name not in everything]
-        if unknown:
-            raise UsageError(f"There is no method '{unknown[0]}': choose among {', '.join(everything)}.")
+        chosen = METHODS if methods == "all" else tuple(name.strip() for name in methods.split(",") if name.strip())
+        check_methods(chosen)
         place = inputs.model_place(model)
         directory = out or Path(f"llmva-compare-{inputs.model_stem(model)}")
         kept.say = of_study(directory, restart)

@@ -2,18 +2,22 @@
 
 DIR/cells/NAME.json    the measurement, with every answer
 DIR/identity.json      what all cells share: model, prompts, judge, settings; and what computed the first one
+DIR/claims/            who is at work on which cell, where several processes share the folder
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmva.errors import LlmvaError, UsageError
-from llmva.files import FolderLock, lock, write_json
+from llmva.experiments.claims import Claims
+from llmva.files import FolderLock, json_text, lock, write_json, write_new
 from llmva.models.chat_model import ChatModel
 from llmva.prompts.prompt_set import PromptSet
 from llmva.runs.environment import versions
@@ -22,18 +26,33 @@ from llmva.runs.identity import difference, identity
 
 def file_name(method: str, setting: str | None) -> str:
     """The beginning of the names of a method's cells."""
+    if ":" in method:  # published, and named by its place
+        kind, _, place = method.partition(":")
+        last = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(place).name)
+        return f"{kind}-{last}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
     return method.replace("+", "-plus") + ("" if setting is None else f"-{setting}")
 
 
 class Cells:
-    """`get` measures only missing cells. Without a directory, cells are kept in memory."""
+    """`get` measures only missing cells. Without a directory, cells are kept in memory.
 
-    def __init__(self, directory: Path | None, identity: Mapping[str, Any], *, restart: bool = False) -> None:
+    The folder is locked for this process, unless it is `shared`: then each cell is claimed by itself.
+    """
+
+    def __init__(
+        self, directory: Path | None, identity: Mapping[str, Any], *, restart: bool = False, shared: bool = False
+    ) -> None:
         self.directory = directory
         self.notes: list[str] = []  # what is not as it was when the first cell was measured, and need not matter
+        self.measured: list[str] = []  # names of the cells that this process measured
         self._kept: dict[str, dict[str, Any]] = {}
         self._lock: FolderLock | None = None
+        self._claims: Claims | None = None
         if directory is None:
+            return
+        if shared:
+            self._claims = Claims(directory / "claims")
+            self._begin(directory, identity, restart)
             return
         self._lock = lock(directory)
         try:
@@ -57,7 +76,10 @@ class Cells:
             raise UsageError(
                 f"The folder '{directory}' cannot be written ({error.strerror}): choose another with --out."
             ) from error
-        write_json(path, dict(identity))
+        if restart:
+            write_json(path, dict(identity))
+        elif not write_new(path, json_text(dict(identity)).encode()):  # another process was faster
+            self.notes = _same(_read(path), json.loads(json.dumps(identity)), directory)
 
     @property
     def sentences(self) -> list[str]:
@@ -70,7 +92,10 @@ class Cells:
             self._lock.close()
 
     def get(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The cell `name`, read from disk if it was measured before."""
+        """The cell `name`, read from disk if it was measured before.
+
+        Raises Claimed if the folder is shared and another process is measuring the cell.
+        """
         if self.directory is None:
             if name not in self._kept:
                 self._kept[name] = measure()
@@ -78,9 +103,16 @@ class Cells:
         path = self.directory / "cells" / f"{name}.json"
         if path.exists():
             return _read(path)
-        cell = measure()
-        write_json(path, cell)
-        return cell
+        if self._claims is None:
+            cell = measure()
+            write_json(path, cell)
+            self.measured.append(name)
+            return cell
+        with self._claims.hold(name):
+            # it may have been finished between the look and the claim
+            if not path.exists() and write_new(path, json_text(measure()).encode()):
+                self.measured.append(name)
+            return _read(path)
 
 
 def _read(path: Path) -> dict[str, Any]:

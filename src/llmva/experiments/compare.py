@@ -5,53 +5,32 @@ Every cell (method, setting, seed) is kept on disk, so an interrupted comparison
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from llmva.alignment import RunOptions, align
-from llmva.baselines import BASELINES, make_baseline
-from llmva.baselines.base import FACTORS, STRENGTH, Steering
-from llmva.edit import Edit, check_untouched
+from llmva.baselines import BASELINES
+from llmva.baselines.base import FACTORS
+from llmva.edit import check_untouched
 from llmva.errors import UsageError
 from llmva.evaluation.skills import Probe
-from llmva.experiments.cells import Cells, file_name, study_identity
-from llmva.experiments.choice import Choices, curve, note
-from llmva.experiments.measure import HARMLESS_TEXTS, Applied, ExperimentSetup
-from llmva.experiments.summary import NONE, OURS, method_rates, title, versus
+from llmva.experiments.cells import Cells, study_identity
+from llmva.experiments.choice import note
+from llmva.experiments.comparison import METHODS, Comparison, rows_of
+from llmva.experiments.measure import ExperimentSetup
+from llmva.experiments.published import is_published
+from llmva.experiments.summary import NONE, OURS, title, versus
 from llmva.files import write_json
-from llmva.judges.base import Judge, Label
-from llmva.method.observe import harmless_answers
+from llmva.judges.base import Judge
 from llmva.models.at_rest import at_rest
 from llmva.models.chat_model import ChatModel
 from llmva.models.fingerprint import fingerprint
 from llmva.progress import Progress
 from llmva.prompts.prompt_set import PromptSet
-from llmva.prompts.types import Prompt
 from llmva.runs.environment import peak_bytes, versions
-from llmva.runs.limits import Tally, limits_of
-from llmva.settings import check_seed, make_settings
-
-METHODS = (NONE, *BASELINES, OURS)
-STRENGTHS = (0.25, 0.5, 1.0, 1.5, 2.0)
-BUDGET = 3000  # maximum number of answers for tuning a baseline if our own method is not compared
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table."""
-
-    method: str
-    setting: str | None  # "paper" or "tuned"; None for methods that are not baselines
-
-    @property
-    def title(self) -> str:
-        return title({"method": self.method, "setting": self.setting})
+from llmva.runs.limits import limits_of
+from llmva.settings import Settings, check_seed, make_settings
 
 
 def compare(
@@ -77,7 +56,8 @@ def compare(
 
     Args:
         model, tokenizer: from `load_model`; the weights are not changed.
-        methods: of METHODS.
+        methods: of METHODS, or `adapter:PATH_OR_ID[@REVISION]` and `model:PATH_OR_ID[@REVISION]`, which others have
+            published for the same base.
         seeds: of the draws of fit prompts. Splits and test prompts are the same for all.
         out: folder for compare.json, the cells and our own runs. None keeps everything in memory.
         tuned: add a second row for each baseline. The first row has its paper's settings, with the magnitude chosen on
@@ -91,9 +71,7 @@ def compare(
     """
     from llmva.judges import make_judge
 
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown:
-        raise UsageError(f"There is no method '{unknown[0]}': choose among {', '.join(METHODS)}.")
+    check_methods(methods)
     if not methods or not seeds or len(set(seeds)) < len(seeds):
         raise UsageError("A comparison needs at least one method and different seeds: give some.")
     judge = make_judge(judge) if isinstance(judge, str) else judge
@@ -102,61 +80,101 @@ def compare(
     chosen = make_settings(**settings)
     chat = ChatModel.of(model, tokenizer, batch_tokens, system=chosen.system)
     base = fingerprint(chat.decoder, name or getattr(model.config, "_name_or_path", "") or "unnamed")
-    identity = {
-        **study_identity(chat, base, prompts, skills),
-        "judge": judge.name,
-        "settings": chosen.model_dump(),
-        "seed of tuning": check_seed(seeds[0]),
-        "magnitudes of baselines": list(FACTORS),
-    }
+    identity = comparison_identity(chat, base, prompts, judge, chosen, seeds[0], skills)
     directory = None if out is None else Path(out)
     check_untouched(chat.model)
     with at_rest(chat.model), closing(Cells(directory, identity, restart=restart)) as cells:
         for sentence in cells.notes:
             progress.note(sentence)
         setup = ExperimentSetup.of(chat, prompts, judge, chosen, skills, progress)
-        comparison = _Comparison(
-            setup, cells, directory, [check_seed(seed) for seed in seeds], chosen.model_dump(), restart
+        comparison = Comparison(
+            setup, cells, directory, [check_seed(seed) for seed in seeds], chosen.model_dump(), restart, base["model"]
         )
 
-        ours_first = sorted(dict.fromkeys(methods), key=lambda method: (method != NONE, method != OURS))
-        for method in ours_first:  # its answers are the baselines' budget
-            for row in comparison.rows_of(method, tuned):
-                comparison.measure(row, curves)
+        record = record_of(comparison, methods, base, tuned=tuned, curves=curves, command=command)
+    if directory is not None:
+        write_json(directory / "compare.json", record)
+    return record
 
-        version = versions()
-        rows = [
-            comparison.summary(row) for method in dict.fromkeys(methods) for row in comparison.rows_of(method, tuned)
-        ]
-        tests = versus(rows, comparison.by_title, prompts.test)
-        untouched = next((entry for entry in rows if entry["method"] == NONE), None)
-        held = comparison.choices.untouched()["asr"] if set(methods) & set(BASELINES) else None
-        for entry in rows:
-            entry["versus"] = tests.get(title(entry))
-            entry["note"] = note(entry, untouched, held)
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Raises UsageError for a method that is none of METHODS and not published either."""
+    for method in methods:
+        if method not in METHODS and not is_published(method):
+            raise UsageError(
+                f"There is no method '{method}': choose among {', '.join(METHODS)}, or name what is published as "
+                "adapter:PATH or model:PATH."
+            )
+
+
+def comparison_identity(
+    chat: ChatModel,
+    base: Mapping[str, Any],
+    prompts: PromptSet,
+    judge: Judge,
+    settings: Settings,
+    seed: int,
+    skills: Sequence[Probe],
+) -> dict[str, Any]:
+    """What all cells of a comparison share; `base` is the model's `fingerprint`, `seed` the first one."""
+    return {
+        **study_identity(chat, base, prompts, skills),
+        "judge": judge.name,
+        "settings": settings.model_dump(),
+        "seed of tuning": check_seed(seed),
+        "magnitudes of baselines": list(FACTORS),
+    }
+
+
+def record_of(
+    comparison: Comparison,
+    methods: Sequence[str],
+    base: Mapping[str, Any],
+    *,
+    tuned: bool,
+    curves: bool,
+    command: str | None,
+) -> dict[str, Any]:
+    """The content of compare.json. Cells that are not there yet are measured."""
+    setup = comparison.setup
+    chat, prompts = setup.chat, setup.prompts
+    comparison.begin()
+    ours_first = sorted(dict.fromkeys(methods), key=lambda method: (method != NONE, method != OURS))
+    for method in ours_first:  # its answers are the baselines' budget
+        for row in rows_of(method, tuned):
+            comparison.measure(row, curves)
+
+    version = versions()
+    rows = [comparison.summary(row) for method in dict.fromkeys(methods) for row in rows_of(method, tuned)]
+    tests = versus(rows, comparison.by_title, prompts.test)
+    untouched = next((entry for entry in rows if entry["method"] == NONE), None)
+    held = comparison.choices.untouched()["asr"] if set(methods) & set(BASELINES) else None
+    for entry in rows:
+        entry["versus"] = tests.get(title(entry))
+        entry["note"] = note(entry, untouched, held)
 
     told = limits_of(chat, prompts.warnings, setup.thinking, comparison.tally())
+    published = [
+        sentence for method in methods if is_published(method) for sentence in comparison.published(method).notes
+    ]
     read = [WITHOUT_THOUGHTS] if setup.thinking.any and set(methods) & set(BASELINES) else []
-    record: dict[str, Any] = {
+    return {
         "format": 1,
         "kind": "comparison",
         "llmva": version.pop("llmva"),
         "versions": version,
         "command": command,
         "base": {key: value for key, value in base.items() if key not in ("hashes", "weights")},
-        "judge": judge.name,
-        "seeds": list(seeds),
-        "settings": chosen.model_dump(),
+        "judge": setup.judge.name,
+        "seeds": list(comparison.seeds),
+        "settings": comparison.settings,
         "sources": {prompt.source: "benign" if prompt.benign else "toxic" for prompt in prompts.test},
         "prompts": {split: len(members) for split, members in prompts.splits()},
         "rows": rows,
         "best_baseline": next(iter(tests.values()))["baseline"] if tests else None,
         "peak_bytes": peak_bytes(),
-        "limits": [*told, *read, *cells.sentences, *LIMITS],
+        "limits": [*told, *read, *published, *comparison.cells.sentences, *LIMITS],
     }
-    if directory is not None:
-        write_json(directory / "compare.json", record)
-    return record
 
 
 LIMITS = (
@@ -166,213 +184,3 @@ LIMITS = (
     "those that do best on validation prompts; see docs/baselines.md.",
 )
 WITHOUT_THOUGHTS = "Baselines are fitted on prompts without thoughts, as their papers' models have none."
-
-
-class _Comparison:
-    """The cells of one comparison, and their shared state."""
-
-    def __init__(
-        self,
-        setup: ExperimentSetup,
-        cells: Cells,
-        directory: Path | None,
-        seeds: list[int],
-        settings: dict[str, Any],
-        restart: bool,
-    ) -> None:
-        self.setup, self.cells, self.directory = setup, cells, directory
-        self.seeds, self.settings, self.restart = seeds, settings, restart
-        self.by_title: dict[str, list[dict[str, Any]]] = {}
-        self.measured: dict[str, dict[str, Any]] = {}  # cells with test answers by name; two rows may share one
-        self.extra: dict[str, dict[str, Any]] = {}  # by title: curve, options, what was tried
-        self.budget = BUDGET
-        self.choices = Choices(
-            setup, cells, seeds[0], lambda: self._fit_prompts(seeds[0])[:2], float(settings["min_kept"])
-        )
-        self._fitted: dict[int, tuple[list[Prompt], list[Label], float]] = {}
-        self.untouched = cells.get("none", lambda: setup.measure("untouched model", nullcontext, []))
-        answered = harmless_answers(setup.prompts.test, self.untouched["labels"], self.untouched["answers"])
-        self.harmless = answered[:HARMLESS_TEXTS]
-
-    def tally(self) -> Tally:
-        """Of the answers to test prompts."""
-        return Tally.of_cells([self.untouched, *self.measured.values()])
-
-    def rows_of(self, method: str, tuned: bool) -> list[Row]:
-        if method in (NONE, OURS):
-            return [Row(method, None)]
-        return [Row(method, setting) for setting in (("paper", "tuned") if tuned else ("paper",))]
-
-    def measure(self, row: Row, curves: bool) -> None:
-        if row.method == NONE:
-            kept = {"kept": 1.0, "kl": 0.0, "perplexity": 1.0} if self.harmless else {}
-            cell = {**self.untouched, **kept, "seed": None, "fit_seconds": 0.0, "fit_answers": 0, "latency": 1.0}
-            self.by_title[row.title] = [cell]
-            self.extra[row.title] = {"options": {}, "curve": [], "tried": []}
-            return
-        choice = self._choice(row)
-        options, strengths = choice["options"], curves and row.setting != "tuned"
-        same = row
-        if row.setting == "tuned" and options == self.extra[Row(row.method, "paper").title]["options"]:
-            same = Row(row.method, "paper")  # no other options were better, so it is measured already
-        measured, drawn = self._cells(same, options, strengths)
-        # the cost of a choice is part of every fit that uses it
-        cells = [
-            {
-                **cell,
-                "fit_answers": cell["fit_answers"] + choice["answers"],
-                "fit_seconds": round(cell["fit_seconds"] + choice["seconds"], 2),
-            }
-            for cell in measured
-        ]
-        if row.method == OURS:
-            self.budget = cells[0]["fit_answers"]
-        elif strengths:
-            drawn = curve(choice["tried"], options[STRENGTH])
-        self.by_title[row.title] = cells
-        self.extra[row.title] = {"options": options, "curve": drawn, "tried": choice["tried"]}
-
-    def _choice(self, row: Row) -> dict[str, Any]:
-        if row.method == OURS:
-            return {"options": {}, "tried": [], "answers": 0, "seconds": 0.0}
-        if row.setting == "tuned":
-            return self.choices.tuned(row.method, self.budget)
-        return self.choices.paper(row.method)
-
-    def _cells(self, row: Row, options: Mapping[str, Any], curves: bool) -> tuple[list[dict[str, Any]], list[Any]]:
-        """The cells of a row, one per seed; for our own method also the curve of the first seed."""
-        fits: dict[int, Callable[[float], Applied]] = {}  # fits made by this process
-
-        def fit(seed: int) -> tuple[Callable[[float], Applied], dict[str, Any]]:
-            applied, cost = self._fit(row, seed, options)
-            fits[seed] = applied
-            return applied, cost
-
-        cells = []
-        for seed in self.seeds:
-            what = f"{row.title}, seed {seed}"
-
-            def measured(seed: int = seed, what: str = what) -> dict[str, Any]:
-                applied, cost = fit(seed)
-                return {"seed": seed, **cost, **self.setup.measure(what, applied(1.0), self.harmless)}
-
-            name = f"{file_name(row.method, row.setting)}-{seed}"
-            self.measured[name] = self.cells.get(name, measured)
-            cells.append(self.measured[name])
-        if row.method != OURS or not curves:
-            return cells, []
-        first = self.seeds[0]
-
-        def drawn() -> dict[str, Any]:
-            applied = fits[first] if first in fits else fit(first)[0]
-            return {"curve": self.setup.strengths(row.title, applied, STRENGTHS)}
-
-        return cells, self.cells.get(f"{file_name(row.method, row.setting)}-curve", drawn)["curve"]
-
-    def summary(self, row: Row) -> dict[str, Any]:
-        """The row of compare.json, except for `versus` and `note`."""
-        cells, test = self.by_title[row.title], self.setup.prompts.test
-        before = self.untouched["skills"]
-
-        def mean(key: str) -> float | None:
-            known = [cell[key] for cell in cells if cell[key] is not None]
-            return sum(known) / len(known) if known else None
-
-        return {
-            "method": row.method,
-            "setting": row.setting,
-            **self.extra[row.title],
-            "runs": [
-                {k: v for k, v in cell.items() if k not in ("labels", "answers")}
-                | {"by_source": {s: f["mean"] for s, f in method_rates([cell], test)["by_source"].items()}}
-                for cell in cells
-            ],
-            **method_rates(cells, test),
-            "skills": {
-                skill: {"before": right, "after": sum(cell["skills"][skill] for cell in cells) / len(cells)}
-                for skill, right in before.items()
-            },
-            "cost": {key: mean(key) for key in ("fit_seconds", "fit_answers", "latency")}
-            | {"latency_range": _spanned([cell["latency_range"] for cell in cells if cell.get("latency_range")])},
-            "utility": {key: mean(key) for key in ("kept", "kl", "perplexity")},
-        }
-
-    def _fit(
-        self, row: Row, seed: int, options: Mapping[str, Any]
-    ) -> tuple[Callable[[float], Applied], dict[str, Any]]:
-        """A function that applies the fitted method at a strength, and the cost of the fit."""
-        if row.method == OURS:
-            return self._fit_ours(seed)
-        prompts, labels, answering = self._fit_prompts(seed)
-        started = time.monotonic()
-        self.setup.progress.stage(f"{row.title}, seed {seed}: fitting")
-        steering: Steering = make_baseline(row.method, **options).fit(
-            self.setup.chat, prompts, labels, _generator(seed)
-        )
-
-        def applied(strength: float) -> Applied:
-            scaled = steering if strength == 1.0 else steering.scaled(strength)
-            return lambda: scaled.applied(self.setup.chat.decoder)
-
-        seconds = round(time.monotonic() - started + answering, 2)
-        return applied, {"fit_seconds": seconds, "fit_answers": len(prompts)}
-
-    def _fit_ours(self, seed: int) -> tuple[Callable[[float], Applied], dict[str, Any]]:
-        setup = self.setup
-        result = align(
-            setup.chat.model,
-            setup.chat.tokenizer,
-            setup.prompts,
-            judge=setup.judge,
-            seed=seed,
-            out=None if self.directory is None else self.directory / f"llmva-{seed}",
-            restart=self.restart,
-            batch_tokens=setup.chat.batching.tokens,
-            progress=setup.progress,
-            options=RunOptions(measure_test=False, thinking=setup.thinking),
-            **self.settings,
-        )
-        edit: Edit = result.edit
-        record = result.record
-
-        def applied(strength: float) -> Applied:
-            scaled = edit.scaled(strength) if strength != 1.0 and record["best_iteration"] else edit
-            return lambda: _applied(scaled, setup)
-
-        drawn = len(setup.prompts.draw(self.settings["per_source"], _generator(seed)))
-        answers = len(record["iterations"]) * (drawn + len(setup.prompts.validation))
-        return applied, {
-            "fit_seconds": record["cost"]["fit_seconds"],
-            "fit_answers": answers,
-            "iteration": record["best_iteration"],
-            "iterations": len(record["iterations"]) - 1,
-            "stopped": record["stopped"],
-        }
-
-    def _fit_prompts(self, seed: int) -> tuple[list[Prompt], list[Label], float]:
-        """The training prompts for baselines, the untouched model's labels of them, and the seconds that these took."""
-        if seed not in self._fitted:
-            prompts = self.setup.prompts.draw(self.settings["per_source"], _generator(seed))
-
-            def answered() -> dict[str, Any]:
-                started = time.monotonic()
-                seen = self.setup.observe(prompts, f"fit prompts, seed {seed}")
-                labels = [label.value for label in seen.labels]
-                return {"labels": labels, "seconds": round(time.monotonic() - started, 2)}
-
-            cell = self.cells.get(f"fit-{seed}", answered)
-            self._fitted[seed] = (prompts, [Label(label) for label in cell["labels"]], cell["seconds"])
-        return self._fitted[seed]
-
-
-def _spanned(ranges: Sequence[Sequence[float]]) -> list[float] | None:
-    """The smallest range that holds all `ranges`; None without any."""
-    return [min(low for low, _ in ranges), max(high for _, high in ranges)] if ranges else None
-
-
-def _applied(edit: Edit, setup: ExperimentSetup) -> AbstractContextManager[Any]:
-    return edit.apply(setup.chat.model, check=False)
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

@@ -42,6 +42,7 @@ class ExperimentSetup:
     skills: Sequence[Probe] = ()
     progress: Progress = field(default_factory=Progress)
     thinking: Thinking = field(default_factory=Thinking)
+    timed: bool = True  # measure the latency, which says little where other processes work on the same machine
 
     @classmethod
     def of(
@@ -78,8 +79,8 @@ class ExperimentSetup:
         Returns:
             f1, asr, orr, garbled; kept, kl, perplexity (a ratio) on `harmless`; latency (time per generated
             token divided by the untouched model's, the median of several rounds) and latency_range (the lowest and
-            the highest of them); skills; labels and answers, in the order of the test prompts; thoughts and unclosed,
-            numbers of answers, of a model that thinks.
+            the highest of them), both None unless `timed`; skills; labels and answers, in the order of the test
+            prompts; thoughts and unclosed, numbers of answers, of a model that thinks.
         """
         with applied():
             seen = self.observe(self.prompts.test, f"{what}: test prompts")
@@ -88,7 +89,7 @@ class ExperimentSetup:
         return {
             **point_rates(seen.prompts, seen.labels),
             **agreement(self.chat, harmless, applied, on_progress).as_record(),
-            **self._latency(applied),
+            **(self._latency(applied) if self.timed else {"latency": None, "latency_range": None}),
             "skills": skills,
             "labels": [label.value for label in seen.labels],
             "answers": seen.capture.answers,

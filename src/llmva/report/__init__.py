@@ -11,6 +11,7 @@ from llmva.report.run.terminal import before_after_html, before_after_table, tas
 from llmva.report.run.transfer import transfer_markdown, transfer_table
 from llmva.report.study.ablation import ablation_table, write_ablation
 from llmva.report.study.comparison import write_comparison
+from llmva.report.study.many import study_tables, write_study
 from llmva.report.study.tables import comparison_table
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "comparison_table",
     "front_table",
     "render",
+    "study_tables",
     "tasks_table",
     "transfer_markdown",
     "transfer_table",
@@ -29,4 +31,5 @@ __all__ = [
     "write_comparison",
     "write_front",
     "write_report",
+    "write_study",
 ]

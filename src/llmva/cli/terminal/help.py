@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 FLAGS = {"help_option_names": ["-h", "--help"]}
 
@@ -25,6 +25,16 @@ class Grouped(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+class WithDefault(TyperGroup):
+    """A group whose command `run` need not be named: `llmva study FILE` is `llmva study run FILE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in FLAGS["help_option_names"]:
+            args = ["run", *args]
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
 
 
 def show_help(context: typer.Context) -> None:
