@@ -19,10 +19,11 @@ from llmva.export.lora import export_lora
 from llmva.export.merged import export_merged
 from llmva.export.plan import make_plan
 from llmva.models.chat import encode, render
+from llmva.models.finding.tensors import first_tensor, hooked
 from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import capture
 from llmva.models.load import load_model
-from llmva.models.sublayers import find_decoder, first_tensor, hooked
+from llmva.models.sublayers import find_decoder
 from llmva.models.writers import is_linear
 from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.types import Prompt

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from llmva.errors import LlmvaError
 from llmva.models.at_rest import check_thread
 from llmva.models.chat import ChatTemplate
-from llmva.models.sublayers import Decoder, first_tensor, hooked
+from llmva.models.finding.tensors import first_tensor, hooked
+from llmva.models.sublayers import Decoder
 
 T = TypeVar("T")
 Place = Literal["input", "output"]  # of a block

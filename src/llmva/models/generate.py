@@ -21,13 +21,14 @@ from llmva.models.batching import longest_first
 from llmva.models.chat import end_tokens, pad_token
 from llmva.models.chat_model import ChatModel
 from llmva.models.engines.base import CHECKED, written_by
+from llmva.models.finding.tensors import first_tensor, hooked
 from llmva.models.forward import check_numbers
 from llmva.models.reading.cache import read_prefix
 from llmva.models.reading.context import check_rows
 from llmva.models.reading.decoding import End, decode
 from llmva.models.reading.rows import read_rows
 from llmva.models.reading.sampling import Choose, greedy
-from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
+from llmva.models.sublayers import Decoder, contiguous_head
 from llmva.prompts.types import Asked
 
 T = TypeVar("T")

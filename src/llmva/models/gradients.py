@@ -21,9 +21,9 @@ from llmva.models.at_rest import reads_model
 from llmva.models.batching import Batching, longest_first
 from llmva.models.chat.inputs import forward_inputs
 from llmva.models.chat_model import ChatModel
+from llmva.models.finding.tensors import first_tensor, hooked
 from llmva.models.forward import logits_of, run_forward
 from llmva.models.reading.cache import Prefix, cache_name, read_prefix, rest_inputs
-from llmva.models.sublayers import first_tensor, hooked
 from llmva.models.writers import PLAIN
 from llmva.prompts.types import Asked
 
