@@ -25,7 +25,8 @@ from llmva.models.finding.tensors import first_tensor, nearly_equal, streams_of
 
 SEED = 0  # of the pushes
 NONE = "no module is shown to add its output to the residual stream"
-TOWERS = ("vision", "visual", "audio", "encoder")  # in names of what reads images and sound
+TOWERS = ("vision", "visual", "audio")  # in names of what reads images and sound
+LISTS = ("layers", "blocks", "h")  # names of lists of blocks
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Decoder:
     last_block: nn.Module  # its output is the final residual stream, before the final norm
     width: int
     steady: bool = True  # whether the same tokens gave the same numbers twice
+    streams: int = 1  # residual streams
 
     @property
     def names(self) -> list[str]:
@@ -106,9 +108,9 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
         return _decoder(model, prefix, blocks, named, width)
     with at_rest(model):
         ids = probe_ids(model, text_config(model))
-        records = record_blocks(model, list(blocks), ids)
+        records = record_blocks(model, list(blocks), width, ids)
         steady = _check_pass(model, records)
-        run = [record for record in records if record.runs]
+        run = [record for record in records if record.runs]  # of some, text alone runs only a part
         generator = torch.Generator().manual_seed(SEED)
         search = Pass(model, ids, torch.finfo(model.dtype).eps, generator)
         found = dict(zip([records.index(record) for record in run], find_writers_of(search, run), strict=True))
@@ -127,7 +129,8 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
         index: [(kind_of(blocks[index], pair[0], i, len(pairs)), pair) for i, pair in enumerate(pairs)]
         for index, pairs in found.items()
     }
-    return _decoder(model, prefix, blocks, parts, width, steady)
+    assert run[-1].after is not None
+    return _decoder(model, prefix, blocks, parts, width, steady, len(run[-1].after))
 
 
 def _refusal(model: Any, block: int, why: str, mend: str = ": the architecture is not supported") -> str:
@@ -141,6 +144,7 @@ def _decoder(
     found: Mapping[int, Sequence[tuple[str, Found]]],
     width: int,
     steady: bool = True,
+    streams: int = 1,
 ) -> Decoder:
     sublayers = [
         Sublayer(
@@ -153,7 +157,7 @@ def _decoder(
         for index, pairs in sorted(found.items())
         for kind, (projection, output) in pairs
     ]
-    return Decoder(model, tuple(sublayers), blocks[max(found)], width, steady)
+    return Decoder(model, tuple(sublayers), blocks[max(found)], width, steady, streams)
 
 
 def _check_pass(model: Any, records: Sequence[Record]) -> bool:
@@ -190,7 +194,7 @@ def _again(model: Any, last: Record, change: int) -> torch.Tensor:
     handle = last.block.register_forward_hook(lambda module, args, output: kept.append(first_tensor(output).detach()))
     ids = probe_ids(model, text_config(model), change)
     read(model, ids, [handle])
-    streams = streams_of(kept[-1].to("cpu", torch.float64), ids.shape[1])
+    streams = streams_of(kept[-1].to("cpu", torch.float64), ids.shape[1], last.width)
     assert streams is not None
     return streams
 
@@ -202,16 +206,27 @@ def text_config(model: Any) -> Any:
 
 
 def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
-    """The decoder's blocks: the one ModuleList of the length in the config, outside vision and audio towers."""
+    """The decoder's blocks: the one ModuleList of the length in the config, outside vision and audio towers.
+
+    Some configs count sublayers, or layers of all parts; then it is the one list of blocks.
+    """
     count = getattr(text_config(model), "num_hidden_layers", None)
-    candidates = [
+    lists = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList)
-        and len(module) == count
+        and len(module)
         and not any(word in name for word in TOWERS)
         and any(True for _ in module[0].children())
     ]
+    candidates = [(name, module) for name, module in lists if len(module) == count]
+    if not candidates:
+        candidates = [(name, module) for name, module in lists if name.rsplit(".", 1)[-1] in LISTS]
+    if len(candidates) > 1:  # of an encoder and a decoder, the decoder's
+        candidates = [(name, module) for name, module in candidates if "encoder" not in name]
+    if len(candidates) > 1:  # lists inside the blocks of another
+        outer = tuple(f"{name}." for name, _ in candidates)
+        candidates = [(name, module) for name, module in candidates if not name.startswith(outer)]
     if len(candidates) != 1:
         kind = getattr(model.config, "model_type", type(model).__name__)
         raise UsageError(

@@ -27,6 +27,7 @@ class Record:
     """What one block computed: raw outputs by module and call, and tensors in float64 on the CPU."""
 
     block: nn.Module
+    width: int  # d
     runs: int = 0  # how often it was run
     shown: Any = None  # its input, as it was
     before: Tensor | None = None  # the residual streams at its beginning, [k, t, d]
@@ -79,9 +80,9 @@ def shown_to(args: Any, kwargs: Any) -> Any:
     return args[0] if args else kwargs.get("hidden_states")
 
 
-def record_blocks(model: Any, blocks: Sequence[nn.Module], ids: Tensor) -> list[Record]:
+def record_blocks(model: Any, blocks: Sequence[nn.Module], width: int, ids: Tensor) -> list[Record]:
     """What each block computes for the tokens `ids`."""
-    records = [Record(block) for block in blocks]
+    records = [Record(block, width) for block in blocks]
     tokens = ids.shape[1]
     reached: list[Record] = []
 
@@ -92,7 +93,7 @@ def record_blocks(model: Any, blocks: Sequence[nn.Module], ids: Tensor) -> list[
             if not isinstance(x, Tensor) or record.runs > 1:
                 return
             record.shown = copied(x)
-            record.before = streams_of(record.shown.to("cpu", torch.float64), tokens)
+            record.before = streams_of(record.shown.to("cpu", torch.float64), tokens, width)
             if reached:
                 reached[-1].after = record.before
             reached.append(record)
@@ -103,7 +104,7 @@ def record_blocks(model: Any, blocks: Sequence[nn.Module], ids: Tensor) -> list[
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             x = first_tensor(output)
             if isinstance(x, Tensor):
-                record.after = streams_of(x.detach().to("cpu", torch.float64).clone(), tokens)
+                record.after = streams_of(x.detach().to("cpu", torch.float64).clone(), tokens, width)
 
         return hook
 
@@ -130,7 +131,10 @@ def record_blocks(model: Any, blocks: Sequence[nn.Module], ids: Tensor) -> list[
 
 @dataclass
 class Pushed:
-    """How far the pushes of one pass moved what a block gives: float64 [k, t, d], and [t, d] by module."""
+    """How far the pushes of one pass moved what a block gives: float64 [k, t, d], and [t, d] by watched module.
+
+    Of a module that is frozen or pushed itself, what it would have given without that.
+    """
 
     stream: Tensor | None = None
     outputs: dict[str, Tensor] = field(default_factory=dict)
@@ -173,7 +177,7 @@ def push(model: Any, records: Sequence[Record], ids: Tensor, pushes: Sequence[Pu
 
 def _moved(now: Tensor, record: Record) -> Tensor | None:
     assert record.after is not None
-    streams = streams_of(now.detach().to("cpu", torch.float64), record.after.shape[1])
+    streams = streams_of(now.detach().to("cpu", torch.float64), record.after.shape[1], record.width)
     return streams - record.after if streams is not None and streams.shape == record.after.shape else None
 
 
@@ -183,7 +187,7 @@ def _shows(record: Record, pushed: Pushes, before: Record | None, previous: Push
             previous.stream = _moved(first_tensor(shown_to(args, kwargs)), before)
         shown = copied(record.shown)
         if pushed.stream is not None and record.before is not None:
-            streams = streams_of(shown, record.before.shape[1])
+            streams = streams_of(shown, record.before.shape[1], record.width)
             assert streams is not None
             streams += pushed.stream.to(shown)  # a view of `shown`
         if args:
@@ -198,15 +202,15 @@ def _acts(record: Record, pushed: Pushes, result: Pushed, name: str, frozen: boo
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         recorded = next(calls, None)
+        if name in pushed.watched:
+            now, then = _flat(output, record), record.output(name)
+            if now is not None and then is not None:
+                result.outputs[name] = now - then
         given = copied(recorded) if frozen and recorded is not None else output
         added = pushed.modules.get(name)
         if added is not None:
             x = first_tensor(given)
             given = with_first(given, x + added.to(x.device, x.dtype).reshape(x.shape))
-        if name in pushed.watched:
-            now, then = _flat(given, record), record.output(name)
-            if now is not None and then is not None:
-                result.outputs[name] = now - then
         return given if frozen or added is not None else None
 
     return hook

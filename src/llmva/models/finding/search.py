@@ -15,17 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from llmva.models.finding.names import ATTENTION, MLP, Found
-from llmva.models.finding.probe import TOKENS, Pushes, Record, push
+from llmva.models.finding.probe import TOKENS, Pushes, Record, is_leaf, push
 from llmva.models.finding.tensors import is_norm
-from llmva.models.writers import is_linear
+from llmva.models.writers import find_writers, is_linear
 
 TOLERANCE = 0.05  # relative error: bfloat16 sums of large residuals lose two digits
 ALIKE = 0.02  # relative difference of two outputs that are one, but for a scale
-CARRIED = 0.3  # cosine of a module's move and the push of the stream: its output holds the stream itself
+HELD = 0.3  # cosine of a module's move and the push of the stream: its output holds the stream itself
 FAINT = 8.0  # a push that moves the stream by fewer roundings of it shows nothing
+MANY = 5  # writers of a block that are proved in one pass
 EACH = 2  # tokens at which a module is pushed
 STREAM = (1, 2)  # tokens at which the block's input is pushed
 PLACES = tuple(range(3, TOKENS - 1))  # tokens at which modules are pushed; the first and the last are left alone
+LATEST = PLACES[::-1]
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,39 @@ def find_writers_of(run: Pass, records: Sequence[Record]) -> list[list[Found]]:
         [name for name in record.raw if _is_candidate(record, name) and record.block.get_submodule(name) not in shared]
         for record in records
     ]
+    free: list[frozenset[str]] = [frozenset() for _ in records]
+    while True:
+        direct, holders = _search(run, records, candidates, free)
+        more = [
+            old | {name for name in held if _is_plain_leaf(record, name)}
+            for record, held, old in zip(records, holders, free, strict=True)
+        ]
+        if more == free:
+            break
+        free = more
+    chosen = [_choose(record, found) for record, found in zip(records, direct, strict=True)]
+    return _prove(run, records, chosen, free)
+
+
+def _search(
+    run: Pass, records: Sequence[Record], candidates: Sequence[Sequence[str]], free: Sequence[frozenset[str]]
+) -> tuple[list[set[str]], list[set[str]]]:
+    """Of each block, the candidates whose pushes arrive at the stream, and those that hold the stream themselves."""
     direct: list[set[str]] = [set() for _ in records]
+    holders: list[set[str]] = [set() for _ in records]
     share = len(PLACES) // EACH
     for start in range(0, max(map(len, candidates)), share):
         some = [names[start : start + share] for names in candidates]
-        for found, more in zip(direct, _direct(run, records, some), strict=True):
-            found |= more
-    chosen = [_choose(record, found) for record, found in zip(records, direct, strict=True)]
-    return _prove(run, records, chosen)
+        for i, (arrived, held) in enumerate(_direct(run, records, some, free)):
+            direct[i] |= arrived - held
+            holders[i] |= held
+    return direct, holders
+
+
+def _is_plain_leaf(record: Record, name: str) -> bool:
+    """Whether a module that holds the stream is one that scales it on its way: frozen, it would hide what is added."""
+    module = record.block.get_submodule(name)
+    return is_leaf(module) and not is_norm(module) and not is_linear(module)
 
 
 def _shared(records: Sequence[Record]) -> set[nn.Module]:
@@ -81,16 +108,20 @@ def _is_candidate(record: Record, name: str) -> bool:
     return any(True for _ in module.parameters()) and record.output(name) is not None
 
 
-def _direct(run: Pass, records: Sequence[Record], candidates: Sequence[Sequence[str]]) -> list[set[str]]:
-    """Those of a few candidates whose pushes arrive at the stream, and that do not hold the stream themselves."""
-    places = [{name: PLACES[EACH * i : EACH * i + EACH] for i, name in enumerate(names)} for names in candidates]
+def _direct(
+    run: Pass, records: Sequence[Record], candidates: Sequence[Sequence[str]], free: Sequence[frozenset[str]]
+) -> list[tuple[set[str], set[str]]]:
+    """`_search` of as many candidates as one pass can push."""
+    # what ends first is pushed last: what leaks on to later tokens, as through a convolution, meets what ends earlier
+    places = [{name: LATEST[EACH * i : EACH * i + EACH] for i, name in enumerate(names)} for names in candidates]
     pushes = [
         Pushes(
             {name: run.push(record, at) for name, at in where.items()},
             run.push(record, STREAM),
+            free=freed,
             watched=frozenset(where),
         )
-        for record, where in zip(records, places, strict=True)
+        for record, where, freed in zip(records, places, free, strict=True)
     ]
     results = push(run.model, records, run.ids, pushes)
     found = []
@@ -98,12 +129,14 @@ def _direct(run: Pass, records: Sequence[Record], candidates: Sequence[Sequence[
         assert pushed.stream is not None
         own = pushed.stream[list(STREAM)]
         found.append(
-            {
-                name
-                for name, at in where.items()
-                if arrives(record, result.stream, pushed.modules[name], at, run.epsilon)
-                and abs(_cosine(result.outputs[name][list(STREAM)], own)) < CARRIED
-            }
+            (
+                {
+                    name
+                    for name, at in where.items()
+                    if arrives(record, result.stream, pushed.modules[name], at, run.epsilon)
+                },
+                {name for name in where if abs(_cosine(result.outputs[name][list(STREAM)], own)) >= HELD},
+            )
         )
     return found
 
@@ -200,10 +233,14 @@ def _inner(record: Record, units: dict[str, Found], outer: str) -> list[Found]:
         return [units[min(alike, key=lambda name: _preference(record, name))]]
     weights = [name for name in inside if is_linear(record.block.get_submodule(name))]
     if len(weights) > 1:
-        parts = torch.stack([_output(record, name).flatten() for name in weights], 1)
-        fit = torch.linalg.lstsq(parts, whole.flatten()[:, None]).solution
-        if (parts @ fit - whole.flatten()[:, None]).norm() <= ALIKE * whole.norm():
+        terms = torch.stack([_output(record, name).flatten() for name in weights], 1)
+        fit = torch.linalg.lstsq(terms, whole.flatten()[:, None]).solution
+        if (terms @ fit - whole.flatten()[:, None]).norm() <= ALIKE * whole.norm():
             return [units[name] for name in weights]
+    module = record.block.get_submodule(outer)
+    parts = [name for name in inside if is_linear(record.block.get_submodule(units[name][0]))]
+    if parts and not find_writers(module, whole.shape[-1], prove=False):  # then no export could have the whole
+        return [units[name] for name in parts]
     return [units[outer]]
 
 
@@ -216,29 +253,51 @@ def _output(record: Record, name: str) -> Tensor:
 # -- the proof ---------------------------------------------------------------------------------------------------
 
 
-def _prove(run: Pass, records: Sequence[Record], chosen: Sequence[Sequence[Found]]) -> list[list[Found]]:
+def _prove(
+    run: Pass, records: Sequence[Record], chosen: Sequence[Sequence[Found]], free: Sequence[frozenset[str]]
+) -> list[list[Found]]:
     """Those of the chosen writers that a pass of their own proves, with post-norms at work and other pushes.
 
-    No token moves but those that are pushed. Where one does, nothing in the block is proved.
+    No token moves but those that are pushed. Where one does, each writer of the block is pushed alone.
     """
-    width = max(1, max(map(len, chosen), default=1))
-    each = max(1, min(3, len(PLACES) // width))
+    proved: list[list[Found]] = [[] for _ in records]
+    for start in range(0, max(map(len, chosen)), MANY):
+        some = [found[start : start + MANY] for found in chosen]
+        results = _pushed_at_once(run, records, some, free)
+        for own, one in zip(proved, results, strict=True):
+            own += one or []
+        unsure = [found if one is None else [] for found, one in zip(some, results, strict=True)]
+        for place in range(max(map(len, unsure))):
+            alone = [found[place : place + 1] for found in unsure]
+            for own, one in zip(proved, _pushed_at_once(run, records, alone, free), strict=True):
+                own += one or []
+    return proved
+
+
+def _pushed_at_once(
+    run: Pass, records: Sequence[Record], chosen: Sequence[Sequence[Found]], free: Sequence[frozenset[str]]
+) -> list[list[Found] | None]:
+    """Of each block, the writers that are proved; None where a token moved at which nothing was pushed."""
     places, pushes = [], []
-    for record, found in zip(records, chosen, strict=True):
-        where = {unit: PLACES[i::width][:each] for i, unit in enumerate(found[: len(PLACES)])}
+    for record, found, freed in zip(records, chosen, free, strict=True):
+        where = {unit: PLACES[2 * i :: 2 * MANY] for i, unit in enumerate(found)}  # every other token stays untouched
         norms = frozenset(output for projection, output in found if output != projection)
         places.append(where)
-        pushes.append(Pushes({u[0]: run.push(record, at) for u, at in where.items()}, free=norms, watched=norms))
+        pushes.append(
+            Pushes({u[0]: run.push(record, at) for u, at in where.items()}, free=freed | norms, watched=norms)
+        )
     results = push(run.model, records, run.ids, pushes)
-    proved = []
+    proved: list[list[Found] | None] = []
     for record, where, pushed, result in zip(records, places, pushes, results, strict=True):
         touched = {place for at in where.values() for place in at}
         still = [place for place in range(TOKENS) if place not in touched]
-        calm = result.stream is not None and _still(record, result.stream[:, still], still, run.epsilon)
+        if result.stream is None or not _still(record, result.stream[:, still], still, run.epsilon):
+            proved.append(None)
+            continue
         own = []
         for (projection, output), at in where.items():
             moved = pushed.modules[projection] if output == projection else result.outputs.get(output)
-            if calm and moved is not None and arrives(record, result.stream, moved, at, run.epsilon):
+            if moved is not None and arrives(record, result.stream, moved, at, run.epsilon):
                 own.append((projection, output))
         proved.append(own)
     return proved

@@ -55,16 +55,19 @@ def is_norm(module: Any) -> bool:
     return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
 
 
-def streams_of(tensor: torch.Tensor, tokens: int) -> torch.Tensor | None:
-    """A block's input or output for one row of tokens as [k, tokens, d], k residual streams; None of another shape."""
-    if tensor.numel() % (tokens * tensor.shape[-1]) or tensor.ndim < 2:
+def streams_of(tensor: torch.Tensor, tokens: int, width: int) -> torch.Tensor | None:
+    """A block's input or output for one row of tokens as [k, tokens, d], k residual streams; None of another shape.
+
+    Models with several streams keep them as [k, 1, t, d], [1, t, k, d] or [1, t, k d].
+    """
+    if tensor.ndim < 2 or tensor.numel() % (tokens * width) or tensor.shape[-1] % width:
         return None
-    count, width = tensor.numel() // (tokens * tensor.shape[-1]), tensor.shape[-1]
+    count = tensor.numel() // (tokens * width)
     if count == 1:
         return tensor.reshape(1, tokens, width)
-    if tensor.shape[-2] == tokens:  # [k, 1, t, d]
+    if tensor.shape[-1] == width and tensor.shape[-2] == tokens:
         return tensor.reshape(count, tokens, width)
-    if tensor.ndim > 2 and tensor.shape[-3] == tokens:  # [1, t, k, d]
+    if tensor.shape[0] == tokens or (tensor.ndim > 2 and tensor.shape[1] == tokens):
         return tensor.reshape(tokens, count, width).transpose(0, 1)
     return None
 
@@ -72,8 +75,8 @@ def streams_of(tensor: torch.Tensor, tokens: int) -> torch.Tensor | None:
 def last_states(output: Any, rows: int, width: int) -> torch.Tensor:
     """The residual stream [rows, d] at the last token of what a block gave for `rows` rows; several streams summed."""
     x = first_tensor(output)
-    if x.ndim == 4 and x.shape[0] != rows:  # [k, rows, t, d]
+    if x.ndim == 4 and x.shape[1] == rows and x.shape[0] != rows:  # [k, rows, t, d]
         return x[:, :, -1].sum(0)
     if x.ndim == 4:  # [rows, t, k, d]
         return x[:, -1].sum(1)
-    return x.reshape(rows, -1, width)[:, -1]
+    return x.reshape(rows, -1, x.shape[-1] // width, width)[:, -1].sum(1)
