@@ -67,7 +67,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["full_attention", "conv", "full_attention"], "num_dense_layers": 1},
     "glm5_next": {"text_config": {"qk_rope_head_dim": 0}},
     "longcat_flash": {"num_layers": 3, "expert_ffn_hidden_size": 16},
-    "ernie4_5_vl_moe": {"text_config": {"moe_intermediate_size": [16, 16], "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}},
+    "ernie4_5_vl_moe": {"text_config": {"moe_intermediate_size": [16, 16], "rope_parameters": SECTIONED}},
     "granite4_vision": {"text_config": {"layer_types": FULL}},
     "dbrx": {"ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
              "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4}},
@@ -77,6 +77,27 @@ CHANGES: dict[str, dict[str, Any]] = {
     "glm4v_moe": {"text_config": {"rope_parameters": {**SECTIONED, "partial_rotary_factor": 1.0}}},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64},
 }  # fmt: skip
+ENCODER = "an encoder with a head for text: not a chat decoder"
+PAIR = "an encoder and a decoder: not a chat decoder"
+OTHER = "a model that reads no text alone: not a chat decoder"
+# Types of the mappings that are no decoders of text, and why.
+ENCODERS = (  # noqa: SIM905
+    "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert reformer rembert roberta "
+    "roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl xmod"
+).split()
+PAIRS = (  # noqa: SIM905
+    "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart prophetnet t5gemma2 trocr udop "
+    "vision-encoder-decoder whisper florence2 musicgen musicgen_melody pix2struct pp_formulanet"
+).split()
+OTHERS = (  # noqa: SIM905
+    "blip blip-2 instructblip instructblipvideo kosmos-2 pi0 evolla gemma4_assistant gemma4_unified_assistant "
+    "diffusion_gemma"
+).split()
+BESIDE = {
+    **dict.fromkeys(ENCODERS, ENCODER),
+    **dict.fromkeys(PAIRS, PAIR),
+    **dict.fromkeys(OTHERS, OTHER),
+}
 TOWERS = ("vision", "visual", "audio", "encoder", "qformer", "perceiver", "vq", "patcher", "dit")
 
 
