@@ -11,10 +11,9 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+from llmva.models.sublayers import find_decoder  # noqa: E402
 from sweep import BEGIN, END, all_types, holds, looked_at  # noqa: E402
 from sweep_models import BESIDE, tiny_of  # noqa: E402
-
-from llmva.models.sublayers import find_decoder  # noqa: E402
 
 SAMPLE = (
     "falcon_h1", "gemma3n_text", "gemma4_text", "granitemoehybrid", "granitemoeshared", "jamba", "jetmoe", "mamba",

@@ -105,7 +105,8 @@ def _shared(records: Sequence[Record]) -> set[nn.Module]:
 
 def _is_candidate(record: Record, name: str) -> bool:
     module = record.block.get_submodule(name)
-    return any(True for _ in module.parameters()) and record.output(name) is not None
+    weights = any(True for _ in (*module.parameters(), *module.buffers()))  # packed ones are buffers
+    return weights and record.output(name) is not None
 
 
 def _direct(
@@ -211,9 +212,9 @@ def _same(one: Tensor, other: Tensor | None) -> bool:
 
 
 def _preference(record: Record, name: str) -> tuple[bool, bool, int]:
-    """One weight first, then names that are known, then what is outermost."""
+    """Names that are known first, which an adapter on a weight keeps, then one weight, then what is outermost."""
     linear = is_linear(record.block.get_submodule(name))
-    return not linear, name not in ATTENTION + MLP, name.count(".")
+    return name not in ATTENTION + MLP, not linear, name.count(".")
 
 
 def _inner(record: Record, units: dict[str, Found], outer: str) -> list[Found]:
@@ -238,7 +239,9 @@ def _inner(record: Record, units: dict[str, Found], outer: str) -> list[Found]:
         if (terms @ fit - whole.flatten()[:, None]).norm() <= ALIKE * whole.norm():
             return [units[name] for name in weights]
     module = record.block.get_submodule(outer)
-    parts = [name for name in inside if is_linear(record.block.get_submodule(units[name][0]))]
+    parts = [
+        name for name in inside if units[name][0] != name and is_linear(record.block.get_submodule(units[name][0]))
+    ]
     if parts and not find_writers(module, whole.shape[-1], prove=False):  # then no export could have the whole
         return [units[name] for name in parts]
     return [units[outer]]
