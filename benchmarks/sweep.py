@@ -35,7 +35,8 @@ def all_types() -> list[str]:
 def holds(model: Any, decoder: Any) -> list[str]:
     """The sublayers that a second proof in float64 denies: its own hooks, tokens and pushes.
 
-    All other sublayers of the block give what they gave before. Then the stream that the next block reads must move at
+    All other sublayers of the block give what they gave before, and where there are several residual streams, so does
+    what mixes them. Then the stream that the next block reads must move at
     the pushed token by the push times a scale, or by what the post-norm's output moved, and at no other token.
     """
     import torch
@@ -49,6 +50,7 @@ def holds(model: Any, decoder: Any) -> list[str]:
     options = {} if type(model).__name__.startswith("XLM") else {"use_cache": False}
     blocks = {s.block: model.get_submodule(s.name.split(f".{s.block}.")[0])[s.block] for s in decoder.sublayers}
     given: dict[Any, Any] = {}
+    whole: dict[Any, Any] = {}
     streams: dict[int, Any] = {}
 
     def first(output: Any) -> Any:
@@ -70,9 +72,17 @@ def holds(model: Any, decoder: Any) -> list[str]:
 
     def keep(module: Any, args: Any, output: Any) -> None:
         given[module] = first(output).detach().clone()
+        whole[module] = output
 
     watched = {m for s in decoder.sublayers for m in (s.projection, s.output)}
-    handles = [m.register_forward_hook(keep) for m in watched]
+    inside = {part for m in watched for part in m.modules()}
+    held = [
+        part
+        for block in blocks.values()
+        for part in block.modules()
+        if decoder.streams > 1 and part not in inside and weighs(part)
+    ]
+    handles = [m.register_forward_hook(keep) for m in (*watched, *held)]
     run(handles + [block.register_forward_hook(ends(i, streams)) for i, block in blocks.items()])
     denied = []
     rounds = max(sum(s.block == i for s in decoder.sublayers) for i in blocks)
@@ -107,7 +117,7 @@ def holds(model: Any, decoder: Any) -> list[str]:
 
             return hook
 
-        handles = []
+        handles = [part.register_forward_hook(lambda m, a, o: whole[m]) for part in held]
         for s in decoder.sublayers:
             if tested.get(s.block) is s:
                 handles.append(s.projection.register_forward_hook(lambda m, a, o, s=s, push=push: push(m, a, o, s)))
@@ -126,6 +136,12 @@ def holds(model: Any, decoder: Any) -> list[str]:
             if not shown or max(error.norm(), leaked) > EXACT * size + 1e-12:
                 denied.append(s.name)
     return denied
+
+
+def weighs(module: Any) -> bool:
+    """Whether a module has weights of its own, and none has any inside it."""
+    own = [sum(1 for _ in part.parameters(recurse=False)) for part in module.modules()]
+    return own[0] > 0 and not any(own[1:])
 
 
 def _streams(x: Any, width: int) -> Any:
