@@ -8,7 +8,9 @@ from typing import Any
 LAYERS = 3
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "embed_dim", "embedding_size"), 32),
-    **dict.fromkeys(("out_hidden_size", "output_hidden_size", "emb_dim", "input_embedding_size"), 32),
+    **dict.fromkeys(
+        ("out_hidden_size", "output_hidden_size", "emb_dim", "input_embedding_size", "text_hidden_size"), 32
+    ),
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "intermediate_size_mlp"), 48),
     **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "dff", "dim_ff", "d_ff", "d_inner"), 48),
     **dict.fromkeys(("expert_ffn_hidden_size", "dense_intermediate_size", "feed_forward_size"), 48),
@@ -58,7 +60,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe"], "mamba_num_heads": 8, "mamba_head_dim": 8,
                    "n_groups": 1},
-    "zamba": {"layer_types": ["mamba", "mamba", "hybrid"], "mamba_dt_rank": 4, "attention_head_dim": 16},
+    "zamba": {"layer_types": ["mamba", "hybrid", "hybrid"], "mamba_dt_rank": 4, "attention_head_dim": 16},
     "zamba2": {"layer_types": HYBRID, "mamba_d_state": 8, "n_mamba_heads": 4, "mamba_ngroups": 1, "num_mem_blocks": 1,
                "hybrid_layer_ids": [1], "layers_block_type": HYBRID, "mamba_headdim": 16},
     "zaya": {"num_experts_per_tok": 1},
@@ -68,12 +70,25 @@ CHANGES: dict[str, dict[str, Any]] = {
     "glm5_next": {"text_config": {"qk_rope_head_dim": 0}},
     "longcat_flash": {"num_layers": 3, "expert_ffn_hidden_size": 16},
     "ernie4_5_vl_moe": {"text_config": {"moe_intermediate_size": [16, 16], "rope_parameters": SECTIONED}},
-    "granite4_vision": {"text_config": {"layer_types": FULL}},
     "dbrx": {"ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
              "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4}},
     "gemma3n_text": {"num_kv_shared_layers": 0, "intermediate_size": 48, "layer_types": FULL,
                      "activation_sparsity_pattern": None, "laurel_rank": 4},
     **{name: {"text_config": {"rope_parameters": SECTIONED}} for name in SECTIONED_TYPES},
+    **{name: {"text_config": {"rope_parameters": SECTIONED}} for name in ("cosmos3_edge", "hunyuan_vl", "hy_v4_vl")},
+    **{
+        name: {"rope_parameters": {"full_attention": SECTIONED, "sliding_attention": SECTIONED}}
+        for name in ("cohere_compass_text",)
+    },
+    "cohere_compass": {
+        "text_config": {"rope_parameters": {"full_attention": SECTIONED, "sliding_attention": SECTIONED}}
+    },
+    "step3p7": {"text_config": {"sliding_window": 16}},
+    "granite4_vision": {"deepstack_layer_map": []},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse", "sparse"]}},
+    "chameleon": {"vocabulary_map": {"<image>": 3}},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
     "glm4v_moe": {"text_config": {"rope_parameters": {**SECTIONED, "partial_rotary_factor": 1.0}}},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64},
 }  # fmt: skip
@@ -90,7 +105,7 @@ PAIRS = (  # noqa: SIM905
     "vision-encoder-decoder whisper florence2 musicgen musicgen_melody pix2struct pp_formulanet"
 ).split()
 OTHERS = (  # noqa: SIM905
-    "blip blip-2 instructblip instructblipvideo kosmos-2 pi0 evolla gemma4_assistant gemma4_unified_assistant "
+    "blip blip-2 idefics instructblip instructblipvideo kosmos-2 pi0 evolla gemma4_assistant gemma4_unified_assistant "
     "diffusion_gemma"
 ).split()
 BESIDE = {

@@ -227,6 +227,7 @@ def test_known_names_in_the_wrong_place_give_way_to_structure() -> None:
 def test_no_list_of_blocks_is_refused() -> None:
     model = tiny_model()
     model.config.num_hidden_layers = 5
+    model.model.blocks = nn.ModuleList(Renamed(32) for _ in range(4))
     with pytest.raises(UsageError, match="blocks of this llama model cannot be told apart"):
         find_decoder(model)
 

@@ -102,7 +102,7 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
         )
     if not verify:
         named = {index: by_name(block) for index, block in enumerate(blocks)}
-        missing = next((index for index, found in named.items() if not found), None)
+        missing = next((index for index, writing in named.items() if not writing), None)
         if missing is not None:
             raise UsageError(_refusal(model, missing, "names tell of no module whose output is added"))
         return _decoder(model, prefix, blocks, named, width)
@@ -113,8 +113,8 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
         run = [record for record in records if record.runs]  # of some, text alone runs only a part
         generator = torch.Generator().manual_seed(SEED)
         search = Pass(model, ids, torch.finfo(model.dtype).eps, generator)
-        found = dict(zip([records.index(record) for record in run], find_writers_of(search, run), strict=True))
-    missing = next((index for index, writers in found.items() if not writers), None)
+        writing = dict(zip([records.index(record) for record in run], find_writers_of(search, run), strict=True))
+    missing = next((index for index, writers in writing.items() if not writers), None)
     if missing is not None and not steady:
         raise UsageError(
             f"Block {missing} of this {text_config(model).model_type} model adds something else to the residual "
@@ -127,7 +127,7 @@ def find_decoder(model: Any, *, verify: bool = True) -> Decoder:
         raise UsageError(_refusal(model, missing, NONE))
     parts = {
         index: [(kind_of(blocks[index], pair[0], i, len(pairs)), pair) for i, pair in enumerate(pairs)]
-        for index, pairs in found.items()
+        for index, pairs in writing.items()
     }
     assert run[-1].after is not None
     return _decoder(model, prefix, blocks, parts, width, steady, len(run[-1].after))
@@ -141,7 +141,7 @@ def _decoder(
     model: Any,
     prefix: str,
     blocks: nn.ModuleList,
-    found: Mapping[int, Sequence[tuple[str, Found]]],
+    writing: Mapping[int, Sequence[tuple[str, Found]]],
     width: int,
     steady: bool = True,
     streams: int = 1,
@@ -154,10 +154,10 @@ def _decoder(
             blocks[index].get_submodule(projection),
             blocks[index].get_submodule(output),
         )
-        for index, pairs in sorted(found.items())
+        for index, pairs in sorted(writing.items())
         for kind, (projection, output) in pairs
     ]
-    return Decoder(model, tuple(sublayers), blocks[max(found)], width, steady, streams)
+    return Decoder(model, tuple(sublayers), blocks[max(writing)], width, steady, streams)
 
 
 def _check_pass(model: Any, records: Sequence[Record]) -> bool:

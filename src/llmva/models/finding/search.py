@@ -67,7 +67,7 @@ def find_writers_of(run: Pass, records: Sequence[Record]) -> list[list[Found]]:
         if more == free:
             break
         free = more
-    chosen = [_choose(record, found) for record, found in zip(records, direct, strict=True)]
+    chosen = [_choose(record, writing) for record, writing in zip(records, direct, strict=True)]
     return _prove(run, records, chosen, free)
 
 
@@ -125,11 +125,11 @@ def _direct(
         for record, where, freed in zip(records, places, free, strict=True)
     ]
     results = push(run.model, records, run.ids, pushes)
-    found = []
+    writing = []
     for record, where, pushed, result in zip(records, places, pushes, results, strict=True):
         assert pushed.stream is not None
         own = pushed.stream[list(STREAM)]
-        found.append(
+        writing.append(
             (
                 {
                     name
@@ -139,7 +139,7 @@ def _direct(
                 {name for name in where if abs(_cosine(result.outputs[name][list(STREAM)], own)) >= HELD},
             )
         )
-    return found
+    return writing
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:
@@ -265,13 +265,13 @@ def _prove(
     """
     proved: list[list[Found]] = [[] for _ in records]
     for start in range(0, max(map(len, chosen)), MANY):
-        some = [found[start : start + MANY] for found in chosen]
+        some = [writing[start : start + MANY] for writing in chosen]
         results = _pushed_at_once(run, records, some, free)
         for own, one in zip(proved, results, strict=True):
             own += one or []
-        unsure = [found if one is None else [] for found, one in zip(some, results, strict=True)]
+        unsure = [writing if one is None else [] for writing, one in zip(some, results, strict=True)]
         for place in range(max(map(len, unsure))):
-            alone = [found[place : place + 1] for found in unsure]
+            alone = [writing[place : place + 1] for writing in unsure]
             for own, one in zip(proved, _pushed_at_once(run, records, alone, free), strict=True):
                 own += one or []
     return proved
@@ -282,9 +282,9 @@ def _pushed_at_once(
 ) -> list[list[Found] | None]:
     """Of each block, the writers that are proved; None where a token moved at which nothing was pushed."""
     places, pushes = [], []
-    for record, found, freed in zip(records, chosen, free, strict=True):
-        where = {unit: PLACES[2 * i :: 2 * MANY] for i, unit in enumerate(found)}  # every other token stays untouched
-        norms = frozenset(output for projection, output in found if output != projection)
+    for record, writing, freed in zip(records, chosen, free, strict=True):
+        where = {unit: PLACES[2 * i :: 2 * MANY] for i, unit in enumerate(writing)}  # every other token stays untouched
+        norms = frozenset(output for projection, output in writing if output != projection)
         places.append(where)
         pushes.append(
             Pushes({u[0]: run.push(record, at) for u, at in where.items()}, free=freed | norms, watched=norms)
