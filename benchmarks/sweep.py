@@ -18,7 +18,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
 BEGIN, END = "<!-- sweep -->\n", "<!-- end of sweep -->\n"
 SEED = 1  # of the second proof; llmva's own has another
 TOKENS = 11
-PUSH = 0.1  # of the output's length
+PUSH = 0.1  # of the output's length, which may be none
 EXACT = 1e-5  # relative: in float64, with sums that a model computes in float32 whatever its dtype
 
 
@@ -100,7 +100,7 @@ def holds(model: Any, decoder: Any) -> list[str]:
             x = first(output).clone()
             flat = x.reshape(TOKENS, -1)
             delta = torch.randn(flat.shape[1], generator=generator, dtype=torch.float64)
-            pushes[sublayer] = delta * PUSH * flat.norm() / delta.norm()
+            pushes[sublayer] = delta * PUSH * max(1.0, float(flat.norm())) / delta.norm()
             flat[token] += pushes[sublayer]
             return again(output, flat.reshape(x.shape))
 

@@ -83,6 +83,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "cohere_compass": {
         "text_config": {"rope_parameters": {"full_attention": SECTIONED, "sliding_attention": SECTIONED}}
     },
+    "blt": {"encoder_hash_byte_group_vocab": 64},
     "step3p7": {"text_config": {"sliding_window": 16}},
     "granite4_vision": {"deepstack_layer_map": []},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse", "sparse"]}},
