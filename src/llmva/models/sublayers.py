@@ -26,6 +26,7 @@ from llmva.models.finding.tensors import first_tensor, nearly_equal, streams_of
 SEED = 0  # of the pushes
 NONE = "no module is shown to add its output to the residual stream"
 TOWERS = ("vision", "visual", "audio")  # in names of what reads images and sound
+TEXTS = ("language_model", "text_model")  # in names of the text part
 LISTS = ("layers", "blocks", "h")  # names of lists of blocks
 
 
@@ -224,6 +225,9 @@ def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
         candidates = [(name, module) for name, module in lists if name.rsplit(".", 1)[-1] in LISTS]
     if len(candidates) > 1:  # of an encoder and a decoder, the decoder's
         candidates = [(name, module) for name, module in candidates if "encoder" not in name]
+    if len(candidates) > 1:  # of a text part and others of as many layers, the text's
+        text = [(name, module) for name, module in candidates if any(word in name for word in TEXTS)]
+        candidates = text or candidates
     if len(candidates) > 1:  # lists inside the blocks of another
         outer = tuple(f"{name}." for name, _ in candidates)
         candidates = [(name, module) for name, module in candidates if not name.startswith(outer)]
