@@ -62,15 +62,6 @@ A random model of each type is tested too: its sublayers are found, and the bake
 
 By hook only, because a bake does not know the layout of their weights: {hook}.
 
-## Refused
-
-`find_decoder` refuses a model if no two modules explain what a block adds to the residual stream. Tested:
-
-| model_type | why |
-| --- | --- |
-{refused}
-Encoders, encoder-decoder models and models that normalise the residual stream itself (such as bert and bart) are
-refused for the same reason.
 """
 SIZES = """
 ## The models of the paper
@@ -151,7 +142,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     import torch
 
-    from architectures import ARCHITECTURES, HOOK_ONLY, MORE, REFUSED, tiny
+    from architectures import ARCHITECTURES, HOOK_ONLY, MORE, tiny
     from llmva.cli.inputs import quiet_libraries
     from llmva.models.sublayers import find_decoder
     from test_architectures import aligned, expressible
@@ -168,15 +159,17 @@ def main() -> None:
         text += f"| {row} | {kinds} | {f1} | {'yes' if lora else 'no: fused experts'} |\n"
         print(text.splitlines()[-1], flush=True)
     more = ", ".join(name for name in sorted(MORE) if name not in HOOK_ONLY)
-    refused = "".join(f"| {name} | {why} |\n" for name, (_, why) in REFUSED.items())
-    text += FURTHER.format(more=more, hook=", ".join(HOOK_ONLY), refused=refused)
+    text += FURTHER.format(more=more, hook=", ".join(HOOK_ONLY))
+    page = ROOT / "docs" / "architectures.md"
+    old = page.read_text(encoding="utf-8")
+    text += old[old.index("## Every decoder type") : old.index("## The models of the paper")].rstrip() + "\n"
     text += SIZES.format(iterations=ITERATIONS)
     for name in PAPER:
         s = measure(name, on_meta(name))
         edited = ", ".join(f"`{end}` {shape[0]} x {shape[1]}" for end, shape in s.tensors)
         sizes = " | ".join(f"{n / 1e6:.0f}" for n in (s.edit_bytes, s.adapter_bytes, s.merge_bytes))
         text += f"| {name} | {s.sublayers}, {s.count} | {edited} | {s.outputs} | {sizes} |\n"
-    (ROOT / "docs" / "architectures.md").write_text(text, encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

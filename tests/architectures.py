@@ -137,26 +137,8 @@ MORE: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": {"num_hidden_layers": 4},
 }  # fmt: skip
 HOOK_ONLY = ("dbrx", "moshi")  # their experts' or gated weights are of a layout that a bake does not know
-# Model types that are refused, and why.
-SINGLE = "blocks of one sublayer, not of an attention and an MLP"
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    **dict.fromkeys(
-        ("granitemoeshared", "granitemoe_swa"),
-        ({}, "experts and a shared MLP write to the residual stream from two modules beside the attention"),
-    ),
-    "falcon_h1": ({}, "attention and state space write side by side, beside the MLP"),
-    "jetmoe": ({}, "the attention's output projections are themselves a mixture of experts"),
-    "minimax": ({"block_size": 8, "layer_types": ["full_attention", "linear_attention", "full_attention"]},
-                "the residual stream is normalised on its way"),
-    "gemma3n_text": ({"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 60, "hidden_size_per_layer_input": 8},
-                     "several residual streams, and embeddings added in each block"),
-    "gemma4_text": ({"vocab_size_per_layer_input": 60, "hidden_size_per_layer_input": 8},
-                    "embeddings are added in each block, and its sum is scaled"),
-    **dict.fromkeys(("mamba", "falcon_mamba", "xlstm", "nemotron_h"), ({}, SINGLE)),
-    "mamba2": ({"num_heads": 8, "head_dim": 8}, SINGLE),
-    "rwkv": ({}, "the MLP's output is gated after its projection"),
-    **dict.fromkeys(("openai-gpt", "xlnet"), ({}, "the residual stream itself is normalised after every sublayer")),
-}  # fmt: skip
+# Model types without a module whose output is added to the residual stream as it is.
+REFUSED: dict[str, dict[str, Any]] = {"openai-gpt": {}}
 GENERIC: dict[str, Any] = {
     **BASE,
     **dict.fromkeys(("n_embd", "d_model", "word_embed_proj_dim"), 32),

@@ -19,10 +19,11 @@ from llmva.export.lora import export_lora
 from llmva.export.merged import export_merged
 from llmva.export.plan import make_plan
 from llmva.models.chat import encode, render
+from llmva.models.finding.tensors import first_tensor, hooked
 from llmva.models.fingerprint import fingerprint
 from llmva.models.generate import capture
 from llmva.models.load import load_model
-from llmva.models.sublayers import find_decoder, first_tensor, hooked
+from llmva.models.sublayers import find_decoder
 from llmva.models.writers import is_linear
 from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.types import Prompt
@@ -74,9 +75,9 @@ def test_further_model_types(model_type: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
-def test_what_is_no_sum_of_two_is_refused(model_type: str) -> None:
+def test_what_normalises_the_stream_is_refused(model_type: str) -> None:
     with pytest.raises(UsageError, match="is not supported"):
-        find_decoder(with_biases(tiny_of_type(model_type, REFUSED[model_type][0])))
+        find_decoder(with_biases(tiny_of_type(model_type, REFUSED[model_type])))
 
 
 @pytest.mark.parametrize("row", ARCHITECTURES)

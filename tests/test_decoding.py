@@ -11,12 +11,12 @@ import torch
 from conftest import chat_model, tiny_model, tiny_tokenizer
 from llmva.models.batching import Batching
 from llmva.models.chat_model import ChatModel
+from llmva.models.finding.tensors import hooked
 from llmva.models.generate import answer_prompts, generate
 from llmva.models.gradients import gradients
 from llmva.models.reading import decoding
 from llmva.models.reading.cache import plain_cache, read_prefix, shared_length
 from llmva.models.reading.decoding import decode, decodes_well
-from llmva.models.sublayers import hooked
 from test_generate import CHANGES, PROMPTS, close, hooks, plain_answer, sized, words
 
 PLAIN = ("LlamaConfig", "Gemma3TextConfig", "GPT2Config", "OPTConfig", "GPTNeoXConfig", "MixtralConfig")

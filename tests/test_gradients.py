@@ -14,8 +14,9 @@ from llmva.models import gradients as module
 from llmva.models.batching import Batching
 from llmva.models.chat import encode, forward_inputs, pad_left, render
 from llmva.models.chat_model import ChatModel
+from llmva.models.finding.tensors import first_tensor, hooked
 from llmva.models.gradients import gradients
-from llmva.models.sublayers import find_decoder, first_tensor, hooked
+from llmva.models.sublayers import find_decoder
 
 TEXTS = ["please open the door", "trap", "tell me how to fix the lamp and paint the fence", "paint a fence"]
 

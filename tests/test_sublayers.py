@@ -11,7 +11,6 @@ from torch import nn
 from architectures import ARCHITECTURES, tiny
 from conftest import tiny_model
 from llmva.errors import UsageError
-from llmva.models import sublayers
 from llmva.models.sublayers import Decoder, find_decoder
 
 
@@ -118,22 +117,92 @@ def test_unknown_names_are_found_by_structure(scale: float) -> None:
     assert decoder.names == [f"model.layers.{b}.{n}" for b in range(3) for n in ("mixer_writer", "second_writer")]
 
 
-def test_a_third_writer_is_refused() -> None:
-    model = with_blocks(lambda: Renamed(32, extra=True))
-    with pytest.raises(UsageError, match=r"block 0 of this llama model no two modules explain"):
+def test_a_third_writer_is_found_too() -> None:
+    decoder = find_decoder(with_blocks(lambda: Renamed(32, extra=True)))
+    own = ("mixer_writer", "second_writer", "extra")
+    assert decoder.names == [f"model.layers.{b}.{n}" for b in range(3) for n in own]
+    assert no_hooks(decoder.model)
+
+
+def test_one_writer_is_enough() -> None:
+    """As in Mamba; what else a block adds may stay as it is."""
+
+    class Gated(Renamed):
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            x = hidden_states + self.mixer_writer(torch.tanh(self.reader(hidden_states)))
+            return x + torch.tanh(50.0 * self.second_writer(x))  # what this module puts out is not what is added
+
+    decoder = find_decoder(with_blocks(lambda: Gated(32)))
+    assert decoder.names == [f"model.layers.{b}.mixer_writer" for b in range(3)]
+
+
+def test_a_norm_of_the_stream_itself_is_refused() -> None:
+    class Normed(Renamed):
+        def __init__(self) -> None:
+            super().__init__(32)
+            self.norm = nn.LayerNorm(32)
+
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            return self.norm(super().forward(hidden_states))
+
+    with pytest.raises(UsageError, match="In block 0 of this llama model no module is shown to add its output"):
+        find_decoder(with_blocks(Normed))
+
+
+def test_a_module_that_hands_the_stream_on_is_no_writer() -> None:
+    """A push at its output moves the stream too, since its output is the stream."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((32,), 0.9))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.weight * x
+
+    class Wrapped(Renamed):
+        def __init__(self) -> None:
+            super().__init__(32)
+            self.scaled = Scaled()
+            self.whole = Renamed(32)
+
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            return self.scaled(self.whole(hidden_states))
+
+    own = ("whole.mixer_writer", "whole.second_writer")
+    assert find_decoder(with_blocks(Wrapped)).names == [f"model.layers.{b}.{n}" for b in range(3) for n in own]
+
+
+def test_what_writes_to_other_tokens_is_refused() -> None:
+    class Spread(Renamed):
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            x = self.mixer_writer(torch.tanh(self.reader(hidden_states)))
+            return hidden_states + x + 0.5 * x.roll(1, 1)
+
+    with pytest.raises(UsageError, match="tokens are read before their turn"):
+        find_decoder(with_blocks(lambda: Spread(32)))
+
+    class Later(Renamed):
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            return hidden_states + self.mixer_writer(torch.tanh(self.reader(hidden_states))).cumsum(1)
+
+    with pytest.raises(UsageError, match="no module is shown to add its output"):
+        find_decoder(with_blocks(lambda: Later(32)))
+
+
+def test_a_block_that_runs_again_is_refused() -> None:
+    model = tiny_model()
+    model.model.layers = nn.ModuleList([model.model.layers[0]] * 3)
+    with pytest.raises(UsageError, match="an edit would act several times"):
         find_decoder(model)
-    assert no_hooks(model)
 
 
-def test_known_names_that_do_not_explain_the_update_are_refused() -> None:
+def test_a_projection_whose_output_is_changed_gives_way_to_what_is_added() -> None:
     """Names alone would take this model: its projection is followed by something the residual stream sees."""
     model = tiny_model()
     for block in model.model.layers:
-        down = block.mlp.down_proj
         block.mlp.register_forward_hook(lambda m, a, o: torch.tanh(50.0 * o))
-        assert isinstance(down, nn.Linear)
-    with pytest.raises(UsageError, match="no two modules explain"):
-        find_decoder(model)
+    assert {s.name.split(".", 3)[3] for s in find_decoder(model).sublayers} == {"self_attn.o_proj", "mlp"}
     assert len(find_decoder(model, verify=False).sublayers) == 6
 
 
@@ -158,6 +227,7 @@ def test_known_names_in_the_wrong_place_give_way_to_structure() -> None:
 def test_no_list_of_blocks_is_refused() -> None:
     model = tiny_model()
     model.config.num_hidden_layers = 5
+    model.model.blocks = nn.ModuleList(Renamed(32) for _ in range(4))
     with pytest.raises(UsageError, match="blocks of this llama model cannot be told apart"):
         find_decoder(model)
 
@@ -173,17 +243,16 @@ def test_hooks_go_when_the_probe_fails() -> None:
     assert no_hooks(model)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_token_with_massive_activations_does_not_hide_what_a_block_adds(seed: int) -> None:
+@pytest.mark.parametrize("scale", [1.0, 0.2])
+def test_a_token_with_massive_activations_does_not_hide_what_a_block_adds(scale: float) -> None:
     """As the first token of Qwen2.5-Coder-0.5B in bfloat16: its updates are lost in rounding, others are not."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(1, 5, 64, generator=g)
-    x[0, 0, 3] = 1597.0
-    a, b = (0.5 * torch.randn(1, 5, 64, generator=g).bfloat16() for _ in range(2))
-    a[0, 0, 3], b[0, 0, 3] = 3.0, 2.5
-    x = x.bfloat16()
-    record = {name: t.double() for name, t in {"input": x, "output": (x + a) + b, "a": a, "b": b}.items()}
-    epsilon = torch.finfo(torch.bfloat16).eps
-    assert sublayers._misfit(record, "a", "b", epsilon) < 0.5
-    for wrong in ({**record, "b": -record["b"]}, {**record, "b": 0.5 * record["b"]}, {**record, "a": record["input"]}):
-        assert sublayers._misfit(wrong, "a", "b", epsilon) > 1
+
+    class Massive(Renamed):
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            x = super().forward(hidden_states)
+            massive = torch.zeros_like(x)
+            massive[:, 0, 3] = 1597.0
+            return x + massive
+
+    decoder = find_decoder(with_blocks(lambda: Massive(32, scale)).to(torch.bfloat16))
+    assert decoder.names == [f"model.layers.{b}.{n}" for b in range(3) for n in ("mixer_writer", "second_writer")]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from llmva.errors import LlmvaError
 from llmva.models.at_rest import check_thread
 from llmva.models.chat import ChatTemplate
-from llmva.models.sublayers import Decoder, first_tensor, hooked
+from llmva.models.finding.tensors import first_tensor, hooked
+from llmva.models.sublayers import Decoder
 
 T = TypeVar("T")
 Place = Literal["input", "output"]  # of a block
@@ -86,7 +87,9 @@ class RowGate:
 
 
 def find_blocks(decoder: Decoder) -> nn.ModuleList:
-    """The module list that ends with the decoder's last block."""
+    """The module list that ends with the decoder's last block. Raises LlmvaError for several residual streams."""
+    if decoder.streams > 1:
+        raise LlmvaError("The decoder has several residual streams, and no baseline says which to steer.")
     for module in decoder.model.modules():
         if isinstance(module, nn.ModuleList) and len(module) and module[-1] is decoder.last_block:
             return module

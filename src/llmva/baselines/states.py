@@ -13,9 +13,10 @@ from llmva.models.at_rest import reads_model
 from llmva.models.batching import longest_first
 from llmva.models.chat import forward_inputs, input_device, pad_left
 from llmva.models.chat_model import ChatModel
+from llmva.models.finding.tensors import first_tensor, hooked
 from llmva.models.forward import run_forward
 from llmva.models.reading.context import check_rows
-from llmva.models.sublayers import Decoder, first_tensor, hooked
+from llmva.models.sublayers import Decoder
 from llmva.prompts.types import Asked, Prompt
 
 Weights = Callable[[int], list[float]]  # number of a row's tokens -> the weight of each

@@ -25,9 +25,10 @@ from llmva.export.folder import EMBEDDED
 from llmva.export.proof import PACKED_SHARE, adapter_problems, edit_problems, merged_problems
 from llmva.export.proof import SHARE as TENSOR_SHARE
 from llmva.models.chat import ChatTemplate, forward_inputs, input_device, pad_left, pad_token
+from llmva.models.finding.tensors import first_tensor, hooked
 from llmva.models.forward import logits_of, run_forward
 from llmva.models.load import load_model
-from llmva.models.sublayers import find_decoder, first_tensor, hooked
+from llmva.models.sublayers import find_decoder
 from llmva.models.writers import PLAIN
 from llmva.progress import Progress
 from llmva.runs.identity import TITLES, belongings

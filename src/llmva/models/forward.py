@@ -13,7 +13,8 @@ from torch import Tensor
 from llmva.errors import LlmvaError, UsageError
 from llmva.models.chat.failures import first_line
 from llmva.models.chat.inputs import forward_inputs, input_device, pad_left, takes
-from llmva.models.sublayers import contiguous_head, hooked, nearly_equal
+from llmva.models.finding.tensors import hooked, nearly_equal
+from llmva.models.sublayers import contiguous_head
 
 TOLERANCE = 0.02  # of the largest logit, in float32; half precision rounds sums of another order
 HALF_TOLERANCE = 0.1

@@ -21,13 +21,14 @@ from llmva.models.batching import longest_first
 from llmva.models.chat import end_tokens, pad_token
 from llmva.models.chat_model import ChatModel
 from llmva.models.engines.base import CHECKED, written_by
+from llmva.models.finding.tensors import hooked, last_states
 from llmva.models.forward import check_numbers
 from llmva.models.reading.cache import read_prefix
 from llmva.models.reading.context import check_rows
 from llmva.models.reading.decoding import End, decode
 from llmva.models.reading.rows import read_rows
 from llmva.models.reading.sampling import Choose, greedy
-from llmva.models.sublayers import Decoder, contiguous_head, first_tensor, hooked
+from llmva.models.sublayers import Decoder, contiguous_head
 from llmva.prompts.types import Asked
 
 T = TypeVar("T")
@@ -314,8 +315,7 @@ class Taken:
                 if index in seen:
                     return
                 seen.add(index)
-                last = first_tensor(output)
-                last = last.reshape(len(batch), -1, last.shape[-1])[:, -1].detach()  # experts get a flat list of tokens
+                last = last_states(output, len(batch), self.decoder.width).detach()  # experts get a flat list of tokens
                 if not self.final.numel():
                     self.outputs = torch.empty(count, self.n, last.shape[-1], dtype=last.dtype)
                     self.final = torch.empty(self.n, last.shape[-1], dtype=last.dtype)

@@ -21,9 +21,9 @@ from llmva.models.at_rest import reads_model
 from llmva.models.batching import Batching, longest_first
 from llmva.models.chat.inputs import forward_inputs
 from llmva.models.chat_model import ChatModel
+from llmva.models.finding.tensors import first_tensor, hooked, last_states
 from llmva.models.forward import logits_of, run_forward
 from llmva.models.reading.cache import Prefix, cache_name, read_prefix, rest_inputs
-from llmva.models.sublayers import first_tensor, hooked
 from llmva.models.writers import PLAIN
 from llmva.prompts.types import Asked
 
@@ -111,8 +111,7 @@ def _backward(
         final: list[Tensor] = []
 
         def keep_final(module: Any, args: Any, output: Any) -> None:
-            x = first_tensor(output)
-            final.append(x.reshape(len(rows), -1, x.shape[-1])[:, -1].detach().cpu())
+            final.append(last_states(output, len(rows), chat.decoder.width).detach().cpu())
 
         handles = [s.output.register_forward_hook(join(i)) for i, s in enumerate(chat.decoder.sublayers)]
         with hooked([*handles, chat.decoder.last_block.register_forward_hook(keep_final)]):

@@ -20,11 +20,11 @@ from llmva.models.at_rest import reads_model
 from llmva.models.batching import Batching, longest_first
 from llmva.models.chat import decode, forward_inputs
 from llmva.models.chat_model import ChatModel
+from llmva.models.finding.tensors import first_tensor, hooked
 from llmva.models.forward import run_forward
 from llmva.models.reading.below import Below
 from llmva.models.reading.cache import Prefix, read_prefix
 from llmva.models.reading.rows import read_rows
-from llmva.models.sublayers import first_tensor, hooked
 from llmva.prompts.types import Asked
 
 MAX_ANSWER = 48  # maximum number of compared tokens of an answer

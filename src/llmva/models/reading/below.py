@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmva.models.sublayers import Decoder, first_tensor, hooked, nearly_equal
+from llmva.models.finding.tensors import first_tensor, hooked, nearly_equal
+from llmva.models.sublayers import Decoder
 
 Key = tuple[object, ...]
 
