@@ -153,6 +153,12 @@ def evaluate(
     loading: Loading,
     batches: Batches,
     engine: EngineName = "transformers",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Write the result to this file, with the prompts that failed, for extend."
+        ),
+    ] = None,
     output: Output,
 ) -> None:
     """Measure ASR, ORR and F1 of MODEL, with and without an edit.
@@ -163,6 +169,7 @@ def evaluate(
     from llmva.cli import inputs
 
     _check(sources, set_options, as_fitted, benchmarks)
+    _check_folder(out, "--out")
     settings = settings | attacking.drawing
     hub = ["data of benchmarks"] if benchmarks.utility else []
     place = inputs.model_place(model)
@@ -170,7 +177,7 @@ def evaluate(
     from llmva.attacks import parse_attacks
     from llmva.cli.terminal.console import Display, emit
     from llmva.evaluation.sampled import EvaluationSettings, check_sampling
-    from llmva.files import write_text
+    from llmva.files import write_json, write_text
     from llmva.judges import make_judge
     from llmva.models.engines.choose import check_engine
     from llmva.models.load import load_model
@@ -228,6 +235,10 @@ def evaluate(
     if set_options.markdown is not None:
         under = f"\n{attacks_markdown(record)}" if attacks else ""
         write_text(set_options.markdown, f"{transfer_markdown(record)}{under}")
+    failed = record.pop("failed")
+    if out is not None:
+        base = None if loaded_edit is None else loaded_edit.base.get("sha256")
+        write_json(out, {**record, "base": base, "failed": failed})
     _show(record, output)
     if output.json:
         emit(record)
@@ -250,9 +261,15 @@ def _check(sources: Sources, set_options: SetOptions, as_fitted: Mapping[str, An
         raise UsageError("--utility measures the model once, --data set by set: run them as two commands.")
     if not sources.data and (sources.per_set or sources.data_dir or set_options != SetOptions()):
         raise UsageError("--data-dir, --per-set, --keep-duplicates and --markdown apply to sets of --data: add --data.")
-    folder = Path() if set_options.markdown is None else set_options.markdown.parent
-    if not folder.is_dir():
-        raise UsageError(f"There is no folder '{folder}': create it, or choose another for --markdown.")
+    _check_folder(set_options.markdown, "--markdown")
+
+
+def _check_folder(file: Path | None, option: str) -> None:
+    """Raises UsageError if there is no folder for a file to be written, or a folder in its place."""
+    if file is not None and not file.parent.is_dir():
+        raise UsageError(f"There is no folder '{file.parent}': create it, or choose another for {option}.")
+    if file is not None and file.is_dir():
+        raise UsageError(f"'{file}' is a folder: name a file for {option}.")
 
 
 def _by_set(
