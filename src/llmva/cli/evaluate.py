@@ -225,7 +225,8 @@ def evaluate(
                 overlap = inputs.overlap_with_fit(reading.prompts, edit)
                 metrics |= {**overlap, "limits": [*metrics["limits"], *overlap.get("limits", [])]}
             metrics["limits"] = [*reading.warnings, *metrics["limits"]]
-        metrics["limits"] = [*about_edit, *metrics["limits"]]
+        seen = inputs.fitted_under(edit, [attack.name for attack in attacks])
+        metrics["limits"] = [*about_edit, *metrics["limits"], *seen]
     record: dict[str, Any] = {"model": model, "edit": None if edit is None else str(edit), "judge": chosen_judge.name}
     record |= {"system": system, **metrics}
     if engine != "transformers":
