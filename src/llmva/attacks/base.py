@@ -34,7 +34,7 @@ class Attack:
             turns = (*turns[:-1], Message("assistant", f"{turns[-1].content} {begun}"))
         elif begun:
             turns = (*turns, Message("assistant", begun))
-        return replace(prompt, messages=(*earlier, *turns), attack=self.name)
+        return replace(prompt, messages=(*earlier, *turns), attack="+".join(filter(None, (prompt.attack, self.name))))
 
     def read_back(self, prompt: Prompt) -> str:
         """The request of a prompt that `apply` made."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from llmva.cli.attacking import Attacking
 from llmva.cli.options import (
     Batches,
     Choice,
@@ -47,57 +48,6 @@ class SetOptions:
         Path | None,
         typer.Option("--markdown", metavar="FILE", help="With --data, also write the table to this Markdown file."),
     ] = None
-
-
-def _list_attacks(given: list[str]) -> list[str]:
-    """Print what attacks there are and end, where that is asked for."""
-    if "list" in given:
-        from llmva.attacks import bundled_attacks
-        from llmva.attacks.translation import NAME
-
-        for attack in bundled_attacks():
-            typer.echo(f"{attack.name}: {attack.about} ({attack.source})")
-        typer.echo(f"{NAME}=FILE: asks in another language, by a table with the columns text and translation")
-        raise typer.Exit
-    return given
-
-
-@dataclass(frozen=True)
-class Attacking:
-    """Under which attacks the prompts are asked too, and how often each is."""
-
-    attack: Annotated[
-        list[str],
-        typer.Option(
-            "--attack",
-            metavar="NAME,...",
-            help="Ask the prompts under these attacks too: all, or names that --attack list shows. Repeatable.",
-            callback=_list_attacks,
-            is_eager=True,
-        ),
-    ] = field(default_factory=list)
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            "--samples",
-            metavar="K",
-            min=1,
-            help="Draw this many answers to each prompt; ASR counts prompts answered in any of them.",
-            show_default="one answer, greedy",
-        ),
-    ] = None
-    temperature: Annotated[
-        float, typer.Option("--temperature", metavar="T", help="With --samples, draw at this temperature.")
-    ] = 1.0
-    top_p: Annotated[
-        float,
-        typer.Option("--top-p", metavar="P", help="With --samples, draw from the likeliest tokens of this share."),
-    ] = 1.0
-
-    @property
-    def drawing(self) -> dict[str, Any]:
-        """The settings of samples."""
-        return {"samples": self.samples, "temperature": self.temperature, "top_p": self.top_p}
 
 
 @dataclass(frozen=True)
@@ -379,10 +329,12 @@ def _chat_model(model: Any, tokenizer: Any, how: Mapping[str, Any]) -> ChatModel
 def _show(record: dict[str, Any], output: Output) -> None:
     from llmva.cli.terminal.console import show
     from llmva.report import attacks_table, before_after_table, tasks_table, transfer_table
+    from llmva.report.run.attacks import search_note
     from llmva.report.run.truth import truth_note
 
     table = transfer_table(record) if "sets" in record else before_after_table(record)
-    under_attack = [attacks_table(record)] if "attacks" in record else []
+    under_attack: list[Any] = [attacks_table(record)] if "attacks" in record else []
+    under_attack += [search_note(record)] if "adaptive" in record else []
     note = truth_note(record)
     show(output, table, *under_attack, *([note] if note else []), *record.get("limits", []))
     if "utility_tasks" in record:
