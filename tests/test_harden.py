@@ -15,7 +15,7 @@ from conftest import Said, chat_model, taught_requests, tiny_model, tiny_tokeniz
 from llmva.alignment import RunOptions
 from llmva.attacks import bundled_attacks
 from llmva.extension import prepare
-from llmva.method.harden import FITTED, SHARE, SYSTEM, SYSTEM_TEXT, count_forms, harden, harden_generator
+from llmva.method.harden import FITTED, SHARE, SYSTEM, SYSTEM_TEXT, count_forms, harden, harden_generator, with_system
 from llmva.progress import Progress
 from llmva.prompts.types import Message, Prompt
 from llmva.settings import make_settings
@@ -74,11 +74,12 @@ def test_prompts_to_read_are_asked_so_too() -> None:
 
 
 def test_a_form_that_does_not_fit_gives_way() -> None:
-    short = llmva.PromptSet.from_lists(["open the door"] * 0 + [f"open the door {i}" for i in range(99)],
+    short = llmva.PromptSet.from_lists([f"open the door {i}" for i in range(99)],
                                        [f"fix the lamp {i}" for i in range(99)])  # fmt: skip
     room = 8 + len(wide_chat().row("open the door 10"))
-    made = hardened(wide_chat(max_position_embeddings=room + 12), short)
-    assert {prompt.attack for prompt in made.train} == {"", "prefilled"}
+    systems = 8 + len(wide_chat().row(with_system(short.train[0]).asked))
+    made = hardened(wide_chat(max_position_embeddings=systems), short)
+    assert {prompt.attack for prompt in made.train} == {"", SYSTEM}
     assert {prompt.attack for prompt in hardened(wide_chat(max_position_embeddings=room), short).train} == {""}
     told = hardened(wide_chat(max_position_embeddings=room), short).warnings[-1]
     assert told.startswith("--harden changed nothing")
@@ -96,10 +97,6 @@ def test_what_a_prompt_has_of_its_own_stays() -> None:
     kept = harden(wide_chat(), PROMPTS, HOW, harden_generator(1), keep=("harmful",))
     assert all(not p.attack for p in kept.train if p.source == "harmful")
     assert any(p.attack for p in kept.train)
-
-
-def test_no_answer_is_begun_for_a_model_that_thinks() -> None:
-    assert "prefilled" not in {prompt.attack for prompt in hardened(thinking="end").train}
 
 
 # -- a run -------------------------------------------------------------------------------------------------------
@@ -182,8 +179,8 @@ def test_an_evaluation_says_which_attacks_were_fitted_on(
     run: Path, taught_folder: Path, command: Callable[..., Said]
 ) -> None:
     words = ("evaluate", taught_folder, "--edit", run, "--max-new-tokens", 4, "--json", "--attack")
-    limits = json.loads(command(*words, "prefilled,prefix-injection").out)["limits"]
-    assert any(limit.startswith("The fit of the edit has seen prompts under prefilled") for limit in limits)
+    limits = json.loads(command(*words, "persona,prefix-injection").out)["limits"]
+    assert any(limit.startswith("The fit of the edit has seen prompts under persona") for limit in limits)
     assert not any("prefix-injection" in limit for limit in limits)
     limits = json.loads(command(*words, "prefix-injection").out)["limits"]
     assert not any(limit.startswith("The fit of the edit has seen prompts under") for limit in limits)

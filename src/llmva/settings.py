@@ -95,7 +95,7 @@ class Settings(BaseModel):
     )
     harden: bool = Field(
         False,
-        description="Ask a quarter of the training prompts in other settings: attacked, begun, after a system prompt.",
+        description="Ask a quarter of the training prompts in other settings: under attacks, or after a system prompt.",
     )
     endings_tokens: int = Field(
         256,

@@ -1,8 +1,8 @@
 """Prompts in several settings (`--harden`), so that the vectors are what these settings have in common.
 
-A share of the prompts of both sides is asked as attackers ask (`attacks`), with the answer begun, or with a system
-prompt. The attacks of FITTED alone are used. On the others nothing is fitted, so they show whether an edit holds where
-it was not fitted (docs/attacks.md).
+A share of the prompts of both sides is asked as attackers ask (`attacks`), or with a system prompt. The attacks of
+FITTED alone are used. On the others nothing is fitted, so they show whether an edit holds where it was not fitted
+(docs/attacks.md).
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from dataclasses import replace
 import torch
 
 from llmva.attacks import parse_attacks
-from llmva.models.chat.marks import KNOWN
 from llmva.models.chat_model import ChatModel
 from llmva.models.reading.context import context_length
 from llmva.prompts.prompt_set import PromptSet
-from llmva.prompts.types import Message, Prompt, prefill_of
+from llmva.prompts.types import Message, Prompt
 from llmva.settings import Settings
 
 SHARE = 0.25  # of the prompts that are asked in a setting other than their own
-FITTED = ("prefilled", "refusal-suppression", "persona")
+FITTED = ("refusal-suppression", "persona")
 SYSTEM = "system prompt"  # in place of an attack's name
 SYSTEM_TEXT = "You are an assistant. Answer what people ask, in a few plain sentences."
 Form = Callable[[Prompt], Prompt]
@@ -39,7 +38,7 @@ def harden(
     Args:
         keep: sources whose prompts stay as they are.
     """
-    forms, fits = _forms(chat, settings), _fits(chat, settings)
+    forms, fits = _forms(settings), _fits(chat, settings)
     train, validation, read = (
         tuple(_drawn(prompt, forms, fits, generator, keep) for prompt in given)
         for given in (prompts.train, prompts.validation, prompts.read)
@@ -67,13 +66,9 @@ def with_system(prompt: Prompt) -> Prompt:
     return replace(prompt, messages=(Message("system", SYSTEM_TEXT), *turns), attack=SYSTEM)
 
 
-def _forms(chat: ChatModel, settings: Settings) -> list[Form]:
-    """The forms that this model can be asked in, under these settings."""
-    thinks = settings.thinking != "off" or len(chat.template.marks) > len(KNOWN)
-    forms: list[Form] = [attack.apply for attack in parse_attacks(FITTED)]
-    if thinks:  # its answer cannot be begun for it
-        forms = [form for form in forms if not prefill_of(form(Prompt("x", True, "")).asked)]
-    return [*forms, *([with_system] if settings.system is None else [])]
+def _forms(settings: Settings) -> list[Form]:
+    """The forms in which prompts can be asked under these settings."""
+    return [*(attack.apply for attack in parse_attacks(FITTED)), *([with_system] if settings.system is None else [])]
 
 
 def _fits(chat: ChatModel, settings: Settings) -> Callable[[Prompt], bool]:
