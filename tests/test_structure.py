@@ -89,7 +89,7 @@ def test_no_function_takes_many_parameters() -> None:
         for path, tree in TREES.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and path.parent != PACKAGE / "cli"  # an option each
+        and path.parent not in (PACKAGE / "cli", PACKAGE / "cli/experiments")  # an option each
         and node.name not in MANY_PARAMETERS
         and len(parameters(node)) > MAX_PARAMETERS
     }

@@ -21,6 +21,7 @@ from llmva.judges.base import Judge, Judgement, Label
 from llmva.method import rollback
 from llmva.method.context import Context, State, VectorHook
 from llmva.method.first_token import FirstTokenClassifier
+from llmva.method.harden import count_forms, harden, harden_generator
 from llmva.method.identify import papers_count
 from llmva.method.inner_loop import InnerResult, fit_select_align
 from llmva.method.observe import Observation, missing_class
@@ -149,6 +150,10 @@ def make_context(
 
     progress = progress or Progress()
     prompts = _readable(chat, prompts or PromptSet.bundled(), progress)
+    if settings.harden:
+        start = options.warm_start
+        prompts = harden(chat, prompts, settings, harden_generator(check_seed(seed)), start.old if start else ())
+        progress.note(prompts.warnings[-1])
     benign = sum(prompt.benign for prompt in prompts.validation)
     return Context(
         chat=chat,
@@ -360,4 +365,5 @@ def _describe(context: Context, options: RunOptions) -> dict[str, Any]:
         "sublayers": decoder.names,
         "kinds": [sublayer.kind for sublayer in decoder.sublayers],
         "limits": limits_of(context.chat, prompts.warnings),
+        **({"hardened": count_forms(prompts)} if context.settings.harden else {}),
     }

@@ -17,6 +17,7 @@ from llmva.alignment import Result, RunOptions, align
 from llmva.edit import Edit
 from llmva.errors import UsageError
 from llmva.prompts.add import add_prompts
+from llmva.prompts.failures import Failures, add_failures
 from llmva.prompts.load import Reading
 from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.types import Prompt
@@ -44,6 +45,7 @@ def extend(
         model, tokenizer: the untouched model that the run was made on, as `load_model` gives it.
         directory: folder of the earlier run; it is only read.
         prompts: the new prompts, of one side or both; of a Reading the run keeps what reading them guessed.
+            `read_failures` gives those that failed in an evaluation.
         seed: None takes the earlier run's.
         out: folder of the new run; None keeps everything in memory.
         how: further arguments of `align`, and fields of `llmva.settings.Settings`. The judge and the settings that
@@ -107,7 +109,8 @@ def prepare(
         raise UsageError(f"'{known}' is missing, and without it nothing guards the earlier prompts: put it back.")
     old = PromptSet.from_jsonl(known)
     reading = prompts if isinstance(prompts, Reading) else Reading(tuple(prompts))
-    everything, new = add_prompts(old, reading.prompts, record["seed"] if seed is None else seed)
+    add = add_failures if isinstance(reading, Failures) else add_prompts
+    everything, new = add(old, reading.prompts, record["seed"] if seed is None else seed)
     everything = replace(everything, warnings=(*reading.warnings, *everything.warnings))
     sources = tuple(old.counts())
     answers = read_answers(directory, record)

@@ -93,6 +93,10 @@ class Settings(BaseModel):
         description="Ask with this system prompt, or with that in this file; none keeps the chat template's own.",
         json_schema_extra={"metavar": "TEXT|FILE"},
     )
+    harden: bool = Field(
+        False,
+        description="Ask a quarter of the training prompts in other settings: under attacks, or after a system prompt.",
+    )
     endings_tokens: int = Field(
         256,
         ge=0,

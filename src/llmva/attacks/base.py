@@ -24,7 +24,7 @@ class Attack:
     back: str = "the prompt stands in it word for word"  # how it is read back, for a list
 
     def apply(self, prompt: Prompt) -> Prompt:
-        """The prompt as an attacker asks it. Text and id stay, so that judges see the request itself.
+        """The prompt as an attacker asks it. The text stays, so that judges see the request itself.
 
         Raises UsageError where a translation lacks the request.
         """
@@ -34,7 +34,7 @@ class Attack:
             turns = (*turns[:-1], Message("assistant", f"{turns[-1].content} {begun}"))
         elif begun:
             turns = (*turns, Message("assistant", begun))
-        return replace(prompt, messages=(*earlier, *turns))
+        return replace(prompt, messages=(*earlier, *turns), attack="+".join(filter(None, (prompt.attack, self.name))))
 
     def read_back(self, prompt: Prompt) -> str:
         """The request of a prompt that `apply` made."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from llmva.cli.attacking import Attacking
 from llmva.cli.options import (
     Batches,
     Choice,
@@ -47,57 +48,6 @@ class SetOptions:
         Path | None,
         typer.Option("--markdown", metavar="FILE", help="With --data, also write the table to this Markdown file."),
     ] = None
-
-
-def _list_attacks(given: list[str]) -> list[str]:
-    """Print what attacks there are and end, where that is asked for."""
-    if "list" in given:
-        from llmva.attacks import bundled_attacks
-        from llmva.attacks.translation import NAME
-
-        for attack in bundled_attacks():
-            typer.echo(f"{attack.name}: {attack.about} ({attack.source})")
-        typer.echo(f"{NAME}=FILE: asks in another language, by a table with the columns text and translation")
-        raise typer.Exit
-    return given
-
-
-@dataclass(frozen=True)
-class Attacking:
-    """Under which attacks the prompts are asked too, and how often each is."""
-
-    attack: Annotated[
-        list[str],
-        typer.Option(
-            "--attack",
-            metavar="NAME,...",
-            help="Ask the prompts under these attacks too: all, or names that --attack list shows. Repeatable.",
-            callback=_list_attacks,
-            is_eager=True,
-        ),
-    ] = field(default_factory=list)
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            "--samples",
-            metavar="K",
-            min=1,
-            help="Draw this many answers to each prompt; ASR counts prompts answered in any of them.",
-            show_default="one answer, greedy",
-        ),
-    ] = None
-    temperature: Annotated[
-        float, typer.Option("--temperature", metavar="T", help="With --samples, draw at this temperature.")
-    ] = 1.0
-    top_p: Annotated[
-        float,
-        typer.Option("--top-p", metavar="P", help="With --samples, draw from the likeliest tokens of this share."),
-    ] = 1.0
-
-    @property
-    def drawing(self) -> dict[str, Any]:
-        """The settings of samples."""
-        return {"samples": self.samples, "temperature": self.temperature, "top_p": self.top_p}
 
 
 @dataclass(frozen=True)
@@ -153,6 +103,12 @@ def evaluate(
     loading: Loading,
     batches: Batches,
     engine: EngineName = "transformers",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Write the result to this file, with the prompts that failed, for extend."
+        ),
+    ] = None,
     output: Output,
 ) -> None:
     """Measure ASR, ORR and F1 of MODEL, with and without an edit.
@@ -163,6 +119,7 @@ def evaluate(
     from llmva.cli import inputs
 
     _check(sources, set_options, as_fitted, benchmarks)
+    _check_folder(out, "--out")
     settings = settings | attacking.drawing
     hub = ["data of benchmarks"] if benchmarks.utility else []
     place = inputs.model_place(model)
@@ -170,7 +127,7 @@ def evaluate(
     from llmva.attacks import parse_attacks
     from llmva.cli.terminal.console import Display, emit
     from llmva.evaluation.sampled import EvaluationSettings, check_sampling
-    from llmva.files import write_text
+    from llmva.files import write_json, write_text
     from llmva.judges import make_judge
     from llmva.models.engines.choose import check_engine
     from llmva.models.load import load_model
@@ -218,7 +175,8 @@ def evaluate(
                 overlap = inputs.overlap_with_fit(reading.prompts, edit)
                 metrics |= {**overlap, "limits": [*metrics["limits"], *overlap.get("limits", [])]}
             metrics["limits"] = [*reading.warnings, *metrics["limits"]]
-        metrics["limits"] = [*about_edit, *metrics["limits"]]
+        seen = inputs.fitted_under(edit, [attack.name for attack in attacks])
+        metrics["limits"] = [*about_edit, *metrics["limits"], *seen]
     record: dict[str, Any] = {"model": model, "edit": None if edit is None else str(edit), "judge": chosen_judge.name}
     record |= {"system": system, **metrics}
     if engine != "transformers":
@@ -228,6 +186,10 @@ def evaluate(
     if set_options.markdown is not None:
         under = f"\n{attacks_markdown(record)}" if attacks else ""
         write_text(set_options.markdown, f"{transfer_markdown(record)}{under}")
+    failed = record.pop("failed")
+    if out is not None:
+        base = None if loaded_edit is None else loaded_edit.base.get("sha256")
+        write_json(out, {**record, "base": base, "failed": failed})
     _show(record, output)
     if output.json:
         emit(record)
@@ -250,9 +212,15 @@ def _check(sources: Sources, set_options: SetOptions, as_fitted: Mapping[str, An
         raise UsageError("--utility measures the model once, --data set by set: run them as two commands.")
     if not sources.data and (sources.per_set or sources.data_dir or set_options != SetOptions()):
         raise UsageError("--data-dir, --per-set, --keep-duplicates and --markdown apply to sets of --data: add --data.")
-    folder = Path() if set_options.markdown is None else set_options.markdown.parent
-    if not folder.is_dir():
-        raise UsageError(f"There is no folder '{folder}': create it, or choose another for --markdown.")
+    _check_folder(set_options.markdown, "--markdown")
+
+
+def _check_folder(file: Path | None, option: str) -> None:
+    """Raises UsageError if there is no folder for a file to be written, or a folder in its place."""
+    if file is not None and not file.parent.is_dir():
+        raise UsageError(f"There is no folder '{file.parent}': create it, or choose another for {option}.")
+    if file is not None and file.is_dir():
+        raise UsageError(f"'{file}' is a folder: name a file for {option}.")
 
 
 def _by_set(
@@ -361,10 +329,12 @@ def _chat_model(model: Any, tokenizer: Any, how: Mapping[str, Any]) -> ChatModel
 def _show(record: dict[str, Any], output: Output) -> None:
     from llmva.cli.terminal.console import show
     from llmva.report import attacks_table, before_after_table, tasks_table, transfer_table
+    from llmva.report.run.attacks import search_note
     from llmva.report.run.truth import truth_note
 
     table = transfer_table(record) if "sets" in record else before_after_table(record)
-    under_attack = [attacks_table(record)] if "attacks" in record else []
+    under_attack: list[Any] = [attacks_table(record)] if "attacks" in record else []
+    under_attack += [search_note(record)] if "adaptive" in record else []
     note = truth_note(record)
     show(output, table, *under_attack, *([note] if note else []), *record.get("limits", []))
     if "utility_tasks" in record:

@@ -28,6 +28,12 @@ def extend(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the earlier run.")],
     *,
     sides: Sides,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="EVALUATION", help="Learn from the prompts that failed in this file of evaluate --out."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR2", help="Write the new run to this folder.", show_default="DIR-extended"),
@@ -57,13 +63,16 @@ def extend(
 ) -> None:
     """Continue from the edit in DIR with new prompts.
 
-    --toxic brings new attacks, --benign new false refusals. DIR stays unchanged.
+    --toxic brings new attacks, --benign new false refusals, --from what failed in an evaluation, in the form in which
+    it was asked. DIR stays unchanged.
 
     Settings and the judge stay as in the earlier run unless they are given, and its system prompt does in any case. The
     earlier run's prompts guard against regressions.
     """
-    if not sides.toxic and not sides.benign:
-        raise UsageError("There is nothing new: add --toxic or --benign with a file or a data set.")
+    if source is None and not sides.toxic and not sides.benign:
+        raise UsageError("There is nothing new: add --toxic or --benign with a file or a data set, or --from.")
+    if source is not None and (sides.toxic or sides.benign):
+        raise UsageError("--from brings prompts of both sides: leave --toxic and --benign out, or extend twice.")
     out = out or directory.with_name(f"{directory.resolve().name}-extended")
     with interruptible() as kept:
         kept.say = of_run(out, restart)
@@ -78,13 +87,18 @@ def extend(
         from llmva.judges import make_judge
         from llmva.models.engines.choose import check_engine
         from llmva.models.load import load_model
+        from llmva.prompts.failures import read_failures
         from llmva.prompts.load import read_prompts
+        from llmva.runs.record import read_run
         from llmva.settings import make_settings
 
         check_engine(engine)
         make_settings(**settings)
         given_judge = None if judge is None else make_judge(judge)
-        reading = read_prompts(sides.toxic, sides.benign)
+        if source is None:
+            reading = read_prompts(sides.toxic, sides.benign)
+        else:
+            reading = read_failures(source, read_run(directory), directory)
         _, everything, record = prepare(directory, reading, out, seed)
         chosen_judge = given_judge or make_judge(earlier_judge(record, directory))
         title = str(record["base"]["model"])

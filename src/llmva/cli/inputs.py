@@ -195,6 +195,17 @@ def fit_prompts(edit: Path | None) -> list[Prompt] | None:
     return None if prompts is None else [*prompts.train, *prompts.validation]
 
 
+def fitted_under(edit: Path | None, attacks: Sequence[str]) -> list[str]:
+    """A sentence, as a list of one, where the fit of an edit has seen prompts under some of these attacks."""
+    seen = {prompt.attack for prompt in fit_prompts(edit) or ()}
+    names = [name for name in attacks if name in seen]
+    if not names:
+        return []
+    return [
+        f"The fit of the edit has seen prompts under {', '.join(names)}: on these it should hold better than on others."
+    ]
+
+
 def overlap_with_fit(prompts: Sequence[Prompt], edit: Path | None) -> dict[str, Any]:
     """`contamination` and `limits` of a record: how many prompts that the user named were seen in the edit's fit.
 

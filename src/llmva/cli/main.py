@@ -17,12 +17,12 @@ from llmva.cli.cache import cache
 from llmva.cli.chat import chat
 from llmva.cli.data import data_list, data_show
 from llmva.cli.evaluate import evaluate
+from llmva.cli.experiments.compare import ablate, compare, judge_check
+from llmva.cli.experiments.study import runs, study_init, study_run, study_schema
 from llmva.cli.extend import extend
 from llmva.cli.inspect import inspect
 from llmva.cli.options import expand
 from llmva.cli.ship import export, front, push, verify
-from llmva.cli.studies import runs, study_init, study_run, study_schema
-from llmva.cli.study import ablate, compare, judge_check
 from llmva.cli.terminal.help import FLAGS, Grouped, WithDefault, show_help
 from llmva.cli.terminal.interrupt import EXIT_CODE, NOTHING_KEPT, Interrupted, remembered, was_interrupted
 from llmva.cli.terminal.streams import PLAIN, safe_streams, unicode

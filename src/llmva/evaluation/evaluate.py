@@ -8,10 +8,11 @@ from typing import Any
 
 from llmva.attacks.base import Attack
 from llmva.edit import Edit
-from llmva.evaluation.attacked import attacked_prompts, worst_case
+from llmva.evaluation.adaptive import SearchPlan, search_forms
+from llmva.evaluation.attacked import attacked_prompts, failed_prompts, worst_case
 from llmva.evaluation.sampled import EvaluationSettings, check_sampling, draws
 from llmva.evaluation.utility import measure_utility
-from llmva.judges.base import Judge, ToTheEnd
+from llmva.judges.base import Judge, Label, ToTheEnd
 from llmva.method.observe import Observation, harmless_answers, observe, same_answer
 from llmva.metrics.rates import summarise
 from llmva.metrics.samples import summarise_samples
@@ -19,6 +20,7 @@ from llmva.metrics.truth import summarise_truth
 from llmva.models.at_rest import at_rest
 from llmva.models.chat_model import ChatModel
 from llmva.progress import Progress
+from llmva.prompts.store import prompt_row
 from llmva.prompts.types import Prompt
 from llmva.runs.environment import peak_bytes
 from llmva.runs.limits import Tally, limits_of, notes_on_prompts, prove_model
@@ -40,8 +42,9 @@ def evaluate(
 
     "after" and "utility" exist only with an edit. `parts` names ranges of prompts (start, end); their rates are
     returned in "parts". With `attacks`, all prompts are asked under each of them too: "attacks" has their rates, and
-    "worst_case" those of each prompt asked in the worst way. "limits" are sentences that a reader of the figures must
-    know.
+    "worst_case" those of each prompt asked in the worst way. "failed" are the prompts, in the form asked, that failed
+    with the edit, without one if there is none. "adaptive" is what the search over transforms found, where
+    `settings.adaptive` has a budget. "limits" are sentences that a reader of the figures must know.
 
     Raises:
         UsageError: an edit of another model, an attack that makes a prompt too long, or settings of samples that are
@@ -61,6 +64,8 @@ def evaluate(
     asked_under = attacked_prompts(chat, prompts, attacks, settings.max_new_tokens, thinking)
     compares = settings.samples is None and any(prompt.gold for prompt in prompts)  # what `truth_of` reads
     others: list[Observation] = []
+    fallen: list[Prompt] = []  # of the last model, in the search
+    by_form: list[tuple[Sequence[Prompt], list[list[Label]]]] = []  # of the last model
     of_endings = 0
 
     def answers(label: str, asked: Sequence[Prompt] = prompts) -> list[Observation]:
@@ -103,17 +108,29 @@ def evaluate(
     def add_attacks(name: str, label: str, plain: Sequence[Observation]) -> None:
         rates: dict[str, dict[str, Any]] = {}
         labels = [one.labels for one in plain]
+        by_form[:] = [(prompts, labels[:])]
         for attack, variants in asked_under.items():
             under = answers(f"{label}, {attack}", variants)
             same = same_answer(prompts, under[0].labels, under[0].capture.answers)
             told.extend(f"Under {attack}: {sentence}" for sentence in same)
             labels += [one.labels for one in under]
+            by_form.append((variants, [one.labels for one in under]))
             rates[attack] = rates_of(under)
             others.extend(under)
         for entry in record.get("attacks", ()):
             entry[name] = rates[entry["name"]]
         if rates:
             record["worst_case"][name] = worst_case(prompts, labels, rates, seed)
+
+    def add_search(name: str, label: str) -> None:
+        if settings.adaptive is None:
+            return
+        how = SearchPlan(settings.adaptive, seed, settings.max_new_tokens, thinking)
+        most = settings.adaptive * sum(not prompt.benign for prompt in prompts)
+        outcome = search_forms(chat, prompts, judge, how, progress.stage(f"searching, {label}", most))
+        record.setdefault("adaptive", {"budget": settings.adaptive})[name] = outcome.record
+        fallen[:] = outcome.fallen
+        others.extend(outcome.seen)
 
     record: dict[str, Any] = {"test": {}}
     if attacks:
@@ -125,11 +142,13 @@ def evaluate(
         before = answers("original")
         add_rates("before", before)
         add_attacks("before", "original", before)
+        add_search("before", "original")
         seen = [*before]
         if edit is not None:
             with edit.apply(chat.model, check=False):
                 after = answers("edited")
                 add_attacks("after", "edited", after)
+                add_search("after", "edited")
             seen += after
             add_rates("after", after)
             texts = harmless_answers(prompts, before[0].labels, before[0].capture.answers)
@@ -143,6 +162,8 @@ def evaluate(
                     progress=progress,
                     thinking=thinking.off,
                 )
+    failed = dict.fromkeys((*failed_prompts(by_form), *fallen))  # a form may have failed in both
+    record["failed"] = [prompt_row(prompt) for prompt in failed]
     record["limits"] = [*limits_of(chat, (), thinking, Tally.of_seen(*seen, *others)), *told]
     record["cost"] = {
         "seconds": round(time.monotonic() - started, 2),

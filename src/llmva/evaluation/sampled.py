@@ -22,6 +22,7 @@ class EvaluationSettings:
     samples: int | None = None  # answers to each prompt, drawn at `temperature` from `top_p`; None is one, greedy
     temperature: float = 1.0
     top_p: float = 1.0
+    adaptive: int | None = None  # answers tried for each toxic prompt in a search over transforms; None searches not
 
 
 def check_sampling(settings: EvaluationSettings, *, by_engine: bool) -> None:

@@ -28,10 +28,11 @@ Asked = str | Dialogue  # what a model is asked: one user message, or a conversa
 
 @dataclass(frozen=True)
 class Prompt:
-    """One user message, or a conversation. `id` is a hash of the text, so it survives reordering.
+    """One user message, or a conversation. `id` is a hash of the text and the attack, so it survives reordering.
 
     `text` is what judges read, and what makes two prompts the same. Without `messages` it is what the model is asked.
     `gold` are the right answers of a benign question, any of which will do; empty where they are not known.
+    `attack` names the transform in which `messages` ask what `text` says plainly; "" where they are the text itself.
     """
 
     text: str
@@ -40,9 +41,11 @@ class Prompt:
     messages: Dialogue | None = None
     id: str = field(init=False)
     gold: tuple[str, ...] = field(default=(), compare=False)
+    attack: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "id", hashlib.sha256(self.text.encode()).hexdigest()[:12])
+        known = f"{self.attack}\0{self.text}" if self.attack else self.text
+        object.__setattr__(self, "id", hashlib.sha256(known.encode()).hexdigest()[:12])
 
     @classmethod
     def of(cls, asked: Asked, benign: bool, source: str, gold: tuple[str, ...] = ()) -> Prompt:

@@ -29,7 +29,7 @@ from llmva.prompts.types import Asked
 from llmva.runs.environment import peak_bytes
 from llmva.runs.identity import difference, other_versions
 from llmva.runs.record import FORMAT, VERSION, read_answers, read_run
-from llmva.settings import excerpt
+from llmva.settings import Settings, excerpt
 
 BEFORE = ".before.safetensors"
 UNTOUCHED = -1  # iteration of the untouched model's answers in a run that extends another, copied from the first run
@@ -240,8 +240,11 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) ->
         )
 
     for name, new in now["settings"].items():
-        if before["settings"].get(name) != new:
-            raise refuse(f"the setting {name}", *(_shown(r["settings"].get(name)) for r in (before, now)))
+        old = before["settings"].get(name)
+        if name not in before["settings"] and name in Settings.model_fields:  # the run began before there was this one
+            old = Settings.model_fields[name].default
+        if old != new:
+            raise refuse(f"the setting {name}", _shown(old), _shown(new))
     for name in UNCHANGED:
         if before[name] != now[name]:
             raise refuse(f"the {name}", before[name], now[name])
