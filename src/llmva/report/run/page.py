@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs no network, no script and no other file."""
+"""The report of a run: one HTML file that needs no network and no other file, and is complete without its script."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def render(run: dict[str, Any], answers: list[dict[str, Any]], prompts: Mapping[
     return pages.page(
         "run.html",
         ("style.css",),
+        "filter.js" if changed.groups else None,
         run=run,
         kind="report",
         title=pages.title(run),
