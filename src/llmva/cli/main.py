@@ -17,6 +17,7 @@ from llmva.cli.chat import chat
 from llmva.cli.data import data_list, data_show
 from llmva.cli.evaluate import evaluate
 from llmva.cli.extend import extend
+from llmva.cli.figures import figures
 from llmva.cli.inspect import inspect
 from llmva.cli.options import expand
 from llmva.cli.ship import export, front, push, verify
@@ -35,7 +36,22 @@ app = typer.Typer(
     epilog="Start with: llmva demo",
     context_settings=FLAGS,
 )
-for command in (align, demo, evaluate, chat, inspect, extend, front, export, verify, push, compare, ablate, cache):
+for command in (
+    align,
+    demo,
+    evaluate,
+    chat,
+    inspect,
+    extend,
+    front,
+    figures,
+    export,
+    verify,
+    push,
+    compare,
+    ablate,
+    cache,
+):
     app.command(cls=Grouped)(expand(command))
 GROUPS: tuple[tuple[str, str, dict[str, Callable[..., Any]]], ...] = (
     ("judge", "Measure a judge.", {"check": judge_check}),

@@ -38,11 +38,11 @@ def front(
     from llmva.runs.record import read_run
 
     record = read_run(directory)
-    if not record.get("front"):
+    picture = write_front(directory, record)
+    if picture is None:
         raise UsageError(
             f"'{directory}' has no points: finish it with the same llmva align, or add --restart if it is an older run."
         )
-    picture = write_front(directory, record)
     show(output, front_table(record))
     ships = f"llmva export {quote(str(directory))} --as lora --point K --out FOLDER ships a point."
     Display(output.quiet).note(f"Wrote {picture}. {ships}")
