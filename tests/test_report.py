@@ -731,8 +731,17 @@ def test_the_terminal_table_takes_markup_and_long_names_as_they_are(run: Run) ->
     assert "[red]\ufffd[31m" in text
     assert "\x1b" not in text
     assert max(len(one.rstrip()) for one in text.splitlines()) <= 80
-    assert "50.0% [40.0, 60.0]" in text
+    assert "50.0%" in text
     assert "no test figures yet" in plain(before_after_table({}))
+
+
+def test_intervals_are_left_out_before_names_are_folded(run: Run) -> None:
+    run = copy.deepcopy(run)
+    name = "someone/a-data-set-with-a-rather-long-name"
+    run["test"]["before"]["by_source"][name] = {"kind": "toxic", "rate": 0.5, "interval": [0.4, 0.6], "n": 9}
+    assert f"  {name} " in plain(before_after_table(run), 80)
+    assert "Left out at this width: intervals." in plain(before_after_table(run), 80)
+    assert "50.0% [40.0, 60.0]" in plain(before_after_table(run), 100)  # there names are folded for them
 
 
 def save(directory: Path, run: Run, answers: list[Run], prompts: dict[str, Run]) -> None:

@@ -97,7 +97,7 @@ def _narrow(rows: Sequence[Sequence[str]], width: int) -> str:
 
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
     left_out = "home (--json has it)", "login and home (--json has them)"
-    console.print(Fitting((lambda: _columns(rows, 5), lambda: _columns(rows, 4)), left_out))
+    console.print(Fitting((lambda: _columns(rows, 5), lambda: _columns(rows, 4)), left_out, folds=True))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.strip("\n").split("\n"))
 
