@@ -47,7 +47,7 @@ def finished_run(taught_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("align", "--help"), ("--version",), ("data",)])
+@pytest.mark.parametrize("arguments", [("--help",), ("align", "--help"), ("--version",), ("data",), ("data", "tasks")])
 def test_help_takes_little_time(arguments: tuple[str, ...]) -> None:
     took = started(*arguments)
     assert took["code"] == 0

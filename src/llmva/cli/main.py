@@ -14,7 +14,7 @@ import typer
 from llmva.cli.align import align, demo
 from llmva.cli.cache import cache
 from llmva.cli.chat import chat
-from llmva.cli.data import data_list, data_show
+from llmva.cli.data import data_list, data_show, data_tasks
 from llmva.cli.evaluate import evaluate
 from llmva.cli.extend import extend
 from llmva.cli.figures import figures
@@ -55,7 +55,11 @@ for command in (
     app.command(cls=Grouped)(expand(command))
 GROUPS: tuple[tuple[str, str, dict[str, Callable[..., Any]]], ...] = (
     ("judge", "Measure a judge.", {"check": judge_check}),
-    ("data", "Public data sets that --data knows by name.", {"list": data_list, "show": data_show}),
+    (
+        "data",
+        "Public data sets that --data knows by name.",
+        {"list": data_list, "show": data_show, "tasks": data_tasks},
+    ),
 )
 for group, about, members in GROUPS:
     commands = typer.Typer(help=about, context_settings=FLAGS, invoke_without_command=True)
