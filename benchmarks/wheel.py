@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -53,7 +54,9 @@ def main() -> None:
         folder = Path(place)
         work = folder / "empty"
         work.mkdir()
-        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+        source = folder / "source"  # a build leaves folders behind
+        shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info"))
+        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)]
         call("wheel", build, folder)
         (wheel,) = folder.glob("*.whl")
         call("environment", [given.python, "-m", "venv", str(folder / "venv")], folder)
