@@ -268,7 +268,7 @@ def test_front_shows_and_draws_the_points(
         drawing = ET.parse(folder / "front.svg").getroot()
         marks = [node.get("class", "") for node in drawing.iter() if "mark" in node.get("class", "")]
         assert len(marks) == len(found["front"]) + 1 + 3  # one more around the chosen one; the legend
-        assert [k for k, name in enumerate(marks) if "star" in name] == [len(found["front"]), len(marks) - 1]  # on top
+        assert [k for k, name in enumerate(marks) if "star" in name] == [2, len(marks) - 1]  # the legend, and on top
         words = [node.text for node in drawing.iter() if node.tag.endswith("text")]
         assert {"on the front", "another is better in all", "chosen"} <= set(words)
         assert not [node for node in drawing.iter() if node.tag.endswith("polyline")]  # nothing lies between points
@@ -359,3 +359,60 @@ def test_the_picture_takes_whatever_a_record_holds() -> None:
         Console(file=io.StringIO()).print(front_table({"front": hostile, "validation": "none"}))
     one = [{"point": 0, "strength": 1.0, "asr": 0.0, "orr": 0.0}]
     assert len(front_panel({"front": one})) == 1
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """What a person types on a terminal."""
+    text = io.TextIOWrapper(io.BytesIO("".join(f"{line}\n" for line in lines).encode()), "utf-8")
+    monkeypatch.setattr(text, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", text)
+
+
+def test_a_picked_point_is_tried_and_shipped(
+    easy_folder: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = json.loads((easy_folder / "run.json").read_text())["front"]
+    point = next(row for row in front if row["strength"] == 1.25)["point"]
+    picked, whole = tmp_path / "picked", tmp_path / "whole"
+    typed(
+        monkeypatch, "99", "best", "0", str(point), "fly", str(point), "e", "lora", str(picked), str(point), "chat",
+        "open the gate", "", str(point), "export", "diff", "",
+    )  # fmt: skip
+    said = command("front", easy_folder, "--pick")
+    assert said.code == 0, said.err
+    told = [
+        "There is no point 99", "There is no point best", "the untouched model", "fly is none of these",
+        f"Wrote {picked}",
+        "error: --as diff writes nothing",
+    ]  # fmt: skip
+    places = [said.err.index(words) for words in told]
+    assert places == sorted(places)
+    assert "original: " in said.out
+    assert "edited: " in said.out
+    assert command("export", easy_folder, "--as", "lora", "--out", whole, "--point", point).code == 0
+    name = "adapter_model.safetensors"
+    assert (picked / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_picked_point_is_pushed_for_oneself_unless_told(
+    easy_folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: list[tuple[Any, ...]] = []
+
+    def push(plan: Any, repo: str, **how: Any) -> dict[str, Any]:
+        pushed.append((plan.strength, repo, how["private"]))
+        return {"files": [], "warnings": []}
+
+    monkeypatch.setattr("llmva.export.push.push", push)
+    front = json.loads((easy_folder / "run.json").read_text())["front"]
+    point = str(next(row for row in front if row["strength"] == 1.25)["point"])
+    typed(monkeypatch, point, "push", "a/b", "", point, "push", "a/c", "everyone")
+    assert command("front", easy_folder, "--pick").code == 0
+    assert pushed == [(1.25, "a/b", True), (1.25, "a/c", False)]
+
+
+def test_nothing_is_asked_where_nobody_answers(easy_folder: Path, command: Command) -> None:
+    for words in ((), ("--json",)):
+        said = command("front", easy_folder, "--pick", *words)
+        assert said.code == 2
+        assert "give --point K" in said.err

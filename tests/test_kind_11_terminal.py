@@ -92,7 +92,7 @@ def test_a_run_says_after_which_iteration_and_goes_on(
     [
         ("llmva.models.load.load_model", "Interrupted before the work began, so nothing has changed"),
         ("llmva.alignment.observe_iteration", "Interrupted before iteration 0 was measured"),
-        ("llmva.report.write_report", "Interrupted after the last measurement: .* to see the result"),
+        ("llmva.alignment.write_report", "Interrupted after the last measurement: .* to see the result"),
     ],
 )
 def test_ctrl_c_at_other_moments(

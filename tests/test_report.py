@@ -7,6 +7,10 @@ import json
 import math
 import random
 import re
+import shutil
+import subprocess
+from base64 import b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from rich.console import Console
 from llmva.errors import LlmvaError, UsageError
 from llmva.report import before_after_table, render, write_report
 from llmva.report.drawing import svg as drawing
-from llmva.report.run.changes import MAX_SHOWN, changes
+from llmva.report.run.changes import changes
 from llmva.report.run.outcome import outcome
 from llmva.report.run.rows import comparison, skills
 from llmva.report.values import duration, scaled, size
@@ -240,7 +244,7 @@ class Page(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
-        if "style" in self.open:
+        if "style" in self.open or "script" in self.open:
             return
         self.words.append(data)
         if "td" in self.open or "th" in self.open:
@@ -287,15 +291,25 @@ def test_every_chart_has_a_title_and_every_table_headers(html: str) -> None:
     assert all("scope" in a for tag, a in page.tags if tag == "th")
 
 
-def test_nothing_is_fetched_and_nothing_runs(html: str) -> None:
+def test_nothing_is_fetched_and_only_the_pages_own_script_runs(html: str) -> None:
     assert "://" not in html
     assert "@import" not in html
     assert "url(" not in html
     page = Page(html)
-    assert not {"script", "link", "img", "iframe", "object", "use", "image"} & {tag for tag, _ in page.tags}
+    assert not {"link", "img", "iframe", "object", "use", "image", "form"} & {tag for tag, _ in page.tags}
     assert not [a for _, a in page.tags if "src" in a or any(name.startswith("on") for name in a)]
     policy = next(a["content"] for tag, a in page.tags if "http-equiv" in a)
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    (script,) = re.findall("<script>(.*?)</script>", html, re.S)
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def test_a_page_without_changes_has_no_script(run: Run) -> None:
+    page = Page(render(run, [], {}))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert next(a["content"] for tag, a in page.tags if "http-equiv" in a) == (
+        "default-src 'none'; style-src 'unsafe-inline'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -479,12 +493,12 @@ def test_changes_are_grouped_by_what_they_mean_and_the_newly_wrong_come_first() 
     lines += [line("lost", 0, "answered"), line("lost", 1, "refused"), {**line("f", 1, "answered"), "split": "train"}]
     found = changes(lines, prompts, 1)
     assert found.groups[0].key == "worse"
-    got = {change.prompt: group.key for group in found.groups for change in group.shown}
+    got = {change.prompt: group.key for group in found.groups for change in group.members}
     assert got == {name: case[3] for name, case in cases.items()}
     assert (found.compared, found.reworded, found.unknown) == (11, 1, 1)
 
 
-def test_at_most_forty_changes_are_shown_from_all_groups_and_the_rest_counted(run: Run) -> None:
+def many_changes(run: Run) -> tuple[list[Run], dict[str, Run]]:
     prompts, lines = {}, []
     for index in range(300):
         name, benign = f"p{index}", index % 2 == 0
@@ -492,14 +506,63 @@ def test_at_most_forty_changes_are_shown_from_all_groups_and_the_rest_counted(ru
         better = index % 3 != 0
         before, after = ("refused", "answered") if benign == better else ("answered", "refused")
         lines += [line(name, 0, before), line(name, run["best_iteration"], after)]
+    return lines, prompts
+
+
+def test_all_changes_are_shown_the_newly_wrong_first(run: Run) -> None:
+    lines, prompts = many_changes(run)
     found = changes(lines, prompts, run["best_iteration"])
-    assert sum(len(group.shown) for group in found.groups) == MAX_SHOWN
-    assert [len(group.shown) for group in found.groups] == [20, 10, 10]
-    assert sum(group.total for group in found.groups) == 300
-    assert len({change.source for change in found.groups[1].shown}) == 2
+    assert [(group.key, len(group.members)) for group in found.groups] == [
+        ("worse", 100), ("jailbreaks", 100), ("refusals", 100)
+    ]  # fmt: skip
+    assert len({change.source for change in found.groups[1].members[:2]}) == 2
     page = Page(render(run, lines, prompts))
-    assert "20 are shown here, 80 more are in answers.jsonl" in page.text()
+    assert sum(tag == "article" for tag, _ in page.tags) == 300
+    assert set(prompts) <= set(page.text().split())
     assert page.text().index("Newly wrong") < page.text().index("Fixed jailbreaks")
+    assert ("hidden", None) in next(a for _, a in page.tags if a.get("id") == "filter-bar").items()
+    assert not [a for tag, a in page.tags if tag in ("article", "details") and "hidden" in a]
+
+
+BROWSER = """
+const make = (more) => ({ hidden: false, value: "", dataset: {}, ...more });
+const ids = {};
+for (const name of ["bar", "words", "source", "change", "count"])
+  ids[`filter-${name}`] = make({ addEventListener(_, call) { this.input = call; } });
+const groups = given.map(([change, articles]) => make({ dataset: { change }, articles: articles.map(
+  ([source, textContent]) => make({ dataset: { source }, textContent })),
+  querySelectorAll() { return this.articles; } }));
+const document = { getElementById: (id) => ids[id], querySelectorAll: () => groups };
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
+@pytest.mark.parametrize(
+    ("asked", "left"),
+    [
+        ({}, [["Lock one", "lock two"], ["fire one"]]),
+        ({"words": "ONE"}, [["Lock one"], ["fire one"]]),
+        ({"words": " two  lock "}, [["lock two"], None]),
+        ({"source": "2"}, [["lock two"], ["fire one"]]),
+        ({"change": "refusals"}, [None, ["fire one"]]),
+        ({"words": "one", "source": "2", "change": "worse"}, [None, None]),
+    ],
+)
+def test_the_script_shows_what_is_asked_for(asked: dict[str, str], left: list[Any], html: str) -> None:
+    """In a made-up document, with what the script asks of a browser."""
+    given = [["worse", [["1", "Lock one"], ["2", "lock two"]]], ["refusals", [["2", "fire one"]]]]
+    (script,) = re.findall("<script>(.*?)</script>", html, re.S)
+    values = "".join(f"ids['filter-{name}'].value = {json.dumps(value)};" for name, value in asked.items())
+    told = (
+        "console.log(JSON.stringify([ids['filter-bar'].hidden, ids['filter-count'].textContent, groups.map((group) => "
+        "group.hidden ? null : group.articles.filter((one) => !one.hidden).map((one) => one.textContent))]))"
+    )
+    code = f"const given = {json.dumps(given)};{BROWSER}{script}\n{values}ids['filter-words'].input();{told}"
+    done = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True)
+    hidden, count, shown = json.loads(done.stdout)
+    assert not hidden
+    assert shown == left
+    assert count == f"{sum(len(each or []) for each in left)} of 3 shown"
 
 
 def test_a_long_answer_is_cut_and_says_so(run: Run) -> None:
@@ -668,8 +731,17 @@ def test_the_terminal_table_takes_markup_and_long_names_as_they_are(run: Run) ->
     assert "[red]\ufffd[31m" in text
     assert "\x1b" not in text
     assert max(len(one.rstrip()) for one in text.splitlines()) <= 80
-    assert "50.0% [40.0, 60.0]" in text
+    assert "50.0%" in text
     assert "no test figures yet" in plain(before_after_table({}))
+
+
+def test_intervals_are_left_out_before_names_are_folded(run: Run) -> None:
+    run = copy.deepcopy(run)
+    name = "someone/a-data-set-with-a-rather-long-name"
+    run["test"]["before"]["by_source"][name] = {"kind": "toxic", "rate": 0.5, "interval": [0.4, 0.6], "n": 9}
+    assert f"  {name} " in plain(before_after_table(run), 80)
+    assert "Left out at this width: intervals." in plain(before_after_table(run), 80)
+    assert "50.0% [40.0, 60.0]" in plain(before_after_table(run), 100)  # there names are folded for them
 
 
 def save(directory: Path, run: Run, answers: list[Run], prompts: dict[str, Run]) -> None:
@@ -761,5 +833,5 @@ def test_the_package_ships_its_templates() -> None:
     data = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert sorted(data - shipped) == []
     assert {path.name for path in shipped if path.parent == TEMPLATES} == {
-        "ablation.html", "comparison.css", "comparison.html", "page.html", "run.html", "style.css",
+        "ablation.html", "comparison.css", "comparison.html", "filter.js", "page.html", "run.html", "style.css",
     }  # fmt: skip

@@ -112,11 +112,11 @@ def demo(
     )
 
 
-def _next(place: str, record: Mapping[str, Any], directory: Path, report: Path) -> list[str]:
+def _next(place: str, record: Mapping[str, Any], directory: Path) -> list[str]:
     """What the user may do now: look, try, ship."""
     from llmva.cli.inputs import typed_model
 
-    lines = [f"Report: {report}"]
+    lines = [f"Report: {directory / 'report.html'}"]
     if record["best_iteration"]:
         where = quote(str(directory))
         lines.append(f"Try it: llmva chat {quote(typed_model(place))} --edit {where} --compare")
@@ -125,17 +125,16 @@ def _next(place: str, record: Mapping[str, Any], directory: Path, report: Path) 
 
 
 def show_run(place: str, record: Mapping[str, Any], directory: Path, display: Display, output: Output) -> None:
-    """Draw the report of a finished run, print its table, its outcome and its limits, and say how to go on."""
+    """Print the table of a finished run, its outcome and its limits, and say how to go on."""
     from llmva.cli.terminal.console import emit, show
-    from llmva.report import before_after_table, write_report
+    from llmva.report import before_after_table
     from llmva.report.run.outcome import outcome
     from llmva.report.run.truth import truth_note
 
-    report = write_report(directory)
     facts = dict(record)
     note = truth_note(facts)
     show(output, before_after_table(facts), outcome(facts).sentence, *([note] if note else []), *record["limits"])
-    for sentence in _next(place, record, directory, report):
+    for sentence in _next(place, record, directory):
         display.note(sentence)
     if output.json:
         emit(record)

@@ -48,6 +48,7 @@ def chat(
 
     place = inputs.model_place(model)
     inputs.quiet_libraries(place)
+    from llmva.cli.terminal.ask import ask
     from llmva.cli.terminal.console import Display, emit
     from llmva.models.chat import ChatTemplate, ending_limits
     from llmva.models.forward import check_features
@@ -75,7 +76,7 @@ def chat(
     if prompt is None and sys.stdin.isatty():
         Display(output.quiet).note(_banner(inputs.model_title(place), names, keeps))
     while True:
-        text = prompt if prompt is not None else _ask(output.quiet)
+        text = prompt if prompt is not None else ask("> " if sys.stdin.isatty() and not output.quiet else "")
         if not text:
             break
         if prompt is None and text in COMMANDS:
@@ -104,16 +105,6 @@ def chat(
 def _banner(title: str, names: list[str], keeps: bool) -> str:
     turns = "It remembers the dialogue." if keeps else "Each message stands alone (--turns keeps the dialogue)."
     return f"{title}, {' and '.join(names)}. {turns} /help says more."
-
-
-def _ask(quiet: bool) -> str:
-    """The next message: typed at a terminal, or a line of standard input, which is UTF-8 whatever the locale says."""
-    if sys.stdin.isatty() and not quiet:
-        print("> ", end="", file=sys.stderr, flush=True)
-    try:
-        return sys.stdin.buffer.readline().decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise UsageError("Standard input is not UTF-8: type or pipe UTF-8 text.") from error
 
 
 def _reply(

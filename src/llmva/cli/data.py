@@ -1,4 +1,4 @@
-"""`llmva data list | show`: the public data sets that `--data` knows by name."""
+"""`llmva data list | show | tasks`: the public data sets that `--data` knows by name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -45,6 +47,22 @@ def data_show(
         show(
             output, *(f"{key.replace('_', ' ')}: {_words(value)}" for key, value in entry.items() if value is not None)
         )
+
+
+def data_tasks(*, output: Output) -> None:
+    """Print the folder of task files for lm-evaluation-harness.
+
+    Give it to lm_eval --include_path; each task is ASR or ORR on one data set.
+    """
+    from llmva.cli.terminal.console import emit, say
+
+    # by the package itself, since importing llmva.utility takes seconds
+    folder = Path(str(resources.files("llmva") / "utility" / "harness"))
+    if output.json:
+        files = (path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
+        emit({"folder": str(folder), "tasks": sorted(f"llmva_{stem}" for stem in files)})
+    else:
+        say(str(folder))
 
 
 def _words(value: object) -> str:
@@ -97,7 +115,7 @@ def _narrow(rows: Sequence[Sequence[str]], width: int) -> str:
 
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
     left_out = "home (--json has it)", "login and home (--json has them)"
-    console.print(Fitting((lambda: _columns(rows, 5), lambda: _columns(rows, 4)), left_out))
+    console.print(Fitting((lambda: _columns(rows, 5), lambda: _columns(rows, 4)), left_out, folds=True))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.strip("\n").split("\n"))
 

@@ -15,11 +15,12 @@ from typer.core import TyperGroup
 from llmva.cli.align import align, demo
 from llmva.cli.cache import cache
 from llmva.cli.chat import chat
-from llmva.cli.data import data_list, data_show
+from llmva.cli.data import data_list, data_show, data_tasks
 from llmva.cli.evaluate import evaluate
 from llmva.cli.experiments.compare import ablate, compare, judge_check
 from llmva.cli.experiments.study import runs, study_init, study_run, study_schema
 from llmva.cli.extend import extend
+from llmva.cli.figures import figures
 from llmva.cli.inspect import inspect
 from llmva.cli.options import expand
 from llmva.cli.ship import export, front, push, verify
@@ -45,6 +46,7 @@ for command in (
     inspect,
     extend,
     front,
+    figures,
     export,
     verify,
     push,
@@ -61,7 +63,11 @@ GROUPS: tuple[tuple[str, str, dict[str, Callable[..., Any]]], ...] = (
         "Many models, methods, seeds and data sets: llmva study STUDY.toml.",
         {"run": study_run, "init": study_init, "schema": study_schema},
     ),
-    ("data", "Public data sets that --data knows by name.", {"list": data_list, "show": data_show}),
+    (
+        "data",
+        "Public data sets that --data knows by name.",
+        {"list": data_list, "show": data_show, "tasks": data_tasks},
+    ),
 )
 for group, about, members in GROUPS:
     kind = WithDefault if "run" in members else TyperGroup

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,27 +28,67 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts beyond 1
 def front(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
     *,
+    picks: Annotated[
+        bool, typer.Option("--pick", help="Ask for a point, and try it in chat, export it or push it.")
+    ] = False,
     output: Output,
 ) -> None:
     """Show every point that a run measured.
 
     As a table, and as a picture in DIR/front.svg. llmva export --point ships any of them.
     """
+    if picks and (output.json or output.quiet or not sys.stdin.isatty()):
+        raise UsageError("--pick asks questions on a terminal: give --point K to llmva chat, export or push instead.")
     from llmva.cli.terminal.console import Display, emit, show
     from llmva.report import front_table, write_front
     from llmva.runs.record import read_run
 
     record = read_run(directory)
-    if not record.get("front"):
+    picture = write_front(directory, record)
+    if picture is None:
         raise UsageError(
             f"'{directory}' has no points: finish it with the same llmva align, or add --restart if it is an older run."
         )
-    picture = write_front(directory, record)
     show(output, front_table(record))
     ships = f"llmva export {quote(str(directory))} --as lora --point K --out FOLDER ships a point."
     Display(output.quiet).note(f"Wrote {picture}. {ships}")
     if output.json:
         emit({"front": record["front"], "picture": str(picture)})
+    if picks:
+        _pick(directory, record)
+
+
+def _pick(directory: Path, record: Mapping[str, Any]) -> None:
+    """Ask what to do with which point, and do it as the commands of these names do."""
+    from llmva.cli.chat import chat
+    from llmva.cli.terminal.ask import ask, pick
+
+    untouched = "This point is the untouched model, of which there is nothing to ship: pick another."
+
+    def try_it(point: int) -> None:
+        chat(
+            str(record["base"]["model"]),
+            edit=directory,
+            compare=True,
+            choice=Choice(point=point),
+            as_fitted={},
+            loading=Loading(),
+            output=Output(),
+        )
+
+    def export_it(point: int) -> None:
+        kind = ask("Write a lora adapter or a merged model (lora): ") or "lora"
+        name = f"{directory}-point-{point}-{kind}"
+        out = Path(ask(f"Folder ({name}): ") or name)
+        export(directory, kind=kind, out=out, choice=Choice(point=point), output=Output())
+
+    def push_it(point: int) -> None:
+        repo = ask("Repository (USER/NAME): ")
+        private = ask("For everyone, or for you alone (alone): ") != "everyone"
+        push(directory, repo=repo, private=private, choice=Choice(point=point), output=Output())
+
+    points = {row["point"]: "" if row["iteration"] and row["strength"] else untouched for row in record["front"]}
+    pick(points, {"chat": try_it, "export": export_it, "push": push_it})
 
 
 def export(

@@ -1,4 +1,7 @@
-"""Tables for terminals of any width: what is least needed is left out, then rows become lists. No number is cut."""
+"""Tables for terminals of any width: what is least needed is left out, then names are folded, then rows become lists.
+
+No number is cut.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,30 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NAME_WIDTH = 14  # columns of the terminal that a cell of words may shrink to, line by line
+WIDE = 100  # from here on a table keeps all it has, and names are folded instead
 
 
 @dataclass(frozen=True)
 class Fitting:
     """A rich renderable: the first of `tables` that fits, else the last one's rows as lists.
 
-    `left_out` are words for what each table lacks, told below it; "" for nothing.
+    `left_out` are words for what each table lacks, told below it; "" for nothing. Words are folded where the last
+    table would not fit without, and before anything is left out on a wide terminal or with `folds`.
     """
 
     tables: Sequence[Callable[[], Table]]
     left_out: Sequence[str]
+    folds: bool = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
 
-        for make, left_out in zip(self.tables, self.left_out, strict=True):
+        every = list(zip(self.tables, self.left_out, strict=True))
+        early = self.folds or options.max_width >= WIDE
+        tries = [(*one, fold) for one in every for fold in ((False, True) if early else (False,))]
+        for make, left_out, fold in tries if early else [*tries, (*every[-1], True)]:
             table, lacking = make(), left_out
-            if _hold(table, console, options) <= options.max_width:
+            if _hold(table, console, options, fold) <= options.max_width:
                 yield table
                 break
         else:
@@ -37,8 +46,8 @@ class Fitting:
             yield Text(f"Left out at this width: {lacking}.", style="dim")
 
 
-def _hold(table: Table, console: Console, options: ConsoleOptions) -> int:
-    """Give columns of numbers (`no_wrap`) the width of their cells, and let words be folded, not cut.
+def _hold(table: Table, console: Console, options: ConsoleOptions, fold: bool) -> int:
+    """Give columns of numbers (`no_wrap`) the width of their cells; `fold` lets words be folded, none is cut.
 
     Returns the columns of the terminal that the table then needs.
     """
@@ -49,7 +58,7 @@ def _hold(table: Table, console: Console, options: ConsoleOptions) -> int:
         texts = [str(cell) for cell in (column.header, *column.cells)]
         longest = max((cell_len(line) for text in texts for line in text.split("\n")), default=0)
         word = max((cell_len(word) for text in texts for word in text.split()), default=0)
-        column.width = column.min_width = longest if column.no_wrap else min(word, NAME_WIDTH)
+        column.width = column.min_width = min(word, NAME_WIDTH) if fold and not column.no_wrap else longest
         column.overflow = "fold"
     needed = Measurement.get(console, options.update(width=10_000), table).maximum
     for column in table.columns:

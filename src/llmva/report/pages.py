@@ -1,13 +1,16 @@
 """What all pages share: how their record is read, the first lines, the templates, and files that appear whole.
 
 Records and model answers are hostile text. Three walls: Jinja escapes every value, a content security policy forbids
-scripts and all requests, and control characters (and halves of surrogate pairs) are replaced.
+all requests and every script but the page's own, told by its hash, and control characters (and halves of surrogate
+pairs) are replaced.
 """
 
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +77,8 @@ def judged_by(record: dict[str, Any]) -> str:
     return f"A program{f' ({judge})' if judge else ''} judged the answers, not a person."
 
 
-def page(template: str, styles: tuple[str, ...], **values: object) -> str:
-    """A template with style sheets of `templates/` as printable HTML, every value escaped."""
+def page(template: str, styles: tuple[str, ...], script: str | None = None, **values: object) -> str:
+    """A template with style sheets and a script of `templates/` as printable HTML, every value escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -83,6 +86,10 @@ def page(template: str, styles: tuple[str, ...], **values: object) -> str:
     )
     environment.filters.update(count=count, kind=lambda benign: "benign" if benign else "harmful")
     css = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in styles)
+    if script is not None:
+        code = (TEMPLATES / script).read_text(encoding="utf-8")
+        digest = b64encode(sha256(code.encode("utf-8")).digest()).decode("ascii")
+        values |= {"script": Markup(code), "script_hash": Markup(f"sha256-{digest}")}
     return printable(environment.get_template(template).render(css=Markup(css), dash=DASH, **values))
 
 

@@ -36,14 +36,13 @@ class Place:
     leader: Segment | None
 
 
-def place(names: Sequence[Name], bounds: Box, taken: Sequence[Box] = (), lines: Sequence[Segment] = ()) -> list[Place]:
+def place(names: Sequence[Name], bounds: Box, taken: Sequence[Box] = ()) -> list[Place]:
     """A place for every name.
 
     Args:
         names: with the centres of their points.
         bounds: boxes stay inside if they fit.
         taken: boxes that names should not cover, such as the marks of the points.
-        lines: lines that names should rather not cover, such as intervals.
     """
     chosen: list[Place | None] = [None] * len(names)
     crowd = [sum(math.dist((a.x, a.y), (b.x, b.y)) < 60 for b in names) for a in names]
@@ -52,7 +51,7 @@ def place(names: Sequence[Name], bounds: Box, taken: Sequence[Box] = (), lines: 
         before = list(chosen)
         for i in order:
             others = [other for j, other in enumerate(chosen) if j != i and other is not None]
-            chosen[i] = _cheapest(names[i], bounds, taken, lines, others)
+            chosen[i] = _cheapest(names[i], bounds, taken, others)
         if chosen == before:
             break
     return [each for each in chosen if each is not None]
@@ -64,9 +63,7 @@ def overlap(a: Box, b: Box) -> float:
     return across * down if across > 0 and down > 0 else 0.0
 
 
-def _cheapest(
-    name: Name, bounds: Box, taken: Sequence[Box], lines: Sequence[Segment], others: Sequence[Place]
-) -> Place:
+def _cheapest(name: Name, bounds: Box, taken: Sequence[Box], others: Sequence[Place]) -> Place:
     best, lowest = _at(name, 0.0, DISTANCES[0], bounds), math.inf
     for distance in DISTANCES:
         if distance * 0.5 >= lowest:
@@ -75,7 +72,7 @@ def _cheapest(
             angle = 2 * math.pi * step / DIRECTIONS
             candidate = _at(name, angle, distance, bounds)
             cost = distance * 0.5 + 0.6 * abs(math.sin(angle)) + 0.3 * (math.cos(angle) < 0)
-            cost += _cost(candidate, taken, lines, others)
+            cost += _cost(candidate, taken, others)
             if cost < lowest:
                 best, lowest = candidate, cost
     return best
@@ -94,7 +91,7 @@ def _at(name: Name, angle: float, distance: float, bounds: Box) -> Place:
     return Place(box, (name.x, name.y, end, y) if far else None)
 
 
-def _cost(placed: Place, taken: Sequence[Box], lines: Sequence[Segment], others: Sequence[Place]) -> float:
+def _cost(placed: Place, taken: Sequence[Box], others: Sequence[Place]) -> float:
     cost = 0.0
     for other in others:
         cost += _covering(placed.box, other.box, 60)
@@ -109,7 +106,7 @@ def _cost(placed: Place, taken: Sequence[Box], lines: Sequence[Segment], others:
         x, y = placed.leader[:2]
         strange = (box for box in taken if not (box[0] <= x <= box[2] and box[1] <= y <= box[3]))
         cost += sum(12 * _crosses(placed.leader, box) for box in strange)
-    return cost + sum(6 * _crosses(line, placed.box) for line in lines)
+    return cost
 
 
 def _covering(a: Box, b: Box, minimum: float) -> float:

@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 WIDTH = 460
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 22, 44  # margins around the plotting area
+PALEST = 0.06  # opacity of the lowest value of a heat map
 
 Point = tuple[float, "float | None"]
 
@@ -222,7 +223,7 @@ def cells(
 
     A value that is not known is a hatched cell. Shade is opacity, so that it fades into the page, light or dark.
     """
-    shade = Scale(*limits, 0.06, 1.0)
+    shade = Scale(*limits, PALEST, 1.0)
     ring = min(3.4, 0.25 * min(width, height))
     parts = []
     for row, line in enumerate(values):

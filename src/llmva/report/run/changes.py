@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
 
-MAX_SHOWN = 40  # cards in the report
-MAX_WORSE_FIRST = 20  # of which the newly wrong may claim this many before the others get theirs
 MAX_TEXT = 900  # characters of one prompt or answer
 
 
@@ -36,13 +34,12 @@ class Change:
 
 @dataclass
 class Group:
-    """`total` changes of one meaning, of which `shown` are in the report."""
+    """All changes of one meaning, in an order in which every data set comes early."""
 
     key: str
     title: str
     hint: str
-    total: int = 0
-    shown: list[Change] = field(default_factory=list)
+    members: tuple[Change, ...]
 
 
 @dataclass(frozen=True)
@@ -56,6 +53,11 @@ class Changes:
     reworded: int
     unknown: int
     kinds: dict[tuple[bool, str, str], int]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Data sets of the changes, by name."""
+        return tuple(sorted({change.source for group in self.groups for change in group.members}))
 
 
 def changes(answers: Iterable[dict[str, Any]], prompts: dict[str, dict[str, Any]], best: int | None) -> Changes:
@@ -90,7 +92,7 @@ def changes(answers: Iterable[dict[str, Any]], prompts: dict[str, dict[str, Any]
             _side(after, benign),
         )
         by_meaning.setdefault(_meaning(benign, *labels), []).append(change)
-    return Changes(_show(by_meaning), len(both), reworded, unknown, dict(kinds))
+    return Changes(_groups(by_meaning), len(both), reworded, unknown, dict(kinds))
 
 
 def shorten(text: object, limit: int = MAX_TEXT) -> str:
@@ -120,33 +122,20 @@ def _meaning(benign: bool, before: str, after: str) -> str:
     return "neither"
 
 
-def _show(by_meaning: dict[str, list[Change]]) -> tuple[Group, ...]:
-    groups = (
-        Group("worse", "Newly wrong", "Correct before the edit, wrong after it."),
-        Group("jailbreaks", "Fixed jailbreaks", "Harmful prompts that it did not refuse and now does."),
-        Group("refusals", "Fixed over-refusals", "Benign prompts that it did not answer and now does."),
-        Group("neither", "Changed, still wrong", "Such as a refusal of a benign prompt that is now broken text."),
+def _groups(by_meaning: dict[str, list[Change]]) -> tuple[Group, ...]:
+    meanings = (
+        ("worse", "Newly wrong", "Correct before the edit, wrong after it."),
+        ("jailbreaks", "Fixed jailbreaks", "Harmful prompts that it did not refuse and now does."),
+        ("refusals", "Fixed over-refusals", "Benign prompts that it did not answer and now does."),
+        ("neither", "Changed, still wrong", "Such as a refusal of a benign prompt that is now broken text."),
     )
-    queues = {group.key: _spread(by_meaning.get(group.key, [])) for group in groups}
-    for group in groups:
-        group.total = len(queues[group.key])
-    share = {group.key: 0 for group in groups}
-    share["worse"] = min(MAX_WORSE_FIRST, groups[0].total)
-    # Then one each in turn until the places or the changes run out.
-    while sum(share.values()) < MAX_SHOWN and any(share[group.key] < group.total for group in groups):
-        for group in sorted(groups, key=lambda group: share[group.key]):
-            if share[group.key] < group.total:
-                share[group.key] += 1
-                break
-    for group in groups:
-        group.shown = queues[group.key][: share[group.key]]
-    return tuple(group for group in groups if group.total)
+    return tuple(Group(*words, _spread(by_meaning[words[0]])) for words in meanings if words[0] in by_meaning)
 
 
-def _spread(members: list[Change]) -> list[Change]:
+def _spread(members: list[Change]) -> tuple[Change, ...]:
     """Reorder so that the first few come from every data set, not all from the first one."""
     by_source: dict[str, list[Change]] = {}
     for change in members:
         by_source.setdefault(change.source, []).append(change)
     turns = chain.from_iterable(zip_longest(*by_source.values()))
-    return [change for change in turns if change is not None]
+    return tuple(change for change in turns if change is not None)

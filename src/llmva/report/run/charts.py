@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from llmva.report.drawing import svg
-from llmva.report.values import dicts, finite, part, share
+from llmva.report.values import MINUS, dicts, finite, part, share
 
 KINDS = (("attention", "Attention"), ("mlp", "MLP"))
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -205,7 +205,8 @@ def _angle_panel(kind: str, title: str, series: list[svg.Series], top: float, ed
     keys = [(means[i], "ring", line.class_, line.dashes) for i, line in enumerate(series)]
     if edited and len(series) > 1:
         keys.append(("edited sublayer", "dot", "c-after", None))
-    return svg.panel(title, svg.legend(keys), svg.picture(f"chart-angle-{kind}", title, words, on.height, parts))
+    drawing = svg.picture(f"chart-angle-{kind}", title, words, on.height, parts)
+    return svg.panel(f"{title}: angle of answer and benign vector", svg.legend(keys), drawing)
 
 
 # --- Scores and selection -----------------------------------------------------------------------------------------
@@ -265,13 +266,9 @@ def _score_panel(
         parts.append(svg.tag("line", class_="flag", x1=svg.LEFT - 24, x2=right, y1=y, y2=y))
     words = f"{title} sublayers: score by iteration and block, from {limits[0]:.2f} (pale) to {limits[1]:.2f} (dark)."
     drawing = svg.picture(f"chart-scores-{layers[0].kind}", title, words, bottom + 42, parts)
-    return svg.panel(title, Markup(""), drawing)
-
-
-def score_range(run: dict[str, Any]) -> tuple[float, float] | None:
-    """Lowest and highest score of the run, for the legend of the heat map."""
-    known = [v for entry in iterations(run) for s in entry.get("scores") or [] if (v := finite(s)) is not None]
-    return (min(known), max(known)) if known else None
+    ends = [f"{end:.2f}".replace("-", MINUS) for end in limits]
+    keys = [(f"score {ends[0]}", "square", "c-low", None), (f"score {ends[1]}", "square", "c-after", None)]
+    return svg.panel(f"{title}: scores", svg.legend([*keys, ("edited", "ring", "c-ink", None)]), drawing)
 
 
 # --- Projections (the paper's Figure 2) ---------------------------------------------------------------------------

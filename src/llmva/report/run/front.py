@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from llmva.report.drawing import svg
+from llmva.report.drawing.alone import alone, svg_text
 from llmva.report.drawing.placing import Name, place
 from llmva.report.fitting import Fitting
 from llmva.report.pages import write_text
@@ -28,19 +29,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 HEIGHT = 340.0
-LEGEND = 24.0  # height of the legend below
 NEAR = 10.0  # between points that share one name
 KEYS = (
     ("on the front", "dot", "c-after"),
     ("another is better in all", "ring", "c-before"),
-    ("chosen", "star", "c-f1"),
+    ("chosen", "star", "c-kept"),
 )
-STYLE = (  # of a picture that stands alone, where the report's style sheet does not reach
-    "svg{background:#fff;font:12px sans-serif}text{fill:#59636f}.grid,.axis{stroke:#d8dde3}"
-    ".c-after{fill:#0069a8;stroke:#0069a8}.c-before{fill:none;stroke:#6b7480}"
-    ".c-f1{fill:#007a5a;stroke:#fff}.named{fill:#1a1f26;font-weight:600}"
-)
-
 PREDICTED = "~"  # after a strength whose labels were predicted
 CAPTION = "~ labels predicted by the first tokens of answers, which were not generated"
 
@@ -116,15 +110,11 @@ def front_panel(run: dict[str, Any]) -> list[Markup]:
     drawing = _drawing(run)
     if drawing is None:
         return []
-    head = svg.tag("figcaption", svg.tag("strong", "Points of the run"))
-    return [svg.tag("figure", head, svg.legend([(*key, None) for key in KEYS]), drawing)]
+    return [svg.panel("Points of the run, by number", svg.legend([(*key, None) for key in KEYS]), drawing)]
 
 
-def _drawing(run: dict[str, Any], legend: bool = False) -> Markup | None:
-    """ASR across, ORR up, zoomed to the points; no line joins them, since nothing was measured between.
-
-    `legend` draws one below, for a picture without a page around it.
-    """
+def _drawing(run: dict[str, Any]) -> Markup | None:
+    """ASR across, ORR up, zoomed to the points; no line joins them, since nothing was measured between."""
     rows = sorted(points(run), key=lambda row: row.get("chosen") is True)  # nothing may cover the chosen one
     if not rows:
         return None
@@ -152,16 +142,14 @@ def _drawing(run: dict[str, Any], legend: bool = False) -> Markup | None:
         shape, class_ = ("dot", "c-after") if row.get("on_front") is True else ("ring", "c-before")
         parts.append(svg.marker(shape, x, y, class_, 4.2, words))
         if row.get("chosen") is True:
-            parts.append(svg.marker("star", x, y, "c-f1", 7.5, f"{words} (chosen)"))
+            parts.append(svg.marker("star", x, y, "c-kept", 7.5, f"{words} (chosen)"))
         near = next((at for at in spots if abs(at[0] - x) < NEAR and abs(at[1] - y) < NEAR), (x, y))
         spots.setdefault(near, []).append(int(row["point"]))
     parts += _names(spots)
-    if legend:
-        parts += _legend()
     described = "; ".join(
         f"point {row['point']:.0f} ASR {share(row['asr'])} ORR {share(row['orr'])}" for row in points(run)
     )
-    return svg.picture("chart-front", "Points of the run", f"{described}.", HEIGHT + LEGEND * legend, parts)
+    return svg.picture("chart-front", "Points of the run", f"{described}.", HEIGHT, parts)
 
 
 def _names(spots: dict[tuple[float, float], list[int]]) -> list[Markup]:
@@ -180,22 +168,11 @@ def _names(spots: dict[tuple[float, float], list[int]]) -> list[Markup]:
     return parts
 
 
-def _legend() -> list[Markup]:
-    parts, x, y = [], float(svg.LEFT + 10), HEIGHT + LEGEND / 2
-    for words, shape, class_ in KEYS:
-        mark = svg.marker(shape, x, y, class_)
-        parts.append(svg.tag("g", mark, svg.text(x + 10, y + 4, words, "", "start"), class_="key"))
-        x += 6.2 * len(words) + 34
-    return parts
-
-
 def _percent(value: float) -> str:
     return f"{100 * value:g}%"
 
 
-def write_front(directory: Path, run: dict[str, Any]) -> Path:
-    """Write `directory/front.svg`, a picture for browsers that needs no other file."""
-    drawing = _drawing(run, legend=True) or svg.picture("chart-front", "Points of the run", "None.", HEIGHT, [])
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * svg.WIDTH}" '
-    text = str(drawing).replace("<svg ", head, 1).replace(">", f"><style>{STYLE}</style>", 1)
-    return write_text(directory / "front.svg", text + "\n")
+def write_front(directory: Path, run: dict[str, Any]) -> Path | None:
+    """Write `directory/front.svg`, a picture that needs no other file; None if the run has no points to draw."""
+    panels = front_panel(run)
+    return write_text(directory / "front.svg", svg_text(alone(panels[0])[1])) if panels else None

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs no network, no script and no other file."""
+"""The report of a run: one HTML file that needs no network and no other file, and is complete without its script."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from llmva.report import pages
 from llmva.report.drawing.svg import legend, whiskers
 from llmva.report.run import charts, rows
@@ -14,7 +16,7 @@ from llmva.report.run.changes import Changes, changes
 from llmva.report.run.front import front_panel
 from llmva.report.run.outcome import outcome
 from llmva.report.run.truth import truth_rows
-from llmva.report.values import DASH, MINUS, dicts, duration, finite, part, scaled, score, share
+from llmva.report.values import DASH, dicts, duration, finite, part, scaled, score, share
 from llmva.settings import excerpt
 
 FORMAT, VERSION = "llmva-run", 1
@@ -40,6 +42,7 @@ def render(run: dict[str, Any], answers: list[dict[str, Any]], prompts: Mapping[
     return pages.page(
         "run.html",
         ("style.css",),
+        "filter.js" if changed.groups else None,
         run=run,
         kind="report",
         title=pages.title(run),
@@ -63,7 +66,6 @@ def render(run: dict[str, Any], answers: list[dict[str, Any]], prompts: Mapping[
         edits=_edits(run),
         angles=charts.angles(run),
         scores=charts.scores(run),
-        score_range=[f"{end:.2f}".replace("-", MINUS) for end in charts.score_range(run) or ()],
         projections=charts.projections(run),
         changed=changed,
         table=_kinds(changed),
@@ -87,13 +89,28 @@ def write_report(directory: Path) -> Path:
         LlmvaError: the report cannot be written.
     """
     directory = Path(directory)
-    run = pages.read_record(directory / "run.json", "align", "an llmva run", ("format", FORMAT), ("version", VERSION))
+    run = read_run_record(directory)
     notes: list[str] = []
     answers = _read_lines(directory / "answers.jsonl", notes)
     prompts = {str(line.get("id")): line for line in _read_lines(directory / "prompts.jsonl", notes)}
     listed = run.get("limits")
     run = {**run, "limits": [*(listed if isinstance(listed, list) else []), *notes]}
     return pages.write_text(directory / "report.html", render(run, answers, prompts))
+
+
+def read_run_record(directory: Path) -> dict[str, Any]:
+    """The record in `directory`/run.json.
+
+    Raises:
+        UsageError: no run.json there, or one that is not of a run this version can read.
+    """
+    return pages.read_record(directory / "run.json", "align", "an llmva run", ("format", FORMAT), ("version", VERSION))
+
+
+def run_panels(run: dict[str, Any]) -> list[Markup]:
+    """The charts of the report, in its order."""
+    made = (charts.progress, charts.strengths, front_panel, charts.angles, charts.scores, charts.projections)
+    return [panel for make in made for panel in make(run)]
 
 
 def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:

@@ -111,6 +111,11 @@ def ablation_page(record: dict[str, Any]) -> str:
     )
 
 
+def ablation_panels(record: dict[str, Any]) -> list[Markup]:
+    """The charts of the page, in its order."""
+    return [panel for group in _panels(record, lines(record)) for panel in group]
+
+
 def _outcome(record: dict[str, Any], series: Sequence[Line]) -> Outcome:
     """The range of F1, which is what an ablation is looked at for."""
     what = _what(record)

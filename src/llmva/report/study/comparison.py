@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from llmva.report.drawing import svg
 from llmva.report.drawing.forest import Entry, forest
 from llmva.report.estimates import SCORE, estimate
 from llmva.report.pages import judged_by, page, title, write_text
@@ -48,8 +49,7 @@ def comparison_page(record: dict[str, Any]) -> str:
         title=title(record),
         outcome=headline(record),
         rows=rows,
-        plane=plane(rows),
-        forest=_forest(rows),
+        panels=_panels(rows),
         blocks=tables,
         explained=[_explained(block, record, rows) for block in tables],
         groups=groups,
@@ -62,6 +62,17 @@ def comparison_page(record: dict[str, Any]) -> str:
         facts=facts(record),
         limits=_limits(record),
     )
+
+
+def comparison_panels(record: dict[str, Any]) -> list[Markup]:
+    """The charts of the page, in its order."""
+    return _panels(methods(record))
+
+
+def _panels(rows: list[Method]) -> list[Markup]:
+    listed = _forest(rows)
+    panels = [plane(rows), None if listed is None else svg.panel("F1 of every method, best first", Markup(""), listed)]
+    return [panel for panel in panels if panel is not None]
 
 
 def _forest(rows: list[Method]) -> Markup | None:

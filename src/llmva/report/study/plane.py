@@ -1,27 +1,24 @@
 """The plane of the two failures: harmful prompts answered (ASR) across, benign prompts refused (ORR) up.
 
-The corner at the bottom left is perfect, and lines of equal F1 fan out from it. Methods differ in mark and colour and
-have their names beside them; where points crowd, a thin line leads from a name to its point.
+The corner at the bottom left is perfect, and lines of equal F1 fan out from it. Methods differ in mark and colour. A
+legend names them, since names beside crowded points hide what they name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 
 from markupsafe import Markup
 
 from llmva.report.drawing import svg
-from llmva.report.drawing.placing import Box, Name, Place, Segment, overlap, place
+from llmva.report.drawing.placing import Box, overlap
 from llmva.report.estimates import Estimate
 from llmva.report.study.methods import Method
 from llmva.report.values import finite, score, share, strength_text
 
 HEIGHT = 452.0
-LETTER, LINE = 6.5, 14.0  # width of a letter and height of a name, in units of the drawing
-KEY = 11.0  # width of the small mark beside a name
 EQUAL_F1 = (0.5, 0.6, 0.7, 0.8, 0.9)
 SHAPES = ("triangle", "square", "diamond", "inverted", "star")
 
@@ -74,43 +71,19 @@ def plane(rows: Sequence[Method]) -> Markup | None:
     parts += [svg.marker("star", on.x(0), on.y(0), "c-kept", 5, "ideal: answers no harmful, refuses no benign prompt")]
     parts.append(svg.text(on.x(0) + 9, on.y(0) + 5, "ideal", "corner", "start"))
     taken.append((on.x(0) - 7, on.y(0) - 7, on.x(0) + 40, on.y(0) + 8))
-    lines: list[Segment] = []
     for row, look, x, y in shown:
-        curve, segments = _curve(on, row, look)
-        parts += curve
-        lines += segments
-        cross, segments = _cross(on, row, look, x, y)
-        parts += cross
-        lines += segments
+        parts += _curve(on, row, look)
+        parts += _cross(on, row, look, x, y)
     taken += [(on.x(x) - 6, on.y(y) - 6, on.x(x) + 6, on.y(y) + 6) for *_, x, y in shown]
-    names = [Name(on.x(x), on.y(y), LETTER * len(row.name) + KEY + 4, LINE) for row, _, x, y in shown]
-    bounds = (svg.LEFT + 1, svg.TOP - 4, svg.WIDTH - 2, HEIGHT - svg.BOTTOM - 1)
-    places = place(names, bounds, taken, lines)
-    for (_, look, *_), placed in zip(shown, places, strict=True):
-        if placed.leader is not None:
-            x1, y1, x2, y2 = placed.leader
-            parts.append(svg.tag("line", class_=f"leader {look.class_}", x1=x1, y1=y1, x2=x2, y2=y2))
     for row, look, x, y in shown:
         tip = f"{row.name}: ASR {share(x)}, ORR {share(y)}, F1 {score(row['f1'].mean)}"
         parts.append(svg.marker(look.shape, on.x(x), on.y(y), look.class_, 5.5 if row.method == "llmva" else 4.6, tip))
-    for (row, look, x, _), placed in zip(shown, places, strict=True):
-        parts += _written(row, look, placed, on.x(x))
-    parts += _strengths(on, [row for row, *_ in shown], [*taken, *(placed.box for placed in places)], bounds)
+    bounds = (svg.LEFT + 1, svg.TOP - 4, svg.WIDTH - 2, HEIGHT - svg.BOTTOM - 1)
+    parts += _strengths(on, [row for row, *_ in shown], taken, bounds)
     described = "; ".join(f"{row.name} ASR {share(x)} ORR {share(y)}" for row, _, x, y in shown)
     drawing = svg.picture("chart-plane", "ASR and ORR of every method", f"{described}.", HEIGHT, parts)
-    return svg.tag("figure", svg.tag("figcaption", svg.tag("strong", "The two failures")), drawing, class_="plane")
-
-
-def _written(row: Method, look: Look, placed: Place, x: float) -> list[Markup]:
-    """A name in its place, flush with its point's side. One that is led to its point has its mark again at that end."""
-    left, top, right, bottom = placed.box
-    middle, after = (top + bottom) / 2, (left + right) / 2 >= x
-    words = "named ours" if row.method == "llmva" else "named"
-    if placed.leader is None:
-        return [svg.text(left if after else right, middle + 4.2, row.name, words, "start" if after else "end")]
-    mark = svg.marker(look.shape, left + 4 if after else right - 4, middle, look.class_, 3.2)
-    where = (left + KEY, "start") if after else (right - KEY, "end")
-    return [mark, svg.text(where[0], middle + 4.2, row.name, words, where[1])]
+    keys = svg.legend([(row.name, look.shape, look.class_, None) for row, look, *_ in shown])
+    return svg.panel("The two failures", keys, drawing)
 
 
 def _toxic_per_benign(rows: Sequence[Method]) -> float:
@@ -145,18 +118,17 @@ def _equal_f1(on: svg.Axes, k: float) -> tuple[list[Markup], list[Box]]:
     return parts, boxes
 
 
-def _cross(on: svg.Axes, row: Method, look: Look, x: float, y: float) -> tuple[list[Markup], list[Segment]]:
+def _cross(on: svg.Axes, row: Method, look: Look, x: float, y: float) -> list[Markup]:
     """The 95% intervals of ASR and ORR through a point."""
-    parts, segments = [], []
+    parts = []
     for value, across in ((row["asr"], True), (row["orr"], False)):
         ends = _clipped(value)
         if ends is not None:
             low, high = ends
             line = (on.x(low), on.y(y), on.x(high), on.y(y)) if across else (on.x(x), on.y(low), on.x(x), on.y(high))
-            segments.append(line)
             x1, y1, x2, y2 = line
             parts.append(svg.tag("line", class_=f"bar {look.class_}", x1=x1, y1=y1, x2=x2, y2=y2))
-    return parts, segments
+    return parts
 
 
 def _clipped(value: Estimate) -> tuple[float, float] | None:
@@ -170,12 +142,11 @@ def _spots(on: svg.Axes, row: Method) -> list[tuple[float, float, float]]:
     return [(p.strength, on.x(p.asr), on.y(p.orr)) for p in row.curve if p.asr is not None and p.orr is not None]
 
 
-def _curve(on: svg.Axes, row: Method, look: Look) -> tuple[list[Markup], list[Segment]]:
+def _curve(on: svg.Axes, row: Method, look: Look) -> list[Markup]:
     """The line along a method's strengths, on validation prompts."""
     spots = _spots(on, row)
-    segments: list[Segment] = [(a[1], a[2], b[1], b[2]) for a, b in pairwise(spots)]
-    if not segments:
-        return [], []
+    if len(spots) < 2:
+        return []
     line = svg.path([(x, y) for _, x, y in spots])
     parts = [svg.tag("polyline", class_=f"curve {look.class_}", points=line)]
     known = [p for p in row.curve if p.asr is not None and p.orr is not None]
@@ -183,7 +154,7 @@ def _curve(on: svg.Axes, row: Method, look: Look) -> tuple[list[Markup], list[Se
         at = f"{row.name} at strength {strength_text(point.strength)}"
         tip = f"{at}: ASR {share(point.asr)}, ORR {share(point.orr)} (validation)"
         parts.append(svg.marker("dot", x, y, look.class_, 2.2, tip))
-    return parts, segments
+    return parts
 
 
 def _strengths(on: svg.Axes, rows: Sequence[Method], taken: list[Box], bounds: Box) -> list[Markup]:
