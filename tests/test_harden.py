@@ -181,6 +181,7 @@ def test_an_evaluation_says_which_attacks_were_fitted_on(
     words = ("evaluate", taught_folder, "--edit", run, "--max-new-tokens", 4, "--json", "--attack")
     limits = json.loads(command(*words, "persona,prefix-injection").out)["limits"]
     assert any(limit.startswith("The fit of the edit has seen prompts under persona") for limit in limits)
-    assert not any("prefix-injection" in limit for limit in limits)
+    seen = next(limit for limit in limits if limit.startswith("The fit of the edit has seen prompts under"))
+    assert "prefix-injection" not in seen
     limits = json.loads(command(*words, "prefix-injection").out)["limits"]
     assert not any(limit.startswith("The fit of the edit has seen prompts under") for limit in limits)

@@ -63,10 +63,11 @@ def shards(base: Path) -> list[Path]:
     return sorted(base.glob("model-*.safetensors"))
 
 
-def one_file(base: Path, name: str = SINGLE, factor: float = 1.0) -> None:
-    """All tensors in one file more, scaled; the shards stay."""
+def one_file(base: Path, name: str = SINGLE, factor: float = 1.0, of: str = "") -> None:
+    """All tensors in one file more, those whose name contains `of` scaled; the shards stay."""
     tensors = {name: tensor for shard in shards(base) for name, tensor in load_file(shard).items()}
-    save_file({key: tensor * factor for key, tensor in tensors.items()}, base / name, {"format": "pt"})
+    scaled = {key: tensor * (factor if of in key else 1.0) for key, tensor in tensors.items()}
+    save_file(scaled, base / name, {"format": "pt"})
 
 
 def without_shards(base: Path) -> None:
@@ -327,7 +328,7 @@ def test_an_adapter_that_is_on_the_model_is_refused_before_the_run(base: Path) -
 
 def test_float16_of_other_weights_is_refused_before_the_run(base: Path) -> None:
     """It rounds small weights, so an export would find another model's hash in the folder."""
-    one_file(base, factor=1e-6)
+    one_file(base, factor=1e-5, of="down_proj")
     with pytest.raises(UsageError, match=r"float16 rounds the weights.*--dtype bfloat16 or float32"):
         notes(base, dtype="float16")
     assert notes(base, dtype="bfloat16") == notes(base)

@@ -6,6 +6,7 @@ Each failed before, except where a comment says that it held.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,10 @@ def overflowing(taught_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-OVERFLOW = "What the model computes for a prompt overflows in float16: pass --dtype bfloat16 or float32."
+OVERFLOW = (
+    r"error: What (?:the model computes for a prompt|block \d+ computes) overflows in float16: "
+    r"pass --dtype bfloat16 or float32\."
+)
 
 
 @pytest.mark.parametrize(
@@ -64,13 +68,13 @@ def test_logits_that_are_no_numbers(
     if words[0] == "align":
         more, again = (*more, "--out", tmp_path / "run"), ("--restart",)
     said = command(words[0], overflowing, *words[1:], *more, "--dtype", "float16")
-    assert (said.code, said.err.splitlines()[-1]) == (1, f"error: {OVERFLOW}")
+    assert said.code == 1
+    assert re.fullmatch(OVERFLOW, said.err.splitlines()[-1])
     assert command(words[0], overflowing, *words[1:], *more, *again, "--dtype", "float32", "-q").code == 0
 
 
 def test_a_capture_without_answers_overflows_too(overflowing: Path) -> None:
     model, tokenizer = load_model(overflowing, device="cpu", dtype="float16")
-    assert llmva.capture(model, tokenizer, ["please make the lamp"], max_new_tokens=0).answers == [""]
     with pytest.raises(LlmvaError, match="overflows in float16"):
         llmva.capture(model, tokenizer, ["please make the lamp", "please make the door"], max_new_tokens=0)
 

@@ -210,7 +210,8 @@ def test_align_and_apply_never_ask_for_weights(taught_folder: Path, tmp_path: Pa
         torch.testing.assert_close(logits(fresh), wanted)
     with pytest.raises(LlmvaError, match=r"cannot be edited in place.*hook"):
         edit.bake(fresh)
-    layer = fresh.model.layers[0].self_attn
+    name = next(name for name in edit.chosen.factors if name.endswith("o_proj"))
+    layer = fresh.get_submodule(name.removesuffix(".o_proj"))
     layer.o_proj = Sealed(nn.Linear(32, 32, bias=False))  # another model, told by what its module puts out
     with pytest.raises(LlmvaError, match="o_proj has hash"):
         edit.apply(fresh)

@@ -60,7 +60,7 @@ GROUPS: tuple[tuple[str, str, dict[str, Callable[..., Any]]], ...] = (
     ("judge", "Measure a judge.", {"check": judge_check}),
     (
         "study",
-        "Many models, methods, seeds and data sets: llmva study STUDY.toml.",
+        "Measure many models, methods, seeds and data sets.",
         {"run": study_run, "init": study_init, "schema": study_schema},
     ),
     (

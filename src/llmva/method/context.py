@@ -96,22 +96,22 @@ class Context:
         with edit.apply(self.chat.model, check=False):
             return predict_labels(self.chat, prompts, classifier)
 
-    def read(self, edit: Edit, iteration: int) -> Observation | None:
+    def read(self, edit: Edit, iteration: int, number: int = 0) -> Observation | None:
         """Captures of a draw of the prompts that are read and not answered, for the model with `edit`; None without."""
-        return self._captured(edit, self._drawn(iteration))
+        return self._captured(edit, self._drawn(iteration, number))
 
     def held_out(self, edit: Edit, iteration: int) -> Observation | None:
         """Captures of prompts to read that are not in the first draw of the iteration; None without such."""
-        drawn = {prompt.id for prompt in self._drawn(iteration)}
+        drawn = {prompt.id for prompt in self._drawn(iteration, 0)}
         rest = [prompt for prompt in self.prompts.read if prompt.id not in drawn]
         return self._captured(edit, draw(rest, HELD_OUT, self.generator(iteration, -3)) if drawn else [])
 
-    def _drawn(self, iteration: int) -> list[Prompt]:
+    def _drawn(self, iteration: int, number: int) -> list[Prompt]:
         if not self.reads:
             return []
         sizes = Counter(prompt.source for prompt in self.prompts.read)
         count = min(READ_TIMES * self.settings.per_source, int(READ_SHARE * min(sizes.values())))
-        return draw(self.prompts.read, count, self.generator(iteration))
+        return draw(self.prompts.read, count, self.generator(iteration, number))
 
     def _captured(self, edit: Edit, prompts: list[Prompt]) -> Observation | None:
         if not prompts:

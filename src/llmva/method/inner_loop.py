@@ -135,9 +135,11 @@ def _follow(
     context, max_passes = search.context, search.context.settings.passes
 
     def fit(train: Observation, now: Candidate) -> Vectors:
-        # v_b says what prompts are, which an edit hardly changes; to read them all again would be a third of a pass
-        benign = vectors if context.reads else None
-        return context.fit(train, now.validation, harmless, search.iteration, benign=benign)
+        if use_gradients and context.reads:
+            # what a prompt is hardly changes with an edit, and to read them all again would be half of a pass
+            return context.fit(train, now.validation, harmless, search.iteration, benign=vectors)
+        read = context.read(now.edit, search.iteration, now.passes)  # along v_a an edit moves o.v_b too
+        return context.fit(train, now.validation, harmless, search.iteration, read)
 
     best = now = start
     measured = measure_slopes(context, start.edit, train.prompts, search.classifier) if use_gradients else None

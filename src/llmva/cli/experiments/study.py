@@ -126,7 +126,7 @@ def runs(
     *,
     output: Output,
 ) -> None:
-    """List every run, comparison, ablation and study below FOLDER, and what of them stands still.
+    """List the runs and studies below FOLDER, and what stands still.
 
     Writes FOLDER/index.html with figures and links.
     """

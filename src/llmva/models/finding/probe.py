@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from llmva.models.chat.inputs import input_device, takes
 from llmva.models.finding.tensors import copied, first_tensor, hooked, streams_of, with_first
+from llmva.models.writers import is_linear
 
 TOKENS = 26  # of the probe
 STEP = 7919  # a prime: tokens from all over the vocabulary
@@ -67,13 +68,15 @@ def read(model: Any, ids: Tensor, handles: list[Any]) -> None:
         model(input_ids=ids.to(input_device(model)), **options)
 
 
+def has_weights(module: nn.Module) -> bool:
+    """Whether a module itself has weights. Packed ones are buffers, or lie where only its own code finds them."""
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False)) if not is_linear(module) else (True,)
+    return len(own) > 0
+
+
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module has weights of its own, and no module inside it has any."""
-    own = any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
-    return own and not any(
-        any(True for _ in (*child.parameters(recurse=False), *child.buffers(recurse=False)))
-        for child in list(module.modules())[1:]
-    )
+    return has_weights(module) and not any(has_weights(child) for child in list(module.modules())[1:])
 
 
 def shown_to(args: Any, kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmva.models.finding.names import ATTENTION, MLP, Found
-from llmva.models.finding.probe import TOKENS, Pushes, Record, is_leaf, push
+from llmva.models.finding.probe import TOKENS, Pushes, Record, has_weights, is_leaf, push
 from llmva.models.finding.tensors import is_norm
 from llmva.models.writers import find_writers, is_linear
 
@@ -105,8 +105,7 @@ def _shared(records: Sequence[Record]) -> set[nn.Module]:
 
 def _is_candidate(record: Record, name: str) -> bool:
     module = record.block.get_submodule(name)
-    weights = any(True for _ in (*module.parameters(), *module.buffers()))  # packed ones are buffers
-    return weights and record.output(name) is not None
+    return any(map(has_weights, module.modules())) and record.output(name) is not None
 
 
 def _direct(
