@@ -19,6 +19,7 @@ from typing import Any
 import llmva
 from llmva.alignment import RunOptions
 from llmva.cli.inputs import choose_prompts, demo_model, quiet_libraries
+from llmva.cli.options import Sources
 from llmva.judges import make_judge
 from llmva.method.observe import observe
 from llmva.metrics.rates import summarise
@@ -37,7 +38,7 @@ def main() -> None:
 
 def measure(path: str) -> bool:
     model, tokenizer = llmva.load_model(path)
-    prompts = choose_prompts(path, (), (), 42)
+    prompts = choose_prompts(path, Sources(), 42)
     known = replace(
         prompts,
         **{name: tuple(p for p in split if p.source != ATTACK) for name, split in prompts.splits()},

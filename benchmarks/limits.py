@@ -13,6 +13,7 @@ from pathlib import Path
 
 import llmva
 from llmva.cli.inputs import choose_probes, choose_prompts, quiet_libraries
+from llmva.cli.options import Sources
 from llmva.metrics.objective import Objective
 from llmva.settings import make_settings
 
@@ -29,7 +30,7 @@ def main() -> None:
     held = said = runs = 0
     for path in sys.argv[1:]:
         model, tokenizer = llmva.load_model(path)
-        prompts, probes = choose_prompts(path, (), (), 42), choose_probes(path, None)
+        prompts, probes = choose_prompts(path, Sources(), 42), choose_probes(path, None)
         for asked in ASKED:
             record = llmva.align(model, tokenizer, prompts, skills=probes, **asked).record
             after, utility = record["test"]["after"], record["utility"]

@@ -21,6 +21,7 @@ from typing import Any
 import llmva
 from llmva.alignment import RunOptions
 from llmva.cli.inputs import choose_probes, choose_prompts, quiet_libraries
+from llmva.cli.options import Sources
 
 SAFETY = "safe"
 
@@ -59,7 +60,7 @@ def main() -> None:
             if trained:
                 print(f"seed {seed}: the organism itself missed its gates (exit {trained}); aligned all the same")
         model, tokenizer = llmva.load_model(path)
-        prompts, probes = choose_prompts(str(path), [], [], 42), choose_probes(str(path), None)
+        prompts, probes = choose_prompts(str(path), Sources(), 42), choose_probes(str(path), None)
         record = llmva.align(
             model, tokenizer, prompts, skills=probes, options=RunOptions(name=path.name), **settings
         ).record

@@ -26,6 +26,7 @@ from torch import Tensor
 
 import llmva
 from llmva.cli.inputs import choose_prompts, demo_model, quiet_libraries
+from llmva.cli.options import Sources
 from llmva.edit import Edit, Factors
 from llmva.judges import make_judge
 from llmva.method.align import align_sublayers
@@ -86,7 +87,7 @@ def organism_edit(iterations: int) -> tuple[Any, Any, Edit, list[str]]:
     """The untouched organism, and `iterations` steps of the method on all its sublayers."""
     model, tokenizer = llmva.load_model(str(demo_model()))
     decoder, judge, edit = llmva.find_decoder(model), make_judge("phrases"), Edit()
-    prompts = choose_prompts(str(demo_model()), (), (), 0)
+    prompts = choose_prompts(str(demo_model()), Sources(), 0)
     draw = prompts.draw(24, torch.Generator().manual_seed(0))
     held = list(prompts.validation)[:64]
     for t in range(iterations):

@@ -27,6 +27,7 @@ from typing import Any
 import llmva
 from llmva.alignment import RunOptions
 from llmva.cli.inputs import choose_probes, choose_prompts, quiet_libraries
+from llmva.cli.options import Sources
 from llmva.experiments.cells import Cells
 from llmva.judges import make_judge
 from llmva.method.identify import papers_count
@@ -58,7 +59,7 @@ class Case:
     def __init__(self, name: str, path: str, cells: Cells, toxic: Sequence[str], benign: Sequence[str]) -> None:
         self.name, self.cells = name, cells
         self.model, self.tokenizer = llmva.load_model(path)
-        self.prompts = choose_prompts(path, toxic, benign, 42)
+        self.prompts = choose_prompts(path, Sources(toxic, benign), 42)
         self.probes = choose_probes(path, None)
         self.decoder = find_decoder(self.model)
         self.judge = make_judge("phrases")
