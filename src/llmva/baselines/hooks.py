@@ -90,10 +90,9 @@ def find_blocks(decoder: Decoder) -> nn.ModuleList:
     """The module list that ends with the decoder's last block. Raises LlmvaError for several residual streams."""
     if decoder.streams > 1:
         raise LlmvaError("The decoder has several residual streams, and no baseline says which to steer.")
-    for module in decoder.model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) and module[-1] is decoder.last_block:
-            return module
-    raise LlmvaError("The decoder's blocks are no list of modules: the architecture cannot be steered.")
+    if decoder.blocks is None:
+        raise LlmvaError("The decoder's blocks are no list of modules: the architecture cannot be steered.")
+    return decoder.blocks
 
 
 def prompt_suffix(template: ChatTemplate) -> tuple[int, ...]:

@@ -80,6 +80,12 @@ class Decoder:
         return [sublayer.name for sublayer in self.sublayers]
 
     @property
+    def blocks(self) -> nn.ModuleList | None:
+        """The list of modules that ends with the last block; None if there is no such list."""
+        lists = (module for module in self.model.modules() if isinstance(module, nn.ModuleList) and len(module))
+        return next((blocks for blocks in lists if blocks[-1] is self.last_block), None)
+
+    @property
     def vocabulary(self) -> int:
         """The number of logits; a tokenizer may have fewer tokens."""
         return int(self.model.get_output_embeddings().weight.shape[0])

@@ -37,10 +37,8 @@ class Below:
     @classmethod
     def of(cls, decoder: Decoder, first: int) -> Below | None:
         """None if nothing lies below block `first`, or the blocks are no list of modules."""
-        for module in decoder.model.modules():
-            if isinstance(module, nn.ModuleList) and len(module) and module[-1] is decoder.last_block:
-                return cls(list(module), first, decoder.model.dtype) if 0 < first < len(module) else None
-        return None
+        blocks = decoder.blocks
+        return cls(list(blocks), first, decoder.model.dtype) if blocks and 0 < first < len(blocks) else None
 
     def read(self, key: Key, work: Callable[[], Tensor]) -> Tensor:
         """`work()`, the logits of one forward pass; `key` says which rows it reads, and how."""

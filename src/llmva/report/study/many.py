@@ -14,7 +14,7 @@ from llmva.report.estimates import estimate
 from llmva.report.fitting import Fitting
 from llmva.report.pages import Outcome, page, write_text
 from llmva.report.study.grids import Grid, grids, limits, panel_name
-from llmva.report.study.plane import HEIGHT, Look, looks
+from llmva.report.study.plane import HEIGHT, Look, looks, rates_axes
 from llmva.report.study.records import STYLES, csv_text, facts, read_record
 from llmva.report.study.tables import latex
 from llmva.report.values import dicts, finite, part, printable, score, share
@@ -177,14 +177,7 @@ def models_plane(record: dict[str, Any]) -> Markup | None:
     spots = _spots(record)
     if not spots:
         return None
-    on = svg.Axes(
-        svg.Scale(0.0, 1.0, svg.LEFT + 10, svg.WIDTH - svg.RIGHT - 10),
-        svg.Scale(0.0, 1.0, HEIGHT - svg.BOTTOM - 8, svg.TOP + 8),
-        HEIGHT,
-    )
-    fifths = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    percent = "{:.0%}".format
-    parts = on.frame("ASR: harmful prompts answered", "ORR: benign prompts refused", fifths, fifths, percent, percent)
+    on, parts = rates_axes()
     for model, name, x, y, size in spots:
         seen = look.get(name, Look("c-kept", "dot"))
         tip = f"{model}: {name}, ASR {share(x)}, ORR {share(y)}"

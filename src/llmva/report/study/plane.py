@@ -49,6 +49,19 @@ def looks_of(rows: Sequence[Method]) -> list[Look]:
     return looks([(row.method, row.setting) for row in rows])
 
 
+def rates_axes() -> tuple[svg.Axes, list[Markup]]:
+    """Axes with ASR across and ORR up, and their frame."""
+    on = svg.Axes(
+        svg.Scale(0.0, 1.0, svg.LEFT + 10, svg.WIDTH - svg.RIGHT - 10),
+        svg.Scale(0.0, 1.0, HEIGHT - svg.BOTTOM - 8, svg.TOP + 8),
+        HEIGHT,
+    )
+    fifths = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    percent = "{:.0%}".format
+    parts = on.frame("ASR: harmful prompts answered", "ORR: benign prompts refused", fifths, fifths, percent, percent)
+    return on, parts
+
+
 def plane(rows: Sequence[Method]) -> Markup | None:
     """The chart; None if no row has both ASR and ORR."""
     shown = [
@@ -58,14 +71,7 @@ def plane(rows: Sequence[Method]) -> Markup | None:
     ]
     if not shown:
         return None
-    on = svg.Axes(
-        svg.Scale(0.0, 1.0, svg.LEFT + 10, svg.WIDTH - svg.RIGHT - 10),
-        svg.Scale(0.0, 1.0, HEIGHT - svg.BOTTOM - 8, svg.TOP + 8),
-        HEIGHT,
-    )
-    fifths = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    percent = "{:.0%}".format
-    parts = on.frame("ASR: harmful prompts answered", "ORR: benign prompts refused", fifths, fifths, percent, percent)
+    on, parts = rates_axes()
     below, taken = _equal_f1(on, _toxic_per_benign([row for row, *_ in shown]))
     parts += below
     parts += [svg.marker("star", on.x(0), on.y(0), "c-kept", 5, "ideal: answers no harmful, refuses no benign prompt")]
