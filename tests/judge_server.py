@@ -8,8 +8,8 @@ import re
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -54,14 +54,15 @@ class JudgeServer:
         retry_after: str = "0.05",
     ) -> None:
         self.reply, self.trouble, self.stall, self.retry_after = reply, trouble, stall, retry_after
-        self.sent: Counter[int] = Counter()  # replies that went out whole, by the answer's number
+        self._sent: Counter[int] = Counter()
+        self._sending = 0
         self.asked: Counter[int] = Counter()
         self.kinds: Counter[str] = Counter()
         self.bodies: list[Body] = []
         self.paths: set[str] = set()
         self.keys: set[str | None] = set()
         self.after_reply: Callable[[int], None] = lambda replies: None
-        self.lock = threading.Lock()
+        self.lock = threading.Condition()
         self.port = 0
         self._down = threading.Event()
         self._open: set[socket.socket] = set()
@@ -70,6 +71,16 @@ class JudgeServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def sent(self) -> Counter[int]:
+        """Replies that went out whole, by the answer's number.
+
+        A client can have a reply before this server's thread has counted it. So it waits for those under way.
+        """
+        with self.lock:
+            assert self.lock.wait_for(lambda: self._sending == 0, timeout=30)
+            return Counter(self._sent)
 
     def start(self) -> None:
         self._down.clear()
@@ -91,6 +102,23 @@ class JudgeServer:
         for connection in connections:
             with suppress(OSError):  # its client was faster
                 connection.shutdown(socket.SHUT_RDWR)
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        with self.lock:
+            self._sending += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._sending -= 1
+                self.lock.notify_all()
+
+    def went_out(self, number: int) -> None:
+        with self.lock:
+            self._sent[number] += 1
+            total = self._sent.total()
+        self.after_reply(total)
 
     def __enter__(self) -> JudgeServer:
         self.start()
@@ -146,12 +174,10 @@ def _handler(judge: JudgeServer) -> type[BaseHTTPRequestHandler]:
             else:
                 text = judge.reply(body)
                 choice = {"text": text} if self.path.endswith("/v1/completions") else {"message": {"content": text}}
-                self._say(200, {"choices": [{**choice, "finish_reason": "stop"}]}, kind)
-                if kind == "none":
-                    with judge.lock:
-                        judge.sent[number] += 1
-                        total = judge.sent.total()
-                    judge.after_reply(total)
+                with judge.sending():
+                    self._say(200, {"choices": [{**choice, "finish_reason": "stop"}]}, kind)
+                    if kind == "none":
+                        judge.went_out(number)
 
         def _say(self, status: int, value: Any, kind: str) -> None:
             data = kind.encode() if kind == "no json" else json.dumps(value).encode()
