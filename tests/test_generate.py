@@ -18,6 +18,7 @@ from llmva.models import generate
 from llmva.models.batching import MAX_ROWS, Batching, first_guess, longest_first
 from llmva.models.chat import encode, pad_left, render, render_dialogue
 from llmva.models.chat_model import ChatModel
+from llmva.models.forward import run_forward
 from llmva.models.generate import CHECK_EVERY, Capture, answer_prompts, capture
 from llmva.models.reading import decoding
 from llmva.models.sublayers import find_decoder
@@ -439,3 +440,19 @@ def test_observe_keeps_prompts_answers_and_captures_together() -> None:
     assert part.capture.answers == plain.answers[2:5]
     assert torch.equal(part.capture.outputs, seen.capture.outputs[:, 2:5])
     assert torch.equal(part.signs, seen.signs[:, 2:5])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", ["LlamaConfig", "MptConfig"])
+def test_the_head_is_shown_states_of_their_own(name: str, rows: int) -> None:
+    """torch's linear copies its whole matrix for a slice, also where one row lets the slice count as contiguous."""
+    model = tiny_model(name).eval()
+    seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda m, args, out: seen.append((args[0].stride(), args[0].shape)))
+    ids = torch.arange(5).expand(rows, -1)
+    with torch.inference_mode():
+        run_forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, keep=1)
+    handle.remove()
+    width = model.config.hidden_size
+    assert seen == [((width, width, 1), (rows, 1, width))]

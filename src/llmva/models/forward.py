@@ -14,7 +14,7 @@ from llmva.errors import LlmvaError, UsageError
 from llmva.models.chat.failures import first_line
 from llmva.models.chat.inputs import forward_inputs, input_device, pad_left, takes
 from llmva.models.finding.tensors import hooked, nearly_equal
-from llmva.models.sublayers import contiguous_head
+from llmva.models.sublayers import contiguous, contiguous_head
 
 TOLERANCE = 0.02  # of the largest logit, in float32; half precision rounds sums of another order
 HALF_TOLERANCE = 0.1
@@ -68,7 +68,7 @@ def _last_states(model: Any, keep: int) -> Any:
     """A hook that hands the output embedding the last positions alone."""
     return model.get_output_embeddings().register_forward_pre_hook(
         lambda module, args: tuple(
-            a[:, -keep:].contiguous() if isinstance(a, Tensor) and a.ndim == 3 else a for a in args
+            contiguous(a[:, -keep:]) if isinstance(a, Tensor) and a.ndim == 3 else a for a in args
         )
     )
 

@@ -252,5 +252,13 @@ def contiguous_head(model: Any) -> Any:
     for each row: 57 MB a prompt on a 135M model, several GB a batch.
     """
     return model.get_output_embeddings().register_forward_pre_hook(
-        lambda module, args: tuple(a.contiguous() if isinstance(a, torch.Tensor) else a for a in args)
+        lambda module, args: tuple(contiguous(a) if isinstance(a, torch.Tensor) else a for a in args)
     )
+
+
+def contiguous(states: torch.Tensor) -> torch.Tensor:
+    """`states` with the strides of their shape. torch takes any stride of a dimension of 1 for contiguous, and its
+    linear then copies its matrix all the same."""
+    if states.is_contiguous() and (not states.ndim or states.stride(0) == states.shape[1:].numel()):
+        return states
+    return states.clone(memory_format=torch.contiguous_format)
