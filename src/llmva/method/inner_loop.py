@@ -28,7 +28,7 @@ from llmva.method.rollback import Plan
 
 MARGIN_SCALE = 2.0  # factor of r in a last pass: labels are right by then, and a larger r makes them surer
 Fit = Callable[[Observation, Candidate], Vectors]
-SEARCH_PROMPTS = 128  # validation prompts on which steps are compared; answers then decide on all of them
+SEARCH_PROMPTS = 256  # validation prompts on which steps are compared; answers then decide on all of them
 WELL = 0.5  # share of what F lacks to 1; where passes gain less, the paper's writers are tried too
 UNREAD = 0.5  # share of the sublayers, those where v_b reads worst, that gradient writers leave alone
 READS_WELL = 0.95  # AUC of v_b from which a sublayer is never left alone
@@ -199,12 +199,13 @@ def _predicted_train(search: LineSearch, now: Candidate, use_gradients: bool) ->
 
 
 def balanced(seen: Observation, limit: int) -> Observation:
-    """At most about `limit` of the prompts, spread evenly over each source, in their order."""
-    every = -(-len(seen.prompts) // limit)
+    """About `limit` of the prompts, spread evenly over each source, in their order; all if there are no more."""
+    share = min(1.0, limit / len(seen.prompts)) if seen.prompts else 1.0
     counts: dict[str, int] = {}
     kept = []
     for i, prompt in enumerate(seen.prompts):
-        if counts.setdefault(prompt.source, 0) % every == 0:
+        rank = counts.get(prompt.source, 0)
+        counts[prompt.source] = rank + 1
+        if int((rank + 1) * share) > int(rank * share):
             kept.append(i)
-        counts[prompt.source] += 1
     return seen.at(kept)

@@ -18,7 +18,6 @@ from llmva.method.observe import Observation
 from llmva.models.harmless import Known
 from llmva.models.reading.below import Below
 
-HARMLESS_CHECKED = 16  # harmless texts on which a step is checked
 MIN_GAIN = 0.003  # minimum gain in F of the chances, if F of the predicted labels stays the same
 SLOW, NEARLY_DONE = 0.05, 0.95  # larger steps are tried if the gain in F is below the first and F below the second
 TRUST_RADIUS = 0.05  # maximum KL divergence of a step on random messages, in nats
@@ -163,8 +162,7 @@ def within_harm_limits(context: Context, edit: Edit, texts: Texts) -> bool:
     """Whether an edit keeps harmless text within the run's limits."""
     if not texts:
         return True
-    some = texts[:: max(1, len(texts) // HARMLESS_CHECKED)][:HARMLESS_CHECKED]
-    harm = context.harm(edit, some)
+    harm = context.harm(edit, texts)
     return harm.mean_kl <= context.objective.max_kl and harm.mean_kept >= context.objective.min_kept
 
 
