@@ -40,6 +40,31 @@ def test_answers_do_not_depend_on_the_batch(config: str, tokens: int) -> None:
         assert answer == words(plain_answer(chat.model, text, 10))
 
 
+@pytest.mark.parametrize("at_once", [1, 10, 25])
+def test_prompts_are_read_few_at_once_and_decoded_many(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat, groups = chat_of(batching=Batching(10_000, at_once=at_once)), list[int]()
+    decoded: list[int] = []
+    step, prefill = decoding._step, decoding._prefill
+
+    def noting_step(model: Any, active: Any, *rest: Any) -> Any:
+        decoded.append(len(active.rows))
+        return step(model, active, *rest)
+
+    def noting_prefill(model: Any, padding: int, rows: Any, group: list[int], prefix: Any, *rest: Any) -> Any:
+        groups.append(len(group) * max(len(rows[i]) - prefix.length for i in group))
+        return prefill(model, padding, rows, group, prefix, *rest)
+
+    chat.decodes()  # the proof has passes of its own
+    monkeypatch.setattr(decoding, "_step", noting_step)
+    monkeypatch.setattr(decoding, "_prefill", noting_prefill)
+    found = answer_prompts(chat, PROMPTS, max_new_tokens=10)
+    assert [words(plain_answer(chat.model, text, 10)) for text in PROMPTS] == found.answers
+    longest = max(map(len, chat.rows(PROMPTS)))
+    assert len(groups) > 1
+    assert max(groups) <= max(at_once, longest)
+    assert decoded[0] == len(PROMPTS)  # all are read before the first of them goes on
+
+
 def test_both_ways_of_answering_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     chat = chat_of()
     joining = answer_prompts(chat, PROMPTS, max_new_tokens=10)

@@ -15,7 +15,7 @@ from llmva.errors import LlmvaError, UsageError
 from llmva.judges.base import Judge, Judgement, Label
 from llmva.method.observe import observe
 from llmva.models import generate
-from llmva.models.batching import MAX_ROWS, Batching, first_guess, longest_first
+from llmva.models.batching import LEAST_AT_ONCE, MAX_ROWS, Batching, first_guess, longest_first
 from llmva.models.chat import encode, pad_left, render, render_dialogue
 from llmva.models.chat_model import ChatModel
 from llmva.models.forward import run_forward
@@ -396,6 +396,9 @@ def test_over_takes_items_in_order_and_bounds_their_tokens() -> None:
     assert longest_first([1, 5, 5, 7]) == [3, 1, 2, 0]
     batches = [batch for batch, _ in Batching(6).over(order, lengths.__getitem__, lambda batch: None)]
     assert batches == [[0], [1, 2], [3, 4], [5]]
+    few = Batching(1000, at_once=6)
+    assert [batch for batch, _ in few.over(order, lengths.__getitem__, lambda batch: None)] == batches
+    assert [batch for batch, _ in few.over(order, lengths.__getitem__, lambda batch: None, decodes=True)] == [order]
     many = list(Batching(10**9).over(list(range(600)), lambda i: 1, len))
     assert [n for _, n in many] == [MAX_ROWS, MAX_ROWS, 600 - 2 * MAX_ROWS]
 
@@ -403,6 +406,10 @@ def test_over_takes_items_in_order_and_bounds_their_tokens() -> None:
 def test_first_guess_is_positive_and_falls_with_the_caches_size() -> None:
     small, deep = first_guess(tiny_model()), first_guess(tiny_model(num_hidden_layers=40))
     assert small.tokens > deep.tokens > 1000
+    wide = first_guess(tiny_model(intermediate_size=40_000))
+    assert small.at_once is not None
+    assert wide.at_once is not None
+    assert small.at_once > wide.at_once >= LEAST_AT_ONCE
 
 
 def test_attention_of_long_rows_counts_by_their_square() -> None:

@@ -74,7 +74,7 @@ class Settings(BaseModel):
         None, ge=0, le=1, description="Highest allowed share of benign prompts refused (0 to 1)."
     )
     min_kept: float = Field(
-        0.98,
+        0.97,
         ge=0,
         le=1,
         description="Lowest allowed share of next tokens on harmless text that stay the same (0 to 1).",

@@ -20,6 +20,8 @@ MAX_ROWS = 256
 CPU_SHARE = 0.25  # on the CPU, caches may take this share of the weights' bytes, plus SPARE
 SPARE = 384 * 2**20
 FREE_SHARE = 0.5  # of the memory that is free on the machine
+ACTIVATIONS = 96 * 2**20  # off CUDA, bytes of the activations of one block: more tokens at once bring no speed there
+LEAST_AT_ONCE = 512  # tokens; below, products are slower
 KEPT_FREE = 0.92  # of --max-memory: what is counted is not all that is taken
 LEAST_TOKENS = 256  # a prompt and its answer
 
@@ -35,22 +37,35 @@ class Batching:
     square: float = 0.0  # memory of attention for each squared token of a row's length, in tokens
     row: float = 0.0  # memory of a row's logits, which are held in float32 too, in tokens
     alone_above: int | None = None  # a row of more tokens is a batch of its own
+    at_once: int | None = None  # maximum number of tokens, padding included, that are read at once; None: `tokens`
 
     def cost(self, length: int, at_once: int | None = None) -> float:
         """How many tokens of the maximum a row of `length` tokens uses, of which `at_once` go through the model at once
         and the rest one by one; None means all."""
         return max(1.0, length + self.square * (length if at_once is None else at_once) ** 2 + self.row)
 
+    def read_at_once(self, length: int) -> int:
+        """How many rows of `length` tokens may be read at once, at least 1."""
+        return MAX_ROWS if self.at_once is None else max(1, self.at_once // max(1, length))
+
     def over(
-        self, order: list[int], length: Callable[[int], int], work: Callable[[list[int]], T]
+        self,
+        order: list[int],
+        length: Callable[[int], int],
+        work: Callable[[list[int]], T],
+        *,
+        decodes: bool = False,
     ) -> Iterator[tuple[list[int], T]]:
         """Yield `(batch, work(batch))` over `order`, items sorted longest first; `length` is an item's tokens.
 
-        If memory runs out, the maximum is halved and the same items are tried again.
+        `decodes` says that most of these tokens go through the model one by one, so that `at_once` does not count. If
+        memory runs out, the maximum is halved and the same items are tried again.
         """
         start = 0
         while start < len(order):
             rows = max(1, min(MAX_ROWS, int(self.tokens / self.cost(length(order[start])))))
+            if not decodes:
+                rows = min(rows, self.read_at_once(length(order[start])))
             if self.alone_above is not None and length(order[start]) > self.alone_above:
                 rows = 1
             batch = order[start : start + rows]
@@ -112,30 +127,42 @@ def tokens_within(model: Any, gigabytes: float) -> int:
 def _sized(model: Any, tokens: int) -> Batching:
     config, parameter = text_config(model), next(model.parameters())
     each, size = _token_bytes(model), parameter.element_size()
-    queries = getattr(config, "num_attention_heads", None) or max(1, config.hidden_size // 64)
+    queries = _queries(config)
     # off CUDA, attention under a padding mask holds its scores: float32, and once more in the model's dtype
     square = 0.0 if parameter.device.type == "cuda" else queries * (4 + size) / each
     head = model.get_output_embeddings()  # an encoder has none
     row = 0.0 if head is None else int(head.weight.shape[0]) * (4 + size) / each
-    return Batching(tokens, square, row, _changes_its_positions(config))
+    at_once = None
+    if parameter.device.type != "cuda":
+        at_once = max(LEAST_AT_ONCE, 2 ** (int(ACTIVATIONS / _passing_bytes(model)).bit_length() - 1))
+    return Batching(tokens, square, row, _changes_its_positions(config), at_once)
 
 
 def _token_bytes(model: Any) -> float:
     """Memory of a token: its keys and values, and the activations of one block."""
+    return cached_bytes(model) + _passing_bytes(model)
+
+
+def _passing_bytes(model: Any) -> float:
+    """Memory of the activations of one block for a token."""
     config, parameter = text_config(model), next(model.parameters())
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     inner = max(inner) if isinstance(inner, list | tuple) else inner  # one for each block
-    passing = (6 * config.hidden_size + 3 * inner) * parameter.element_size()  # activations of one block
-    return cached_bytes(model) + float(passing)
+    return float((6 * config.hidden_size + 3 * inner) * parameter.element_size())
 
 
 def cached_bytes(model: Any) -> float:
     """Memory of a token's keys and values."""
     config, parameter = text_config(model), next(model.parameters())
-    queries = getattr(config, "num_attention_heads", None) or max(1, config.hidden_size // 64)
+    queries = _queries(config)
     heads = getattr(config, "num_key_value_heads", None) or queries
     head = getattr(config, "head_dim", None) or config.hidden_size // queries
     return float(2 * config.num_hidden_layers * heads * head * parameter.element_size())
+
+
+def _queries(config: Any) -> int:
+    """How many heads attention has."""
+    return int(getattr(config, "num_attention_heads", None) or max(1, config.hidden_size // 64))
 
 
 def _changes_its_positions(config: Any) -> int | None:

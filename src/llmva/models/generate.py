@@ -222,7 +222,7 @@ def _batch_by_batch(
     for budget in sorted(set(budgets), reverse=True):
         work = partial(_whole_batch, chat, rows, budget, end, taken, choose)
         order = [i for i in longest_first(lengths) if budgets[i] == budget]
-        for batch, written in chat.batching.over(order, lengths.__getitem__, work):
+        for batch, written in chat.batching.over(order, lengths.__getitem__, work, decodes=True):
             yield from zip(batch, written, strict=True)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmva.errors import UsageError
 from llmva.models.at_rest import reads_model
-from llmva.models.batching import Batching, longest_first
+from llmva.models.batching import longest_first
 from llmva.models.chat.inputs import forward_inputs
 from llmva.models.chat_model import ChatModel
 from llmva.models.finding.tensors import first_tensor, hooked, last_states
@@ -75,7 +75,7 @@ def gradients(chat: ChatModel, prompts: Sequence[Asked], score: Score) -> Iterat
     # the graph holds the logits several times: limit them for large vocabularies
     max_rows = max(1, LOGIT_BYTES // (4 * chat.decoder.vocabulary))
     tokens = min(batching.tokens, math.ceil(max_rows * batching.cost(max(lengths))))
-    small = Batching(tokens, batching.square, alone_above=batching.alone_above)
+    small = replace(batching, tokens=tokens, row=0.0)
     for _, part in small.over(longest_first(lengths), lengths.__getitem__, work):
         yield part
 

@@ -129,13 +129,14 @@ class _Model:
 
     def _run(self, kind: str, requests: Sequence[Any], lengths: list[int], batching: Batching) -> list[Any]:
         replies: list[Any] = [None] * len(requests)
+        decodes = kind == "generate_until"
 
         def work(batch: list[int]) -> list[Any]:
             self._wrapped.batch_size_per_gpu = len(batch)
             answers: list[Any] = getattr(self._wrapped, kind)([requests[i] for i in batch], disable_tqdm=True)
             return answers
 
-        for batch, answers in batching.over(longest_first(lengths), lengths.__getitem__, work):
+        for batch, answers in batching.over(longest_first(lengths), lengths.__getitem__, work, decodes=decodes):
             for i, answer in zip(batch, answers, strict=True):
                 replies[i] = answer
             self._report(len(batch))

@@ -61,6 +61,7 @@ class LocalGuard(AskingJudge):
             longest_first(lengths),
             lengths.__getitem__,
             lambda batch: self._replies(model, tokenizer, [rows[fitting[i]] for i in batch]),
+            decodes=True,
         ):
             for i, reply in zip(batch, replies, strict=True):
                 question = questions[fitting[i]]

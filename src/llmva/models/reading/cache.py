@@ -171,6 +171,7 @@ def keep_rows(held: Any, mask: Tensor, kept: list[int]) -> Tensor:
         for name in ("keys", "values"):
             x = getattr(layer, name)[rows]
             setattr(layer, name, x if narrow is None else x[:, :, narrow.to(x.device)])
+        layer.rooms = None  # else what the rows had stays until the next token
     return mask if narrow is None else mask[:, narrow]
 
 
@@ -181,6 +182,7 @@ def join_rows(held: Any, mask: Tensor, other: Any, other_mask: Tensor) -> Tensor
         for name in ("keys", "values"):
             both = (pad(x, (0, 0, width - x.shape[2], 0)) for x in (getattr(layer, name), getattr(more, name)))
             setattr(layer, name, torch.cat(list(both)))
+        layer.rooms = None
     return torch.cat([pad(x, (width - x.shape[1], 0)) for x in (mask, other_mask)])
 
 

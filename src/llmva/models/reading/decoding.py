@@ -30,6 +30,7 @@ from llmva.models.reading.cache import (
 from llmva.models.reading.sampling import Choose, greedy
 
 REFILL = 0.125  # waiting rows are read once they can fill this share of the batch: a pass over few tokens is dear
+TRIM_EVERY = 8  # steps; rows that leave and tokens that come leave pieces of memory that fit nothing else
 TOLERANCE = 1e-3  # of the largest logit, in float32
 End = Callable[[list[int]], int | None]  # a row's new tokens -> how many of them count, or None to go on
 
@@ -80,7 +81,9 @@ def decode(
     lengths = [len(row) + budget for row, budget in zip(rows, budgets, strict=True)]
     waiting = longest_first(lengths)[::-1]  # the next one last
     prefix = read_prefix(model, rows)
+    unread = [len(row) - (prefix.length if prefix else 0) for row in rows]
     active: _Active | None = None
+    steps = 0
 
     def cost(of: Sequence[int]) -> float:
         return sum(batching.cost(lengths[i], len(rows[i])) for i in of)
@@ -88,24 +91,16 @@ def decode(
     while waiting or active:
         group: list[int] = []
         try:
-            busy = active.rows if active else []
-            room = batching.tokens - cost(busy)
-            taken = 0.0
-            while waiting and len(busy) + len(group) < MAX_ROWS:
-                one = cost(waiting[-1:])
-                if (busy or group) and taken + one > room:
-                    break
-                group.append(waiting.pop())
-                taken += one
-            few = active is not None and waiting and taken < REFILL * batching.tokens
-            if few and len(group) < REFILL * MAX_ROWS:
-                waiting += group[::-1]
-                group = []
+            group = _next_group(waiting, active.rows if active else [], batching, cost, unread)
             if group:
                 added = _prefill(model, padding, rows, group, prefix, taking, choose)
                 active = added if active is None else _joined(active, added)
+                trim()
             elif active is not None:
                 _step(model, active, choose)
+                steps += 1
+                if steps % TRIM_EVERY == 0:
+                    trim()
         except RuntimeError as error:  # also torch.OutOfMemoryError, a subclass
             lost = [*(active.rows if active else []), *group]
             check_divisible(error, len(lost))
@@ -121,6 +116,32 @@ def decode(
         waiting = sorted([*waiting, *lost], key=lambda i: (lengths[i], -i))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _next_group(
+    waiting: list[int],
+    busy: Sequence[int],
+    batching: Batching,
+    cost: Callable[[Sequence[int]], float],
+    unread: Sequence[int],
+) -> list[int]:
+    """Take the rows that are read next out of `waiting`, those at its end first; none if they are too few for a pass.
+
+    Args:
+        busy: rows that are being answered.
+        unread: how many tokens of each row are read in that pass.
+    """
+    room, group, whole = batching.tokens - cost(busy), list[int](), False
+    while waiting and len(busy) + len(group) < MAX_ROWS:
+        longest = max(unread[i] for i in (*group, waiting[-1]))
+        whole = len(group) >= batching.read_at_once(longest)
+        if whole or ((busy or group) and cost([*group, waiting[-1]]) > room):
+            break
+        group.append(waiting.pop())
+    if busy and waiting and not whole and cost(group) < REFILL * batching.tokens and len(group) < REFILL * MAX_ROWS:
+        waiting += group[::-1]
+        return []
+    return group
 
 
 @torch.inference_mode()
