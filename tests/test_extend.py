@@ -77,7 +77,7 @@ def test_a_new_attack_falls_and_the_old_prompts_stay(extended: Path) -> None:
     for name in ("asr", "orr"):
         assert after["old"][name] <= before["old"][f"{name}_interval"][1]
     assert record["test"]["after"]["by_source"]["attack"]["rate"] == after["new"]["asr"]
-    assert (record["settings"]["per_source"], record["settings"]["min_kept"]) == (32, 0.98)
+    assert (record["settings"]["per_source"], record["settings"]["min_kept"]) == (32, 0.97)
     assert any("extends an earlier edit" in limit for limit in record["limits"])
 
 

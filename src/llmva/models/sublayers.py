@@ -257,8 +257,6 @@ def contiguous_head(model: Any) -> Any:
 
 
 def contiguous(states: torch.Tensor) -> torch.Tensor:
-    """`states` with the strides of their shape. torch takes any stride of a dimension of 1 for contiguous, and its
-    linear then copies its matrix all the same."""
-    if states.is_contiguous() and (not states.ndim or states.stride(0) == states.shape[1:].numel()):
-        return states
-    return states.clone(memory_format=torch.contiguous_format)
+    """`states` laid out by their shape alone. torch takes a slice of a single row for contiguous as it is, and its linear
+    then copies its matrix all the same."""
+    return states.contiguous() if len(states) > 1 else states.clone(memory_format=torch.contiguous_format)
