@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 DEMO_NAME = "llmva's organism"  # the bundled model in a run's record: its place differs by machine
+# oneDNN keeps the code of a product for every number of rows, 1,024 of them: hundreds of MB after some answers
+KEPT_PRODUCTS = "32"
 BESIDE = "llmva"  # a model's folder may bring prompts and probes of its own in this folder
 
 
@@ -285,6 +287,7 @@ def quiet_libraries(*names: str) -> None:
     import warnings
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_PRODUCTS)  # read at the first product on a CPU
     warnings.filterwarnings("ignore")
     if not all(Path(name.split(":")[0]).expanduser().exists() for name in names):
         _stay_offline_without_network()

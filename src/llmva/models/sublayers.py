@@ -257,6 +257,6 @@ def contiguous_head(model: Any) -> Any:
 
 
 def contiguous(states: torch.Tensor) -> torch.Tensor:
-    """`states` laid out by their shape alone. torch takes a slice of a single row for contiguous as it is, and its linear
-    then copies its matrix all the same."""
+    """`states` laid out by their shape alone. torch takes a slice of a single row for contiguous as it is, and its
+    linear then copies its matrix all the same."""
     return states.contiguous() if len(states) > 1 else states.clone(memory_format=torch.contiguous_format)
