@@ -69,6 +69,8 @@ def fit_select_align(context: Context, state: State, plan: Plan) -> InnerResult:
     if plan.stop is None or left_out is not None:
         held = context.held_out(state.edit, iteration)
         auc = readable(vectors, [state.validation, *([held] if held else [])])
+        del held
+    del read  # the passes need its vectors alone, and it may be the largest thing of a run beside the weights
     if plan.stop is not None:
         return InnerResult(state.edit, vectors, left_out=left_out, auc=auc)
     chosen = select(vectors.scores, context.sublayer_count)  # 4. Select
