@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llmva.experiments.study.estimate import estimates, totals
 from llmva.experiments.study.paper import paper_models, paper_study, small_study
 from llmva.experiments.study.plan import panels, plan
 from llmva.experiments.study.worker import finished
+from llmva.files import write_text
 from test_kills_of_runs import without_clock
 
 KILLS = int(os.environ.get("LLMVA_TEST_KILLS", "2"))
@@ -215,6 +217,14 @@ def test_two_processes_leave_the_same_cells(whole: tuple[Path, Path], tmp_path: 
     together = worker(path, tmp_path / "out", "--workers", 2)
     assert together.wait() == 0, together.stderr and together.stderr.read()
     same_cells(serial, tmp_path / "out")
+
+
+def test_a_file_that_many_write_at_once_is_whole_and_no_write_fails(tmp_path: Path) -> None:
+    path, texts = tmp_path / "page.html", [f"{number}" * 200_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: [write_text(path, text, shared=True) for _ in range(20)], texts))
+    assert path.read_text() in texts
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_killed_workers_lose_and_repeat_nothing(whole: tuple[Path, Path], tmp_path: Path) -> None:

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write to a temporary name beside `path`, flush to disk, rename."""
-    temporary = path.with_name(path.name + ".part")
+def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> None:
+    """Write to a temporary name beside `path`, flush to disk, rename.
+
+    `shared` says that other processes may write the same file at the same time: each has a temporary name of its own
+    then, and the last to rename decides. Else what a killed process left is replaced by the next.
+    """
+    temporary = _own_part(path) if shared else path.with_name(path.name + ".part")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -34,12 +38,17 @@ def write_bytes(path: Path, data: bytes) -> None:
         ) from error
 
 
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+def _own_part(path: Path) -> Path:
+    """A temporary name that no other process has."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json_text(value))
+def write_text(path: Path, text: str, *, shared: bool = False) -> None:
+    write_bytes(path, text.encode("utf-8"), shared=shared)
+
+
+def write_json(path: Path, value: Any, *, shared: bool = False) -> None:
+    write_text(path, json_text(value), shared=shared)
 
 
 def json_text(value: Any) -> str:
@@ -52,7 +61,7 @@ def write_new(path: Path, data: bytes) -> bool:
 
     Of several processes that try at once, on one machine or on several that share the folder, exactly one gets True.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    temporary = _own_part(path)
     try:
         with temporary.open("xb") as file:
             file.write(data)

@@ -93,11 +93,13 @@ def page(template: str, styles: tuple[str, ...], script: str | None = None, **va
     return printable(environment.get_template(template).render(css=Markup(css), dash=DASH, **values))
 
 
-def write_text(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str, *, shared: bool = False) -> Path:
     """Write printable text so that the file appears whole or not at all; return its path.
+
+    `shared` says that other processes may write the same file at the same time.
 
     Raises:
         LlmvaError: the file cannot be written.
     """
-    files.write_text(path, printable(text))
+    files.write_text(path, printable(text), shared=shared)
     return path

@@ -39,7 +39,7 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
         "panels": rows,
         **over_models([panel for panel in rows if panel["rows"]]),
     }
-    write_json(out / "study.json", record)
+    write_json(out / "study.json", record, shared=True)
     return record
 
 

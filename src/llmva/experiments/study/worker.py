@@ -256,7 +256,7 @@ def _table(study: Study, comparison: Comparison, cell: Cell, base: dict[str, Any
     directory = out / cell.panel.folder
     command = f"llmva study: {study.title}"
     record = record_of(comparison, cell.panel.methods, base, tuned=study.tuned, curves=False, command=command)
-    write_json(directory / "compare.json", record)
+    write_json(directory / "compare.json", record, shared=True)
     write_comparison(directory)
     return {"rows": [row["method"] for row in record["rows"]], "limits": record["limits"]}
 

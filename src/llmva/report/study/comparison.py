@@ -35,7 +35,7 @@ def write_comparison(directory: Path) -> list[Path]:
     directory = Path(directory)
     record = read_record(directory, "compare", "comparison")
     made = (("html", comparison_page(record)), ("csv", comparison_csv(record)), ("tex", comparison_latex(record)))
-    return [write_text(directory / f"compare.{ending}", text) for ending, text in made]
+    return [write_text(directory / f"compare.{ending}", text, shared=True) for ending, text in made]
 
 
 def comparison_page(record: dict[str, Any]) -> str:

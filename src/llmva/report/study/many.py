@@ -39,7 +39,7 @@ def write_study(directory: Path) -> list[Path]:
         ("csv", study_csv(record)),
         ("tex", study_latex(record)),
     )
-    return [write_text(directory / f"study.{ending}", text) for ending, text in made]
+    return [write_text(directory / f"study.{ending}", text, shared=True) for ending, text in made]
 
 
 def study_tables(record: dict[str, Any]) -> list[RenderableType]:
