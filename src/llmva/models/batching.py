@@ -100,7 +100,7 @@ def first_guess(model: Any, tokens: int | None = None) -> Batching:
     else:
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         free = min(weights * CPU_SHARE + SPARE, FREE_SHARE * psutil.virtual_memory().available)
-    return _sized(model, tokens or 2 ** max(0, int(free / _token_bytes(model)).bit_length() - 1))
+    return _sized(model, tokens or _power_of_two(free / _token_bytes(model)))
 
 
 def tokens_within(model: Any, gigabytes: float) -> int:
@@ -134,7 +134,7 @@ def _sized(model: Any, tokens: int) -> Batching:
     row = 0.0 if head is None else int(head.weight.shape[0]) * (4 + size) / each
     at_once = None
     if parameter.device.type != "cuda":
-        at_once = max(LEAST_AT_ONCE, 2 ** (int(ACTIVATIONS / _passing_bytes(model)).bit_length() - 1))
+        at_once = max(LEAST_AT_ONCE, _power_of_two(ACTIVATIONS / _passing_bytes(model)))
     return Batching(tokens, square, row, _changes_its_positions(config), at_once)
 
 
@@ -158,6 +158,11 @@ def cached_bytes(model: Any) -> float:
     heads = getattr(config, "num_key_value_heads", None) or queries
     head = getattr(config, "head_dim", None) or config.hidden_size // queries
     return float(2 * config.num_hidden_layers * heads * head * parameter.element_size())
+
+
+def _power_of_two(most: float) -> int:
+    """The largest power of two that is not above `most`, at least 1."""
+    return int(2 ** max(0, int(most).bit_length() - 1))
 
 
 def _queries(config: Any) -> int:

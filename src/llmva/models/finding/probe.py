@@ -70,8 +70,7 @@ def read(model: Any, ids: Tensor, handles: list[Any]) -> None:
 
 def has_weights(module: nn.Module) -> bool:
     """Whether a module itself has weights. Packed ones are buffers, or lie where only its own code finds them."""
-    own = (*module.parameters(recurse=False), *module.buffers(recurse=False)) if not is_linear(module) else (True,)
-    return len(own) > 0
+    return is_linear(module) or bool([*module.parameters(recurse=False), *module.buffers(recurse=False)])
 
 
 def is_leaf(module: nn.Module) -> bool:

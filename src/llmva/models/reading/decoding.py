@@ -131,14 +131,15 @@ def _next_group(
         busy: rows that are being answered.
         unread: how many tokens of each row are read in that pass.
     """
-    room, group, whole = batching.tokens - cost(busy), list[int](), False
+    room, group, taken, longest, whole = batching.tokens - cost(busy), list[int](), 0.0, 0, False
     while waiting and len(busy) + len(group) < MAX_ROWS:
-        longest = max(unread[i] for i in (*group, waiting[-1]))
+        one, longest = cost(waiting[-1:]), max(longest, unread[waiting[-1]])
         whole = len(group) >= batching.read_at_once(longest)
-        if whole or ((busy or group) and cost([*group, waiting[-1]]) > room):
+        if whole or ((busy or group) and taken + one > room):
             break
         group.append(waiting.pop())
-    if busy and waiting and not whole and cost(group) < REFILL * batching.tokens and len(group) < REFILL * MAX_ROWS:
+        taken += one
+    if busy and waiting and not whole and taken < REFILL * batching.tokens and len(group) < REFILL * MAX_ROWS:
         waiting += group[::-1]
         return []
     return group
