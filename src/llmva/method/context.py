@@ -31,7 +31,8 @@ SCALED_C = 0.3  # times C, in units of the outputs' mean squared deviation, wher
 SOURCE_WEIGHT = 1.0  # of differences between sources in the metric of v_b, likewise
 READ_SHARE = 0.8  # of each of these sources at most: the others show how well v_b reads what it was not fitted on
 HELD_OUT = 64  # of each source at most
-READ_TIMES = 2  # times per_source: prompts of each source that are only read, which costs no generated token
+READ_TIMES = 2  # times per_source: prompts of each source on which v_b is fitted; to read costs no generated token
+READ_WEIGHT = 1 / 3  # of prompts of sources that the user did not give, in the fit of v_b
 TRUST_MESSAGES = 48  # random messages on which the length of a step is measured
 VectorHook = Callable[[Vectors, Observation, int], Vectors]  # vectors, training observation, iteration -> vectors
 Texts = Sequence[tuple[Asked, str]]  # harmless (prompt, answer) of the untouched model
@@ -65,7 +66,7 @@ class Context:
         if not self.reads:
             return Fit(settings.svm, settings.C, False, settings.harmless_weight, 0.0, lean, self.seed)
         C = SCALED_C * settings.C
-        return Fit(settings.svm, C, True, settings.harmless_weight, SOURCE_WEIGHT, lean, self.seed)
+        return Fit(settings.svm, C, True, settings.harmless_weight, SOURCE_WEIGHT, lean, self.seed, READ_WEIGHT)
 
     @property
     def reads(self) -> bool:
@@ -96,19 +97,28 @@ class Context:
         with edit.apply(self.chat.model, check=False):
             return predict_labels(self.chat, prompts, classifier)
 
-    def read(self, edit: Edit, iteration: int, number: int = 0) -> Observation | None:
-        """Captures of a draw of the prompts that are read and not answered, for the model with `edit`; None without."""
-        return self._captured(edit, self._drawn(iteration, number))
+    def read(self, edit: Edit, train: Observation, iteration: int, number: int = 0) -> Observation | None:
+        """Captures of prompts that are read and not answered, for the model with `edit`; None without such.
+
+        They are a draw of those under `prompts.read`, and of training prompts that are not in `train`: v_b needs no
+        answers, so it is fitted on more prompts than are answered.
+        """
+        if not self.reads:
+            return None
+        answered = {prompt.id for prompt in train.prompts}
+        rest = [prompt for prompt in self.prompts.train if prompt.id not in answered]
+        more = draw(rest, (READ_TIMES - 1) * self.settings.per_source, self.generator(iteration, number))
+        return self._captured(edit, [*self._drawn(iteration, number), *more])
 
     def held_out(self, edit: Edit, iteration: int) -> Observation | None:
         """Captures of prompts to read that are not in the first draw of the iteration; None without such."""
+        if not self.reads:
+            return None
         drawn = {prompt.id for prompt in self._drawn(iteration, 0)}
         rest = [prompt for prompt in self.prompts.read if prompt.id not in drawn]
-        return self._captured(edit, draw(rest, HELD_OUT, self.generator(iteration, -3)) if drawn else [])
+        return self._captured(edit, draw(rest, HELD_OUT, self.generator(iteration, -3)))
 
     def _drawn(self, iteration: int, number: int) -> list[Prompt]:
-        if not self.reads:
-            return []
         sizes = Counter(prompt.source for prompt in self.prompts.read)
         count = min(READ_TIMES * self.settings.per_source, int(READ_SHARE * min(sizes.values())))
         return draw(self.prompts.read, count, self.generator(iteration, number))

@@ -207,9 +207,8 @@ def jacobian(context: Context, readers: Tensor, writers: Tensor, iteration: int)
 
     def score(logits: Tensor, batch: list[int]) -> Tensor:
         logs = torch.log_softmax(logits, -1)
-        heaped = logs.detach().cpu().double().exp().cumsum(1)
-        tokens = torch.searchsorted(heaped, draws[batch] * heaped[:, -1:])
-        return logs.gather(1, tokens.clamp_max(logs.shape[1] - 1).to(logs.device))
+        tokens = torch.stack([_drawn(row, draws[i]) for row, i in zip(logs.detach(), batch, strict=True)])
+        return logs.gather(1, tokens)
 
     J = torch.zeros(len(messages), TOKENS, len(readers), dtype=torch.float64)
     for part in gradients(context.chat, messages, score):
@@ -217,3 +216,9 @@ def jacobian(context: Context, readers: Tensor, writers: Tensor, iteration: int)
             read = part.outputs[s].double() @ u
             J[part.rows, :, s] = read[:, None] * (part.slopes[s].double() @ writers[s])
     return J.flatten(0, 1)
+
+
+def _drawn(logs: Tensor, draws: Tensor) -> Tensor:
+    """The tokens at the quantiles `draws` [k] of the distribution with log-probabilities `logs` [V], int64 [k]."""
+    heaped = logs.cpu().double().exp().cumsum(0)
+    return torch.searchsorted(heaped, draws * heaped[-1]).clamp_max(len(logs) - 1).to(logs.device)

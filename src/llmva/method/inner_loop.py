@@ -61,7 +61,7 @@ def fit_select_align(context: Context, state: State, plan: Plan) -> InnerResult:
         context.progress.stage(f"iteration {state.iteration}: fitting")
     iteration = state.iteration + 1  # the number of the new columns
     harmless = context.harmless_outputs(state.edit, state.texts, iteration)
-    read = context.read(state.edit, iteration)
+    read = context.read(state.edit, state.train, iteration)
     vectors = context.fit(state.train, state.validation, harmless, iteration, read)  # 2. Identify  3. Score
     auc = left_out = None
     if not state.edit.factors:
@@ -140,7 +140,7 @@ def _follow(
         if use_gradients and context.reads:
             # what a prompt is hardly changes with an edit, and to read them all again would be half of a pass
             return context.fit(train, now.validation, harmless, search.iteration, benign=vectors)
-        read = context.read(now.edit, search.iteration, now.passes)  # along v_a an edit moves o.v_b too
+        read = context.read(now.edit, train, search.iteration, now.passes)  # along v_a an edit moves o.v_b too
         return context.fit(train, now.validation, harmless, search.iteration, read)
 
     best = now = start

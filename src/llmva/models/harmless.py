@@ -7,7 +7,7 @@ nothing has to be downloaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +98,7 @@ def agreement(
     rows_compared = [(0.0, 0.0, 0.0)] * len(pairs)
     asked = [prompt for prompt, _ in pairs]
     missing = [i for i, text in enumerate(texts) if text not in known]
-    # logits of all compared positions are held twice: a row counts by its tokens, or by its share of these positions
+    # logits of all compared positions are held at once: a row counts by its tokens, or by its share of these positions
     positions = max(1, MAX_LOGIT_BYTES // (4 * chat.decoder.vocabulary))
     small = Batching(chat.batching.tokens, alone_above=chat.batching.alone_above)
     lengths = [
@@ -203,17 +203,19 @@ def _tokens(chat: ChatModel, prompt: Asked, answer: str) -> tuple[list[int], lis
 @torch.inference_mode()
 def _logs(
     chat: ChatModel, rows: list[tuple[list[int], list[int]]], shared: Prefix | None, below: Below | None = None
-) -> list[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Of each row, at the positions that predict its answer and the next token: log-probabilities, and rounding.
 
     [answer + 1, V] and [answer + 1]. The rounding is that of the most likely token's logit in the model's dtype: two
-    tokens that are no further apart are as likely. In bfloat16 that is .125 for a logit of 16.
+    tokens that are no further apart are as likely. In bfloat16 that is .125 for a logit of 16. Rows come one by one,
+    because in float32 those of a batch would take several times the memory of its logits.
     """
     keep = max(len(a) for _, a in rows) + 1
     logits = read_rows(chat.model, chat.pad_id, [[*p, *a] for p, a in rows], shared, keep, below)
     eps = torch.finfo(chat.model.dtype).eps
-    own = [logits[i, keep - len(a) - 1 :].float() for i, (_, a) in enumerate(rows)]
-    return [(torch.log_softmax(one, -1), eps * one.amax(-1).abs()) for one in own]
+    for i, (_, answer) in enumerate(rows):
+        own = logits[i, keep - len(answer) - 1 :].float()
+        yield torch.log_softmax(own, -1), eps * own.amax(-1).abs()
 
 
 def _original(logs: Tensor, answer: list[int]) -> Original:
