@@ -2,12 +2,14 @@
 
     python benchmarks/readers.py MODEL SHARED OUT [--per-source 128] [--seeds 1] [--edit DIR] [--rows 200]
 
-SHARED is a folder with data/ as benchmarks/natural.py takes it. Vectors are fitted on --per-source prompts each of the
-paper's four training files, on twice as many of each bundled kind, and on both: as the paper does (M = I, C = 1), with
-a cost in units of the outputs' deviation, in the metric of random messages too, and as the default run does, quiet on
-differences between sources as well. AUC is the share of pairs, one benign prompt and one toxic one, that o.v_b orders
-rightly. It is given as the mean over the middle two thirds of the sublayers, and with --edit over the sublayers of that
-edit; in brackets the least of them. Captures of the untouched model stay in OUT, named after a hash of the prompts.
+SHARED is a folder with data/ as benchmarks/natural.py takes it. Vectors are fitted on up to twice --per-source prompts
+of each of the paper's four training files, of each bundled kind, and of both: as the paper does (M = I, C = 1), with a
+cost in units of the outputs' deviation, in the metric of random messages too, quiet on differences between sources as
+well, and as the default run does, in which bundled prompts weigh less than the files'. AUC is the share of pairs, one
+benign prompt and one toxic one, that o.v_b orders rightly. It is given as the mean over the middle two thirds of the
+sublayers, and with --edit over the sublayers of that edit; in brackets the least of them. The last column is the
+accuracy on the validation files of the summed readings o.v_b / sigma_b. Captures of the untouched model stay in OUT,
+named after a hash of the prompts.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch import Tensor
 import llmva
 from llmva.cli.inputs import quiet_libraries
 from llmva.edit import Edit
-from llmva.method.context import SCALED_C, SOURCE_WEIGHT
+from llmva.method.context import READ_TIMES, READ_WEIGHT, SCALED_C, SOURCE_WEIGHT
 from llmva.method.identify import Fit, benign_vector
 from llmva.method.left_out import auc
 from llmva.models.chat_model import ChatModel
@@ -38,7 +40,8 @@ HOW = {  # each adds something to the one before
     "paper": Fit(),
     "scaled cost": Fit(C=SCALED_C, scaled=True),
     "harmless metric": Fit(C=SCALED_C, scaled=True),
-    "default": Fit(C=SCALED_C, scaled=True, source_weight=SOURCE_WEIGHT),
+    "quiet on sources": Fit(C=SCALED_C, scaled=True, source_weight=SOURCE_WEIGHT),
+    "default": Fit(C=SCALED_C, scaled=True, source_weight=SOURCE_WEIGHT, read_weight=READ_WEIGHT),
 }
 PAIRS = {
     "XSTest / AdvBench": ("xstest_safe", "advbench"),
@@ -85,23 +88,32 @@ def aucs(benign: Tensor, toxic: Tensor) -> Tensor:
 
 
 def fit_on(
-    train: dict[str, tuple[bool, Tensor]], counts: dict[str, int], seed: int, harmless: Tensor | None, how: Fit
+    train: dict[str, tuple[bool, Tensor]], count: int, own: set[str], seed: int, harmless: Tensor | None, how: Fit
 ) -> Tensor:
-    """v_b of every sublayer, [S, d], on a draw of so many prompts of each source."""
+    """v_b of every sublayer, [S, d], on a draw of `count` prompts of each source; those of `own` have full weight."""
     generator = torch.Generator().manual_seed(seed)
     parts: list[Tensor] = []
     prompts: list[Prompt] = []
     for name, (benign, outputs) in train.items():
-        drawn = torch.randperm(outputs.shape[1], generator=generator)[: counts[name]]
+        drawn = torch.randperm(outputs.shape[1], generator=generator)[:count]
         parts.append(outputs[:, drawn])
         prompts += [Prompt(f"{name} {i}", benign, name) for i in range(len(drawn))]
     features = torch.cat(parts, 1)
+    weights = torch.tensor([1.0 if prompt.source in own else how.read_weight for prompt in prompts])
     return torch.stack(
         [
-            benign_vector(x.double(), prompts, how.metric(None if harmless is None else harmless[s]), how)
+            benign_vector(x.double(), prompts, how.metric(None if harmless is None else harmless[s]), how, weights)
             for s, x in enumerate(features)
         ]
     )
+
+
+def summed_accuracy(outputs: dict[str, tuple[bool, Tensor]], vectors: Tensor, chosen: list[int]) -> float:
+    """Share of the prompts `outputs` on whose side the sum of o.v_b / sigma_b over the sublayers `chosen` is."""
+    read = {name: torch.einsum("snd,sd->sn", x[chosen].double(), vectors[chosen]) for name, (_, x) in outputs.items()}
+    sigma = torch.cat(list(read.values()), 1).std(1, correction=0)[:, None]
+    right = [(read[name] / sigma).sum(0).sign() == (1 if benign else -1) for name, (benign, _) in outputs.items()]
+    return float(torch.cat(right).double().mean())
 
 
 def main() -> None:
@@ -124,8 +136,8 @@ def main() -> None:
     messages = random_messages(chat, 256, torch.Generator().manual_seed(0))
     harmless = captured(chat, "random messages", messages, args.out)
 
-    count = len(chat.decoder.names)
-    groups = {"middle": list(range(count // 6, count - count // 6))}
+    number = len(chat.decoder.names)
+    groups = {"middle": list(range(number // 6, number - number // 6))}
     if args.edit is not None:
         edited = Edit.load(args.edit).factors
         groups["edited"] = [s for s, name in enumerate(chat.decoder.names) if name in edited]
@@ -138,19 +150,22 @@ def main() -> None:
         return torch.cat(parts, 1)
 
     for group, chosen in groups.items():
-        print(f"\n{Path(args.model).name}, {group} sublayers ({len(chosen)} of {count}), {args.per_source} a source\n")
-        print("| fitted on | how | " + " | ".join(PAIRS) + " |")
-        print("| --- | --- |" + " --- |" * len(PAIRS))
-        counts = dict.fromkeys(papers, args.per_source) | dict.fromkeys(own, 2 * args.per_source)
+        print(f"\n{Path(args.model).name}, {group} sublayers ({len(chosen)} of {number}), {args.per_source} a source\n")
+        print("| fitted on | how | " + " | ".join(PAIRS) + " | right, validation files |")
+        print("| --- | --- |" + " --- |" * (len(PAIRS) + 1))
+        files = {f"{name} (val)": outputs[f"{name} (val)"] for names in HOME.values() for name in names}
+        count = READ_TIMES * args.per_source
         for name, train in (("bundled", own), ("paper's four", papers), ("both", {**papers, **own})):
             for metric, how in HOW.items():
                 text = None if metric in ("paper", "scaled cost") else harmless
-                seeds = [fit_on(train, counts, seed, text, how) for seed in range(args.seeds)]
+                given = set(papers if name == "both" else train)
+                seeds = [fit_on(train, count, given, seed, text, how) for seed in range(args.seeds)]
                 cells = []
                 for benign, toxic in PAIRS.values():
                     each = torch.stack([aucs(projections(benign, v), projections(toxic, v)) for v in seeds]).mean(0)
                     cells.append(f"{each[chosen].mean():.3f} [{each[chosen].min():.2f}]")
-                print(f"| {name} | {metric} | " + " | ".join(cells) + " |", flush=True)
+                right = sum(summed_accuracy(files, v, chosen) for v in seeds) / len(seeds)
+                print(f"| {name} | {metric} | " + " | ".join(cells) + f" | {right:.3f} |", flush=True)
 
 
 if __name__ == "__main__":
