@@ -28,9 +28,10 @@ def score(logits: Tensor, batch: list[int]) -> Tensor:
     return torch.stack([logs[:, 7] - logs[:, 9], logs[:, 5] * weights], 1)
 
 
-def found(model: Any, budget: int = 100_000) -> tuple[Tensor, Tensor, Tensor]:
+def found(model: Any, budget: int = 100_000, in_graph: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Scores [n, k], outputs [S, n, d] and gradients [S, n, k, d], in the prompts' order."""
-    parts = list(gradients(chat_model(find_decoder(model), tiny_tokenizer(), Batching(budget)), TEXTS, score))
+    batching = Batching(budget, in_graph=in_graph)
+    parts = list(gradients(chat_model(find_decoder(model), tiny_tokenizer(), batching), TEXTS, score))
     back = torch.tensor([i for part in parts for i in part.rows]).argsort()
     scores, outputs, slopes = (
         torch.cat([getattr(part, name) for part in parts], dim)
@@ -96,3 +97,11 @@ def test_further_model_types(model_type: str) -> None:
     scores, outputs, slopes = found(tiny_of_type(model_type, MORE[model_type]))
     assert all(part.isfinite().all() for part in (scores, outputs, slopes))
     assert slopes.abs().amax() > 0
+
+
+def test_a_graph_holds_no_more_tokens_than_it_may() -> None:
+    model = tiny("llama")
+    chat = chat_model(find_decoder(model), tiny_tokenizer(), Batching(100_000, in_graph=1))
+    assert [part.rows for part in gradients(chat, TEXTS, score)] == [[2], [0], [3], [1]]  # alone, the longest first
+    for one, other in zip(found(model, in_graph=1), found(model), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)

@@ -22,6 +22,8 @@ SPARE = 384 * 2**20
 FREE_SHARE = 0.5  # of the memory that is free on the machine
 ACTIVATIONS = 96 * 2**20  # off CUDA, bytes of the activations of one block: more tokens at once bring no speed there
 LEAST_AT_ONCE = 512  # tokens; below, products are slower
+GRAPH = 128 * 2**20  # off CUDA, bytes of keys and values that a graph of gradients may hold, or
+GRAPH_SHARE = 1 / 16  # of the weights' bytes
 KEPT_FREE = 0.92  # of --max-memory: what is counted is not all that is taken
 LEAST_TOKENS = 256  # a prompt and its answer
 
@@ -38,6 +40,7 @@ class Batching:
     row: float = 0.0  # memory of a row's logits, which are held in float32 too, in tokens
     alone_above: int | None = None  # a row of more tokens is a batch of its own
     at_once: int | None = None  # maximum number of tokens, padding included, that are read at once; None: `tokens`
+    in_graph: int | None = None  # maximum number of tokens whose keys and values a graph holds; None: `tokens`
 
     def cost(self, length: int, at_once: int | None = None) -> float:
         """How many tokens of the maximum a row of `length` tokens uses, of which `at_once` go through the model at once
@@ -98,8 +101,7 @@ def first_guess(model: Any, tokens: int | None = None) -> Batching:
     if parameter.device.type == "cuda":
         free = 0.7 * torch.cuda.mem_get_info(parameter.device)[0]
     else:
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        free = min(weights * CPU_SHARE + SPARE, FREE_SHARE * psutil.virtual_memory().available)
+        free = min(_weights_bytes(model) * CPU_SHARE + SPARE, FREE_SHARE * psutil.virtual_memory().available)
     return _sized(model, tokens or _power_of_two(free / _token_bytes(model)))
 
 
@@ -132,10 +134,13 @@ def _sized(model: Any, tokens: int) -> Batching:
     square = 0.0 if parameter.device.type == "cuda" else queries * (4 + size) / each
     head = model.get_output_embeddings()  # an encoder has none
     row = 0.0 if head is None else int(head.weight.shape[0]) * (4 + size) / each
-    at_once = None
+    at_once = in_graph = None
     if parameter.device.type != "cuda":
         at_once = max(LEAST_AT_ONCE, _power_of_two(ACTIVATIONS / _passing_bytes(model)))
-    return Batching(tokens, square, row, _changes_its_positions(config), at_once)
+        # where several heads share keys and values, a graph holds a copy for each
+        copies = cached_bytes(model, queries)
+        in_graph = _power_of_two(max(GRAPH, GRAPH_SHARE * _weights_bytes(model)) / copies)
+    return Batching(tokens, square, row, _changes_its_positions(config), at_once, in_graph)
 
 
 def _token_bytes(model: Any) -> float:
@@ -151,11 +156,15 @@ def _passing_bytes(model: Any) -> float:
     return float((6 * config.hidden_size + 3 * inner) * parameter.element_size())
 
 
-def cached_bytes(model: Any) -> float:
-    """Memory of a token's keys and values."""
+def _weights_bytes(model: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def cached_bytes(model: Any, heads: int | None = None) -> float:
+    """Memory of a token's keys and values, of so many heads or as many as the cache has."""
     config, parameter = text_config(model), next(model.parameters())
     queries = _queries(config)
-    heads = getattr(config, "num_key_value_heads", None) or queries
+    heads = heads or getattr(config, "num_key_value_heads", None) or queries
     head = getattr(config, "head_dim", None) or config.hidden_size // queries
     return float(2 * config.num_hidden_layers * heads * head * parameter.element_size())
 

@@ -75,6 +75,8 @@ def gradients(chat: ChatModel, prompts: Sequence[Asked], score: Score) -> Iterat
     # the graph holds the logits several times: limit them for large vocabularies
     max_rows = max(1, LOGIT_BYTES // (4 * chat.decoder.vocabulary))
     tokens = min(batching.tokens, math.ceil(max_rows * batching.cost(max(lengths))))
+    if batching.in_graph is not None:
+        tokens = min(tokens, batching.in_graph)
     small = replace(batching, tokens=tokens, row=0.0)
     for _, part in small.over(longest_first(lengths), lengths.__getitem__, work):
         yield part
