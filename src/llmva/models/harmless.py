@@ -99,7 +99,7 @@ def agreement(
     asked = [prompt for prompt, _ in pairs]
     missing = [i for i, text in enumerate(texts) if text not in known]
     # logits of all compared positions are held at once: a row counts by its tokens, or by its share of these positions
-    positions = max(1, MAX_LOGIT_BYTES // (4 * chat.decoder.vocabulary))
+    positions = max(1, MAX_LOGIT_BYTES // (chat.model.dtype.itemsize * chat.decoder.vocabulary))
     small = Batching(chat.batching.tokens, alone_above=chat.batching.alone_above)
     lengths = [
         max(len(prompt) + len(answer), math.ceil((len(answer) + 1) * small.tokens / positions))

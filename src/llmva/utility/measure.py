@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llmva.edit import Edit
@@ -98,7 +99,7 @@ class _Model:
         self._requests, self._reported = 0, 0
         vocabulary = int(wrapped.model.get_output_embeddings().weight.shape[0])
         tokens = min(batching.tokens, max(1, LOGIT_BYTES // (4 * vocabulary)))
-        self._scoring = Batching(tokens, batching.square, alone_above=batching.alone_above)
+        self._scoring = replace(batching, tokens=tokens, row=0.0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._wrapped, name)
