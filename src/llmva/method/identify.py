@@ -11,6 +11,7 @@ from torch import Tensor
 from llmva.errors import UsageError
 from llmva.method.observe import Observation
 from llmva.method.svm import Cost, HarmlessMetric, angles, fit_sklearn, fit_svms, spread, unit
+from llmva.models.batching import trim
 from llmva.prompts.types import Prompt
 
 PAPERS_SHARE = 42 / 64  # of the 2N sublayers: the paper's choice for Llama-3.1-8B
@@ -55,7 +56,7 @@ class Fit:
 
         `lean` is that of the last labelling, and `weights` [n] are factors of the samples' costs.
         """
-        deviation = float((x - x.mean(0)).pow(2).sum(1).mean()) if self.scaled else 1.0
+        deviation = float(x.var(0, correction=0).sum()) if self.scaled else 1.0
         costs = _costs(labels, self.C / max(deviation, 1e-30), lean, weights)
         if self.svm == "exact":
             return unit(fit_svms(x[None], labels, costs, metric=[metric] if metric else None))[0]
@@ -130,6 +131,7 @@ def identify(
         if _constant(features, spread(x, v)):
             v = torch.zeros_like(v)
         parts.append((v, spread(x, v), accuracy(validation.capture.outputs[s : s + 1], v, validation.signs)))
+        trim()  # matrices of ever other sizes leave holes that add up to hundreds of MB
     directions, sigma, right = (torch.cat(column) for column in zip(*parts, strict=True))
     more = None if read is None else read.capture.final
     known = None if benign is None else benign.final

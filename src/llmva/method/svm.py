@@ -99,14 +99,16 @@ def solve_dual(gram: Tensor, y: Tensor, C: Cost = 1.0) -> Tensor:
     The first rounds run in float32, which halves their cost. Float64 rounds then start from their result and continue
     until A is stable, so the result does not depend on the first phase.
     """
-    rough, zero = gram.float(), torch.zeros(len(gram), dtype=torch.float32, device=gram.device)
     costs: list[Cost] = [C] * len(y) if isinstance(C, float | int) else list(C.to(gram))
-    betas = []
-    for row, cost in zip(y, costs, strict=True):
-        less = cost if isinstance(cost, float | int) else cost.float()
-        guess = _newton(rough, row.float(), zero, less, slack=len(gram) // 32)
-        betas.append(_newton(gram, row, guess.to(gram), cost, slack=0))
-    return torch.stack(betas)
+    rough, zero = gram.float(), torch.zeros(len(gram), dtype=torch.float32, device=gram.device)
+    guesses = [
+        _newton(rough, row.float(), zero, cost if isinstance(cost, float | int) else cost.float(), len(gram) // 32)
+        for row, cost in zip(y, costs, strict=True)
+    ]
+    del rough  # two matrices of this size are enough at a time
+    return torch.stack(
+        [_newton(gram, row, guess.to(gram), cost, 0) for row, guess, cost in zip(y, guesses, costs, strict=True)]
+    )
 
 
 def _newton(gram: Tensor, y: Tensor, beta: Tensor, C: Cost, slack: int) -> Tensor:
@@ -162,10 +164,11 @@ def _solve_active(gram: Tensor, y: Tensor, active: Tensor, C: Cost) -> Tensor:
     index = active.nonzero().flatten()
     beta = torch.zeros_like(y)
     if len(index):
-        system = gram[index][:, index]
+        system = gram[index[:, None], index]
         system.diagonal().add_(0.5 / (C if isinstance(C, float | int) else C[index]))
-        factor, failed = torch.linalg.cholesky_ex(system)
-        solved = torch.cholesky_solve(y[index, None], factor).flatten()
+        failed = torch.empty((), dtype=torch.int32, device=gram.device)
+        torch.linalg.cholesky_ex(system, out=(system, failed))  # in place: these are a fit's largest matrices
+        solved = torch.cholesky_solve(y[index, None], system).flatten()
         beta[index] = solved if not failed else torch.nan
     return beta
 
