@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,19 @@ def test_the_entry_point_names_the_module() -> None:
     )
     assert entry
     assert find_spec(entry[1])
+
+
+def test_every_parameter_is_explained() -> None:
+    """By the module's text, which is there without Inspect AI too."""
+    tree = ast.parse((ROOT / "src/llmva/inspect_tasks/tasks.py").read_text(encoding="utf-8"))
+    decorated = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
+    tasks = {node.name: {one.arg for one in node.args.args} for node in decorated if node.name != "one_sentence"}
+    page = (ROOT / "docs/utility.md").read_text(encoding="utf-8").partition("## Our rates in Inspect AI")[2]
+    assert {f"llmva/{name}" for name in tasks} == set(re.findall(r"llmva/\w+", page))
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    explained = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert tasks["over_refusal"] == explained - {"toxic"}
+    assert tasks["harmful"] == explained - {"benign"}
 
 
 @pytest.mark.parametrize("benign", [True, False])
