@@ -19,7 +19,7 @@ import pytest
 import llmva
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.ipynb")])
 MADE_BY_A_RUN = ("docs/report.png", "docs/results.md")  # a clone may be without them while they are being made
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -27,7 +27,12 @@ SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+    """The file; of a notebook, the text between its cells."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells)
 
 
 def _cells(page: str) -> list[list[str]]:
@@ -140,7 +145,7 @@ def test_the_check_of_commands_can_fail(command: str, right: bool) -> None:
 def test_options_named_in_text_exist() -> None:
     every = [m for c in _program().commands.values() for m in (c, *getattr(c, "commands", {}).values())]
     known = {o for c in every for p in c.params for o in p.opts} | {"--help", "--version"}
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [page for page in PAGES if page.parent != ROOT or page.name == "README.md"]:
         for span in SPAN.findall(FENCE.sub("", _text(page))):
             if re.fullmatch(r"--[a-z-]+( [A-Z]+)?", span) and page.name != "judges.md":  # that one has a CLI of its own
                 assert span.split()[0] in known, f"{page.name}: {span}"
