@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmva.report.fitting import Fitting
 from llmva.report.run.rows import Row, rate_row
-from llmva.report.values import DASH, dicts, finite, part, printable, share
+from llmva.report.values import DASH, dicts, finite, part, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -72,22 +72,6 @@ def _cells(row: Row, intervals: bool) -> list[str]:
     if not row.n:
         return [DASH, DASH]
     return [row.before_cell, row.after_cell] if intervals else [row.before_text, row.after_text]
-
-
-def search_note(record: dict[str, Any]) -> str:
-    """A sentence on the search of `llmva evaluate --adaptive`: what fell, and after how many answers half had."""
-    of = record["adaptive"]
-    said = []
-    for when, words in (("before", "without the edit"), ("after", "with it")):
-        one = part(of, when)
-        if finite(one.get("fallen")) is None:
-            continue
-        half = one.get("half")
-        reached = f"half by answer {half}" if half else f"half not within {of['budget']} answers"
-        said.append(f"{share(one['fallen'])} of {one['n']} fell {words}, {reached}")
-    if not said:
-        return "Search over transforms: there was no toxic prompt to search with."
-    return f"Search over transforms, at most {of['budget']} answers to a toxic prompt: {'; '.join(said)}."
 
 
 def attacks_markdown(record: dict[str, Any]) -> str:
