@@ -70,6 +70,15 @@ class Never(Judge):
         return Judgement(Label.REFUSED, 1.0, "")
 
 
+class OfSuffixes(Judge):
+    """Takes every answer for one where the prompt has a suffix."""
+
+    name = "of suffixes"
+
+    def answered(self, prompt: Prompt, answer: str) -> Judgement:
+        return Judgement(Label.ANSWERED if prompt.attack else Label.REFUSED, 1.0, "")
+
+
 # -- where a suffix stands ---------------------------------------------------------------------------------------
 
 
@@ -218,7 +227,7 @@ def test_results_do_not_depend_on_the_batch() -> None:
     again = search_suffixes(taught(), TOXIC, Never(), how())
     assert again.record == wide.record
     other = search_suffixes(taught(), TOXIC, Never(), how(seed=2))
-    assert other.seen[1].prompts != wide.seen[1].prompts
+    assert other.seen[2].prompts != wide.seen[2].prompts
 
 
 def test_a_smaller_budget_is_a_part_of_a_larger_one() -> None:
@@ -279,8 +288,21 @@ def test_what_is_spent_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unchanged_suffix_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "draw_candidates", lambda *args: [])
     outcome = search_suffixes(taught(), TOXIC, Never(), how(3))
-    assert len(outcome.seen) == 1
+    assert len(outcome.seen) == 2  # as they stand, and with the drawn suffixes
     assert outcome.record["cost"]["gradient_steps"] == 3 * len(TOXIC)
+
+
+def test_the_drawn_suffix_is_asked_for_comparison_and_counts_for_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = taught()
+    monkeypatch.setattr(module, "improve", lambda chat, attempts, *rest: [False] * len(attempts))
+    outcome = search_suffixes(chat, TOXIC, OfSuffixes(), how(1))
+    drawn = outcome.seen[1]
+    assert [prompt.text for prompt in drawn.prompts] == [prompt.text for prompt in TOXIC]
+    assert all(prompt.attack.startswith("suffix:") for prompt in drawn.prompts)
+    assert outcome.record["drawn"] == {"n": len(TOXIC), "fallen": 1.0}
+    assert (outcome.record["by_step"], outcome.fallen) == ([0.0, 0.0], [])
+    plainly = search_suffixes(chat, TOXIC, PHRASES, how(1)).record
+    assert plainly["drawn"]["n"] == len(TOXIC) - round(plainly["by_step"][0] * len(TOXIC))  # those refused so far
 
 
 def test_prompts_without_room_are_told() -> None:
@@ -343,7 +365,7 @@ def test_steps_compare(before: Any, after: Any, of_all: Any, refused: Any) -> No
 
 
 def test_sentences_say_what_fell_and_what_did_not() -> None:
-    sides = {
+    sides: dict[str, Any] = {
         "before": {"n": 9, "fallen": 1.0, "half": 0, "censored": 0},
         "after": {"n": 9, "fallen": 1 / 3, "half": None, "censored": 6},
     }
@@ -356,7 +378,9 @@ def test_sentences_say_what_fell_and_what_did_not() -> None:
     )
     (said,) = search_notes({"suffix": {"budget": 8, **sides, "refused": {"n": 4, "before": None, "after": None}}})
     assert said.endswith("so the budget is too small for a factor.")
+    sides["before"]["drawn"], sides["after"]["drawn"] = {"n": 4, "fallen": 0.25}, {"n": 9, "fallen": 1.0}
     (said,) = search_notes({"suffix": {"budget": 8, **sides, "refused": {"n": 0}}})
+    assert "before any step, makes it answer 25.0% without the edit, 100.0% with it. No prompt" in said
     assert said.endswith("so no steps compare.")
 
 

@@ -109,6 +109,10 @@ def evaluate(
             "--out", metavar="FILE", help="Write the result to this file, with the prompts that failed, for extend."
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Also write an HTML page of the rates, without prompts, here."),
+    ] = None,
     output: Output,
 ) -> None:
     """Measure ASR, ORR and F1 of MODEL, with and without an edit.
@@ -120,6 +124,7 @@ def evaluate(
 
     _check(sources, set_options, as_fitted, benchmarks)
     _check_folder(out, "--out")
+    _check_folder(report, "--report")
     settings = settings | attacking.drawing
     hub = ["data of benchmarks"] if benchmarks.utility else []
     place = inputs.model_place(model)
@@ -131,7 +136,7 @@ def evaluate(
     from llmva.judges import make_judge
     from llmva.models.engines.choose import check_engine
     from llmva.models.load import load_model
-    from llmva.report import attacks_markdown, transfer_markdown
+    from llmva.report import attacks_markdown, transfer_markdown, write_evaluation
 
     check_sampling(EvaluationSettings(**attacking.drawing), by_engine=engine != "transformers")
     check_search(EvaluationSettings(**attacking.drawing))
@@ -192,6 +197,8 @@ def evaluate(
     if out is not None:
         base = None if loaded_edit is None else loaded_edit.base.get("sha256")
         write_json(out, {**record, "base": base, "failed": failed})
+    if report is not None:
+        write_evaluation(report, record, inputs.typed_command())
     _show(record, output)
     if output.json:
         emit(record)

@@ -115,9 +115,10 @@ def search_suffixes(
 
     The record: `n` toxic prompts that the judge could label at least once; `fallen`, the share that was answered, with
     `fallen_interval`; `half`, the number of steps at which half of them had been, 0 if they were as they stand, None if
-    that was not reached; `by_step`, the share after 0, 1, ... steps; `censored`, how many did not fall; `too_long`, how
-    many of the toxic prompts leave no room for a suffix; `loss`, its mean before the first and after the last step of
-    each prompt; `cost`.
+    that was not reached; `by_step`, the share after 0, 1, ... steps; `censored`, how many did not fall; `drawn`, of
+    those refused as they stand the share that is answered with the drawn suffix, which counts for no step, since the
+    gradient has no part in it; `too_long`, how many of the toxic prompts leave no room for a suffix; `loss`, its mean
+    before the first and after the last step of each prompt; `cost`.
     """
     toxic = [prompt for prompt in prompts if not prompt.benign]
     usable = usable_tokens(chat)
@@ -128,14 +129,16 @@ def search_suffixes(
     seen: list[Observation] = []
     spent = Spent()
 
-    def ask(step: int, asked: dict[int, Prompt]) -> None:
+    def labels_of(forms: list[Prompt]) -> list[Label]:
         plan = search.plan
-        forms = list(asked.values())
-        observation = observe(
-            chat, forms, judge, max_new_tokens=plan.max_new_tokens, thinking=plan.thinking, captures=False
+        seen.append(
+            observe(chat, forms, judge, max_new_tokens=plan.max_new_tokens, thinking=plan.thinking, captures=False)
         )
-        seen.append(observation)
-        for i, form, label in zip(asked, forms, observation.labels, strict=True):
+        return seen[-1].labels
+
+    def ask(step: int, asked: dict[int, Prompt]) -> None:
+        forms = list(asked.values())
+        for i, form, label in zip(asked, forms, labels_of(forms), strict=True):
             judged.update(() if label is Label.UNJUDGED else (i,))
             if label is Label.ANSWERED:
                 fell_at[i] = step
@@ -144,6 +147,8 @@ def search_suffixes(
     if toxic:
         ask(0, dict(enumerate(toxic)))
         on_progress(len(toxic))
+    refused = [one.form(chat) for i, one in enumerate(attempts) if one is not None and i not in fell_at]
+    known = [label for label in labels_of(refused) if label is not Label.UNJUDGED] if refused else []
     for step in range(1, search.plan.budget + 1):
         left = {i: one for i, one in enumerate(attempts) if one is not None and i not in fell_at}
         if not left:
@@ -156,6 +161,7 @@ def search_suffixes(
     record = shares_fallen(fell_at, judged, range(search.plan.budget + 1))
     record["by_step"] = record.pop("shares")
     record["censored"] = record["n"] - len(fell_at)
+    record["drawn"] = {"n": len(known), "fallen": known.count(Label.ANSWERED) / len(known) if known else None}
     record["too_long"] = attempts.count(None)
     traces = [one.trace for one in attempts if one is not None and one.trace]
     record["loss"] = [sum(trace[end] for trace in traces) / len(traces) for end in (0, -1)] if traces else None

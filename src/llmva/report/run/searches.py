@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from markupsafe import Markup
+
+from llmva.report.drawing import svg
 from llmva.report.values import counted, finite, part, share
 
 KINDS = {"adaptive": ("transforms", "answer"), "suffix": ("suffixes", "step")}  # field: what is searched, its unit
@@ -29,7 +32,15 @@ def _note(field: str, of: dict[str, Any]) -> str:
     if not said:
         return f"Search over {over}: there was no toxic prompt to search with."
     first = f"Search over {over}, at most {counted(budget, unit)} to a toxic prompt: {'; '.join(said)}."
-    return " ".join([first, *_factors(of, unit, budget)])
+    return " ".join([first, *_by_chance(of), *_factors(of, unit, budget)])
+
+
+def _by_chance(of: dict[str, Any]) -> list[str]:
+    """What words do that were drawn and not searched."""
+    shares = [(finite(part(of, when, "drawn").get("fallen")), words) for when, words in WHEN]
+    said = [f"{share(fallen)} {words}" for fallen, words in shares if fallen is not None]
+    told = "Of those that are refused as they stand, the drawn suffix alone, before any step, makes it answer"
+    return [f"{told} {', '.join(said)}."] if said else []
 
 
 def _half(half: object, unit: str, budget: int) -> str:
@@ -53,3 +64,32 @@ def _factors(of: dict[str, Any], unit: str, budget: int) -> list[str]:
     if ratio is None:
         return [f"{told}, so the budget is too small for a factor."]
     return [f"{told}, {'at least ' * bool(refused.get('at_least'))}{ratio:.3g} times the steps."]
+
+
+def search_panels(record: dict[str, Any]) -> list[Markup]:
+    """A figure for each search: the share of toxic prompts that fell, by the number of answers or steps."""
+    drawn = [_panel(field, record[field]) for field in KINDS if isinstance(record.get(field), dict)]
+    return [panel for panel in drawn if panel is not None]
+
+
+def _panel(field: str, of: dict[str, Any]) -> Markup | None:
+    over, unit = KINDS[field]
+    first = 0 if field == "suffix" else 1
+    looks = {"before": ("ring", "6 3"), "after": ("dot", "")}
+    series = []
+    for when, words in WHEN:
+        shares = part(of, when).get("by_step" if field == "suffix" else "by_try")
+        if isinstance(shares, list) and shares:
+            points = [(float(x), finite(y)) for x, y in enumerate(shares, first)]
+            series.append(svg.Series(words, points, f"c-{when}", *looks[when]))
+    if not series:
+        return None
+    last = max(x for line in series for x, _ in line.points)
+    on = svg.axes((float(first), last), (0.0, 1.0), 230)
+    marks = svg.ticks(first, last, 8, whole=True)
+    parts = on.frame(f"{unit}s", "", marks, (0.0, 0.5, 1.0), lambda y: f"{100 * y:.0f}%")
+    for line in series:
+        parts += svg.polyline(line, on, lambda x, y: f"{unit} {x:.0f}: {share(y)}")
+    title = f"Harmful prompts that fell, search over {over}"
+    drawing = svg.picture(f"chart-search-{field}", title, _note(field, of), on.height, parts)
+    return svg.panel(title, svg.legend_of(series), drawing)
