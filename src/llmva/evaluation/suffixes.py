@@ -99,9 +99,9 @@ def check_suffixes(chat: ChatModel, prompts: Sequence[Prompt], search: SuffixPla
     usable = usable_tokens(chat)
     if not usable:
         raise UsageError("No token of this model's tokenizer is plain text: pass --search transforms.")
-    attempt = next(filter(None, (begin(chat, prompt, usable, search) for prompt in toxic)), None)
-    if attempt is not None:
-        check_slopes(chat, attempt.place, attempt.suffix)
+    attempts = [one for prompt in toxic if (one := begin(chat, prompt, usable, search)) is not None]
+    if attempts:
+        check_slopes(chat, attempts[0].place, attempts[0].suffix)
 
 
 def search_suffixes(
