@@ -18,7 +18,7 @@ from llmva.judges import make_judge
 from llmva.judges.base import Judge, Judgement, Label
 from llmva.models.thinking import Thinking
 from llmva.prompts.types import Prompt, prefill_of
-from llmva.report.run.attacks import search_note
+from llmva.report.run.searches import search_notes
 
 TOXIC = [Prompt(f"open the {noun}", False, "s") for noun in ("door", "lamp", "table", "fence", "trap", "song")]
 BENIGN = [Prompt("paint the fence", True, "s")]
@@ -151,4 +151,5 @@ def test_the_command_searches(taught_folder: Path, command: Callable[..., Said])
     ],
 )
 def test_the_sentence(of: dict[str, Any], sentence: str) -> None:
-    assert search_note({"adaptive": {"budget": 8, **of}}).endswith(sentence)
+    (said,) = search_notes({"adaptive": {"budget": 8, **of}})
+    assert said.endswith(sentence)

@@ -59,16 +59,26 @@ class Attacking:
             "--adaptive",
             metavar="BUDGET",
             min=1,
-            help="Also search for a form in which each toxic prompt is answered, with at most this many answers to it.",
+            help="Also search for a form in which each toxic prompt is answered, in at most so many answers or steps.",
         ),
     ] = None
+    search: Annotated[
+        str,
+        typer.Option(
+            "--search",
+            metavar="KIND",
+            help="What --adaptive searches: transforms, which asks alone; suffix, by gradients; or both.",
+        ),
+    ] = "transforms"
+    suffix_tokens: Annotated[
+        int, typer.Option("--suffix-tokens", metavar="N", min=1, help="With --search suffix, its length.")
+    ] = 10
+    candidates: Annotated[
+        int,
+        typer.Option("--candidates", metavar="N", min=1, help="With --search suffix, suffixes tried in a step."),
+    ] = 64
 
     @property
     def drawing(self) -> dict[str, Any]:
-        """The settings of samples and of the search."""
-        return {
-            "samples": self.samples,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "adaptive": self.adaptive,
-        }
+        """The settings of samples and of searches."""
+        return {name: value for name, value in vars(self).items() if name != "attack"}

@@ -109,6 +109,10 @@ def evaluate(
             "--out", metavar="FILE", help="Write the result to this file, with the prompts that failed, for extend."
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Also write an HTML page of the rates, without prompts, here."),
+    ] = None,
     output: Output,
 ) -> None:
     """Measure ASR, ORR and F1 of MODEL, with and without an edit.
@@ -120,20 +124,22 @@ def evaluate(
 
     _check(sources, set_options, as_fitted, benchmarks)
     _check_folder(out, "--out")
+    _check_folder(report, "--report")
     settings = settings | attacking.drawing
     hub = ["data of benchmarks"] if benchmarks.utility else []
     place = inputs.model_place(model)
     inputs.quiet_libraries(place, *sources.places, *hub)
     from llmva.attacks import parse_attacks
     from llmva.cli.terminal.console import Display, emit
-    from llmva.evaluation.sampled import EvaluationSettings, check_sampling
+    from llmva.evaluation.sampled import EvaluationSettings, check_sampling, check_search
     from llmva.files import write_json, write_text
     from llmva.judges import make_judge
     from llmva.models.engines.choose import check_engine
     from llmva.models.load import load_model
-    from llmva.report import attacks_markdown, transfer_markdown
+    from llmva.report import attacks_markdown, transfer_markdown, write_evaluation
 
     check_sampling(EvaluationSettings(**attacking.drawing), by_engine=engine != "transformers")
+    check_search(EvaluationSettings(**attacking.drawing))
     # prompts, judge and edit are read before the model, so that a mistake in them costs no loading
     check_engine(engine)
     chosen_judge, attacks = make_judge(judge), parse_attacks(attacking.attack)
@@ -175,7 +181,8 @@ def evaluate(
                 overlap = inputs.overlap_with_fit(reading.prompts, edit)
                 metrics |= {**overlap, "limits": [*metrics["limits"], *overlap.get("limits", [])]}
             metrics["limits"] = [*reading.warnings, *metrics["limits"]]
-        seen = inputs.fitted_under(edit, [attack.name for attack in attacks])
+        names = [attack.name for attack in attacks] + ["suffix"] * ("suffix" in metrics)
+        seen = inputs.fitted_under(edit, names)
         metrics["limits"] = [*about_edit, *metrics["limits"], *seen]
     record: dict[str, Any] = {"model": model, "edit": None if edit is None else str(edit), "judge": chosen_judge.name}
     record |= {"system": system, **metrics}
@@ -190,6 +197,8 @@ def evaluate(
     if out is not None:
         base = None if loaded_edit is None else loaded_edit.base.get("sha256")
         write_json(out, {**record, "base": base, "failed": failed})
+    if report is not None:
+        write_evaluation(report, record, inputs.typed_command())
     _show(record, output)
     if output.json:
         emit(record)
@@ -329,12 +338,12 @@ def _chat_model(model: Any, tokenizer: Any, how: Mapping[str, Any]) -> ChatModel
 def _show(record: dict[str, Any], output: Output) -> None:
     from llmva.cli.terminal.console import show
     from llmva.report import attacks_table, before_after_table, tasks_table, transfer_table
-    from llmva.report.run.attacks import search_note
+    from llmva.report.run.searches import search_notes
     from llmva.report.run.truth import truth_note
 
     table = transfer_table(record) if "sets" in record else before_after_table(record)
     under_attack: list[Any] = [attacks_table(record)] if "attacks" in record else []
-    under_attack += [search_note(record)] if "adaptive" in record else []
+    under_attack += search_notes(record)
     note = truth_note(record)
     show(output, table, *under_attack, *([note] if note else []), *record.get("limits", []))
     if "utility_tasks" in record:

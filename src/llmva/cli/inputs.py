@@ -199,7 +199,7 @@ def fit_prompts(edit: Path | None) -> list[Prompt] | None:
 
 def fitted_under(edit: Path | None, attacks: Sequence[str]) -> list[str]:
     """A sentence, as a list of one, where the fit of an edit has seen prompts under some of these attacks."""
-    seen = {prompt.attack for prompt in fit_prompts(edit) or ()}
+    seen = {prompt.attack.partition(":")[0] for prompt in fit_prompts(edit) or ()}  # of a suffix, the kind alone
     names = [name for name in attacks if name in seen]
     if not names:
         return []

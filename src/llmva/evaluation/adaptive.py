@@ -1,14 +1,14 @@
 """An attack that adapts: a bounded random search over transforms, prompt by prompt, until the model answers.
 
 The transforms are those of `attacks/`, one or two in a row. It measures how much an attacker must try, before and after
-an edit. It does not look into the model, so a search that does finds more (docs/safety.md).
+an edit. It does not look into the model; the search over suffixes does (`suffixes.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -38,11 +38,30 @@ class SearchPlan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search found out: `record` for a reader, the prompts that fell in the form in which they did, answers."""
+    """What a search found out: `record` for a reader, the prompts that fell in the form in which they did, answers.
+
+    `fell_at` says of the prompt's place among the toxic ones at which try or step it fell; `judged` are the places of
+    those that the judge could label at least once.
+    """
 
     record: dict[str, Any]
     fallen: list[Prompt]
     seen: list[Observation]
+    fell_at: dict[int, int]
+    judged: set[int]
+
+
+def shares_fallen(fell_at: Mapping[int, int], judged: set[int], numbers: Sequence[int]) -> dict[str, Any]:
+    """What the records of searches share: `n`, `fallen` with its interval, `half`; and `shares`, after each number."""
+    n = len(judged)
+    shares = [sum(at <= number for at in fell_at.values()) / n for number in numbers] if n else []
+    return {
+        "n": n,
+        "fallen": shares[-1] if n else None,
+        "fallen_interval": wilson(len(fell_at), n),
+        "half": next((number for number, share in zip(numbers, shares, strict=False) if share >= HALF), None),
+        "shares": shares,
+    }
 
 
 def chains() -> list[tuple[Attack, ...]]:
@@ -113,14 +132,7 @@ def search_forms(
             if label is Label.ANSWERED:
                 fell_at[i] = tried + 1
                 fallen.append(form)
-    n = len(judged)
-    by_try = [sum(at <= tries for at in fell_at.values()) / n for tries in range(1, search.budget + 1)] if n else []
-    record = {
-        "n": n,
-        "fallen": by_try[-1] if n else None,
-        "fallen_interval": wilson(len(fell_at), n),
-        "half": next((tries for tries, share in enumerate(by_try, 1) if share >= HALF), None),
-        "by_try": by_try,
-        "answers": sum(len(one.prompts) for one in seen),
-    }
-    return Outcome(record, fallen, seen)
+    record = shares_fallen(fell_at, judged, range(1, search.budget + 1))
+    record["by_try"] = record.pop("shares")
+    record["answers"] = sum(len(one.prompts) for one in seen)
+    return Outcome(record, fallen, seen, fell_at, judged)

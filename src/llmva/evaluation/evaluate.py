@@ -8,9 +8,9 @@ from typing import Any
 
 from llmva.attacks.base import Attack
 from llmva.edit import Edit
-from llmva.evaluation.adaptive import SearchPlan, search_forms
 from llmva.evaluation.attacked import attacked_prompts, failed_prompts, worst_case
-from llmva.evaluation.sampled import EvaluationSettings, check_sampling, draws
+from llmva.evaluation.sampled import EvaluationSettings, check_sampling, check_search, draws
+from llmva.evaluation.searches import Searches
 from llmva.evaluation.utility import measure_utility
 from llmva.judges.base import Judge, Label, ToTheEnd
 from llmva.method.observe import Observation, harmless_answers, observe, same_answer
@@ -43,17 +43,18 @@ def evaluate(
     "after" and "utility" exist only with an edit. `parts` names ranges of prompts (start, end); their rates are
     returned in "parts". With `attacks`, all prompts are asked under each of them too: "attacks" has their rates, and
     "worst_case" those of each prompt asked in the worst way. "failed" are the prompts, in the form asked, that failed
-    with the edit, without one if there is none. "adaptive" is what the search over transforms found, where
-    `settings.adaptive` has a budget. "limits" are sentences that a reader of the figures must know.
+    with the edit, without one if there is none. "adaptive" is what the search over transforms found and "suffix" that
+    over suffixes, where `settings.adaptive` has a budget. "limits" are sentences that a reader must know.
 
     Raises:
-        UsageError: an edit of another model, an attack that makes a prompt too long, or settings of samples that are
-            none.
+        UsageError: an edit of another model, an attack that makes a prompt too long, a model whose suffixes cannot be
+            searched, or settings of samples or of a search that are none.
     """
     started = time.monotonic()
     settings, progress = settings or EvaluationSettings(), progress or Progress()
     seed = check_seed(settings.seed)
     check_sampling(settings, by_engine=chat.engine is not None)
+    check_search(settings)
     if edit is not None:
         edit.apply(chat.model).remove()  # raises for an edit of another model before any answer is generated
     asked = [prompt.asked for prompt in prompts]
@@ -63,8 +64,8 @@ def evaluate(
     thinking = prove_model(chat, settings.thinking, settings.thinking_tokens, asked, progress)
     asked_under = attacked_prompts(chat, prompts, attacks, settings.max_new_tokens, thinking)
     compares = settings.samples is None and any(prompt.gold for prompt in prompts)  # what `truth_of` reads
+    searches = Searches(chat, prompts, judge, settings, thinking)
     others: list[Observation] = []
-    fallen: list[Prompt] = []  # of the last model, in the search
     by_form: list[tuple[Sequence[Prompt], list[list[Label]]]] = []  # of the last model
     of_endings = 0
 
@@ -122,16 +123,6 @@ def evaluate(
         if rates:
             record["worst_case"][name] = worst_case(prompts, labels, rates, seed)
 
-    def add_search(name: str, label: str) -> None:
-        if settings.adaptive is None:
-            return
-        how = SearchPlan(settings.adaptive, seed, settings.max_new_tokens, thinking)
-        most = settings.adaptive * sum(not prompt.benign for prompt in prompts)
-        outcome = search_forms(chat, prompts, judge, how, progress.stage(f"searching, {label}", most))
-        record.setdefault("adaptive", {"budget": settings.adaptive})[name] = outcome.record
-        fallen[:] = outcome.fallen
-        others.extend(outcome.seen)
-
     record: dict[str, Any] = {"test": {}}
     if attacks:
         record["attacks"] = [{"name": one.name, "about": one.about, "source": one.source} for one in attacks]
@@ -142,13 +133,13 @@ def evaluate(
         before = answers("original")
         add_rates("before", before)
         add_attacks("before", "original", before)
-        add_search("before", "original")
+        searches.run("before", "original", progress)
         seen = [*before]
         if edit is not None:
             with edit.apply(chat.model, check=False):
                 after = answers("edited")
                 add_attacks("after", "edited", after)
-                add_search("after", "edited")
+                searches.run("after", "edited", progress)
             seen += after
             add_rates("after", after)
             texts = harmless_answers(prompts, before[0].labels, before[0].capture.answers)
@@ -162,12 +153,13 @@ def evaluate(
                     progress=progress,
                     thinking=thinking.off,
                 )
-    failed = dict.fromkeys((*failed_prompts(by_form), *fallen))  # a form may have failed in both
+    failed = dict.fromkeys((*failed_prompts(by_form), *searches.fallen))  # a form may have failed in both
+    record |= searches.record()
     record["failed"] = [prompt_row(prompt) for prompt in failed]
-    record["limits"] = [*limits_of(chat, (), thinking, Tally.of_seen(*seen, *others)), *told]
+    record["limits"] = [*limits_of(chat, (), thinking, Tally.of_seen(*seen, *others, *searches.seen)), *told]
     record["cost"] = {
         "seconds": round(time.monotonic() - started, 2),
         "peak_bytes": peak_bytes(),
-        "generated_tokens": of_endings + sum(one.capture.tokens for one in (*seen, *others)),
+        "generated_tokens": of_endings + sum(one.capture.tokens for one in (*seen, *others, *searches.seen)),
     }
     return record

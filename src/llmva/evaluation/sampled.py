@@ -9,6 +9,8 @@ from llmva.errors import UsageError
 from llmva.models.reading.sampling import Sampling
 from llmva.prompts.types import Prompt
 
+TRANSFORMS, SUFFIX, BOTH = SEARCHES = ("transforms", "suffix", "both")
+
 
 @dataclass(frozen=True)
 class EvaluationSettings:
@@ -22,7 +24,35 @@ class EvaluationSettings:
     samples: int | None = None  # answers to each prompt, drawn at `temperature` from `top_p`; None is one, greedy
     temperature: float = 1.0
     top_p: float = 1.0
-    adaptive: int | None = None  # answers tried for each toxic prompt in a search over transforms; None searches not
+    adaptive: int | None = None  # tries or steps for each toxic prompt in a search; None searches not
+    search: str = "transforms"  # what is searched: one of SEARCHES
+    suffix_tokens: int = 10  # length of a suffix
+    candidates: int = 64  # suffixes tried in a step
+
+    @property
+    def searches(self) -> tuple[str, ...]:
+        """The kinds of search, none without a budget."""
+        if self.adaptive is None:
+            return ()
+        return (TRANSFORMS, SUFFIX) if self.search == BOTH else (self.search,)
+
+
+def check_search(settings: EvaluationSettings) -> None:
+    """Raises UsageError for settings of a search that are none."""
+    default = EvaluationSettings()
+    if settings.search not in SEARCHES:
+        raise UsageError(f"There is no search over {settings.search!r}: choose --search {', '.join(SEARCHES)}.")
+    if settings.adaptive is None and settings.search != default.search:
+        raise UsageError("--search says over what --adaptive searches: add --adaptive with its budget.")
+    own = [getattr(settings, name) != getattr(default, name) for name in ("suffix_tokens", "candidates")]
+    if any(own) and SUFFIX not in settings.searches:
+        raise UsageError(
+            "--suffix-tokens and --candidates are about a search over suffixes: add --adaptive and --search suffix."
+        )
+    if settings.adaptive is not None and settings.adaptive < 1:
+        raise UsageError(f"A budget of {settings.adaptive} searches nothing: make --adaptive 1 or more.")
+    if min(settings.suffix_tokens, settings.candidates) < 1:
+        raise UsageError("A suffix has tokens, and a step tries some: make --suffix-tokens and --candidates 1 or more.")
 
 
 def check_sampling(settings: EvaluationSettings, *, by_engine: bool) -> None:

@@ -5,6 +5,7 @@ reads records as plain dicts, so a machine without the model can draw a report.
 """
 
 from llmva.report.run.attacks import attacks_markdown, attacks_table
+from llmva.report.run.evaluation import write_evaluation
 from llmva.report.run.front import front_table, write_front
 from llmva.report.run.page import render, write_report
 from llmva.report.run.terminal import before_after_html, before_after_table, tasks_table
@@ -29,6 +30,7 @@ __all__ = [
     "transfer_table",
     "write_ablation",
     "write_comparison",
+    "write_evaluation",
     "write_front",
     "write_report",
     "write_study",

@@ -10,7 +10,7 @@ from llmva.experiments.comparison import Comparison
 from llmva.experiments.measure import Applied
 from llmva.experiments.study.definition import Study
 from llmva.experiments.study.plan import Cell
-from llmva.metrics.rates import point_rates
+from llmva.metrics.rates import count, point_rates
 from llmva.prompts.public.wanted import parse_data
 from llmva.prompts.testsets import read_test_sets
 from llmva.prompts.types import Prompt
@@ -30,11 +30,14 @@ def measure_extra(study: Study, comparison: Comparison, cell: Cell, applied: App
         prompts, about = _set(study, comparison, cell)
     with applied():
         seen = setup.observe(prompts, cell.title)
+    counts = count(seen.prompts, seen.labels)
     return {
         "kind": cell.kind,
         "what": cell.what.partition("=")[0],
         **about,
         **point_rates(seen.prompts, seen.labels),
+        "n_toxic": counts.n_toxic,
+        "n_benign": counts.n_benign,
         "labels": [label.value for label in seen.labels],
         "answers": seen.capture.answers,
     }

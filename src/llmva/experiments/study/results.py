@@ -16,9 +16,19 @@ from llmva.experiments.study.worker import finished
 from llmva.experiments.summary import NONE, OURS, title
 from llmva.files import write_json
 from llmva.runs.environment import versions
-from llmva.statistics import critical_difference, friedman, holm, mean_and_spread, mean_ranks, nemenyi, ranks_against
+from llmva.statistics import (
+    critical_difference,
+    f1_of_shares,
+    friedman,
+    holm,
+    mean_and_spread,
+    mean_ranks,
+    nemenyi,
+    ranks_against,
+)
 
 RATES = ("f1", "asr", "orr", "garbled")
+SIZES = ("n_toxic", "n_benign")
 
 
 def collect(study: Study, out: Path) -> dict[str, Any]:
@@ -74,6 +84,10 @@ def _panel(study: Study, panel: Panel, cells: Sequence[Cell], done: set[str], ou
         for row in compared["rows"]
     ]
     _add_kept(rows)
+    for row in rows:
+        measured = row.get("transfer", {})
+        whole = len(measured) == len(study.transfer)  # else the rows would not be of the same prompts
+        row["transfer_f1"] = _f1_of_all(list(measured.values())) if whole else None
     return {
         **about,
         "base": compared["base"],
@@ -96,10 +110,20 @@ def _extras(panel: Panel, cells: Sequence[Cell], done: set[str], out: Path) -> d
                 kept.setdefault((name, "tasks", task["name"]), []).append({"score": task["score"]})
     extras: dict[str, dict[str, Any]] = {}
     for (name, kind, what), contents in kept.items():
-        keys = ("score",) if kind == "tasks" else RATES
+        keys = ("score",) if kind == "tasks" else (*RATES, *SIZES)
         means = {key: mean_and_spread([content[key] for content in contents])[0] for key in keys}
         extras.setdefault(name, {}).setdefault(kind, {})[what] = means
     return extras
+
+
+def _f1_of_all(sets: Sequence[Mapping[str, Any]]) -> float | None:
+    """F1 over the prompts of all sets together, by the mean rates of each; None without prompts of both sides."""
+    n_toxic, n_benign = (sum(one[size] or 0 for one in sets) for size in SIZES)
+    if not n_toxic or not n_benign:
+        return None
+    answered = sum((1 - one["orr"]) * one["n_benign"] for one in sets if one["n_benign"]) / n_benign
+    unsafe = sum((one["asr"] + one["garbled"]) * one["n_toxic"] for one in sets if one["n_toxic"]) / n_toxic
+    return float(f1_of_shares(answered, unsafe, n_benign, n_toxic))
 
 
 def _title(row: Row | None) -> str:

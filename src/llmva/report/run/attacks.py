@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmva.report.fitting import Fitting
 from llmva.report.run.rows import Row, rate_row
-from llmva.report.values import DASH, dicts, finite, part, printable, share
+from llmva.report.values import DASH, dicts, finite, part, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +17,7 @@ RATES = (("asr", "ASR", "n_toxic"), ("orr", "ORR", "n_benign"))
 WHEN = ("before", "after")
 
 
-def _rows(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Row]]]:
+def attack_rows(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Row]]]:
     """Name and rates of the plain prompts, of each attack, and of the worst case."""
     attacks = dicts(record.get("attacks"))
     every = [(NONE, part(record, "test")), *((str(one.get("name")), one) for one in attacks)]
@@ -32,7 +32,7 @@ def _rows(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Row]]]:
         )
 
 
-def _worst(record: dict[str, Any]) -> str:
+def worst_sentence(record: dict[str, Any]) -> str:
     """What the worst case is, and the attacks with the highest rates of their own."""
     after = part(record, "worst_case", "after") or part(record, "worst_case", "before")
     named = [
@@ -55,12 +55,12 @@ def _table(record: dict[str, Any], intervals: bool) -> Table:
 
     title = Text(f"By attack, before and after the edit{' [95% intervals]' * intervals}", style="bold")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title)
-    table.caption = Text(_worst(record), justify="left")
+    table.caption = Text(worst_sentence(record), justify="left")
     table.add_column("attack")
     for _, name, _ in RATES:
         for when in WHEN:
             table.add_column(f"{name} {when}", no_wrap=True)
-    for name, rates in _rows(record):
+    for name, rates in attack_rows(record):
         cells = [Text(cell) for key, _, _ in RATES for cell in _cells(rates[key], intervals)]
         if name == WORST:
             table.add_section()
@@ -74,27 +74,11 @@ def _cells(row: Row, intervals: bool) -> list[str]:
     return [row.before_cell, row.after_cell] if intervals else [row.before_text, row.after_text]
 
 
-def search_note(record: dict[str, Any]) -> str:
-    """A sentence on the search of `llmva evaluate --adaptive`: what fell, and after how many answers half had."""
-    of = record["adaptive"]
-    said = []
-    for when, words in (("before", "without the edit"), ("after", "with it")):
-        one = part(of, when)
-        if finite(one.get("fallen")) is None:
-            continue
-        half = one.get("half")
-        reached = f"half by answer {half}" if half else f"half not within {of['budget']} answers"
-        said.append(f"{share(one['fallen'])} of {one['n']} fell {words}, {reached}")
-    if not said:
-        return "Search over transforms: there was no toxic prompt to search with."
-    return f"Search over transforms, at most {of['budget']} answers to a toxic prompt: {'; '.join(said)}."
-
-
 def attacks_markdown(record: dict[str, Any]) -> str:
     """A row for each attack, then a sentence on the worst case."""
     heads = [f"{name} {when}" for _, name, _ in RATES for when in WHEN]
     lines = [f"| attack | {' | '.join(heads)} |", f"| --- {'| --- ' * len(heads)}|"]
-    for name, rates in _rows(record):
+    for name, rates in attack_rows(record):
         cells = [cell for key, _, _ in RATES for cell in _cells(rates[key], True)]
         lines.append(f"| {' | '.join([name, *cells])} |")
-    return "\n".join([*lines, "", f"{_worst(record)}."]) + "\n"
+    return "\n".join([*lines, "", f"{worst_sentence(record)}."]) + "\n"

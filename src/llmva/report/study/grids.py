@@ -26,14 +26,6 @@ class Grid:
     best: frozenset[tuple[int, int]] = frozenset()
 
 
-def grids(record: dict[str, Any]) -> list[Grid]:
-    """The tables of which at least one number is known."""
-    made = [_summary(record), _by_model(record), _tests(record)]
-    made += [_further(record, key) for key in ("attack", "transfer")]
-    made.append(_tasks(record))
-    return [grid for grid in made if grid is not None]
-
-
 def panel_name(record: dict[str, Any], panel: dict[str, Any]) -> str:
     """The model, with its data and judge where the study has several of them."""
     names = [str(panel.get("model") or "unnamed")]
@@ -57,7 +49,7 @@ def _with_spread(value: object, text: Text) -> str:
     return f"{text(known.mean)}{spread}"
 
 
-def _summary(record: dict[str, Any]) -> Grid | None:
+def summary_grid(record: dict[str, Any]) -> Grid | None:
     """A row for each method: means over models."""
     rows = dicts(record.get("methods"))
     columns: list[tuple[str, str, Text, int]] = [  # head, key, text, 1 if higher is better
@@ -106,7 +98,7 @@ def _best(values: Sequence[Sequence[float | None]], ways: Sequence[int], first: 
     return frozenset(cells)
 
 
-def _by_model(record: dict[str, Any]) -> Grid | None:
+def models_grid(record: dict[str, Any]) -> Grid | None:
     """The layout of the paper's Table 2: the rates of every set and F1, a row for each model and method."""
     panels = [panel for panel in dicts(record.get("panels")) if dicts(panel.get("rows"))]
     if not panels:
@@ -145,7 +137,7 @@ def _by_model(record: dict[str, Any]) -> Grid | None:
     return Grid("models", "Every model", about, heads, tuple(lines), 2, frozenset(best))
 
 
-def _tests(record: dict[str, Any]) -> Grid | None:
+def tests_grid(record: dict[str, Any]) -> Grid | None:
     tests = part(record, "tests")
     if not tests:
         return None
@@ -182,40 +174,7 @@ def _p(value: float) -> str:
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
-def _further(record: dict[str, Any], key: str) -> Grid | None:
-    """Attacks, or sets on which nothing is fitted: ASR and ORR of each, and F1 where a set has both sides."""
-    lines: list[tuple[str, ...]] = []
-    panels = dicts(record.get("panels"))
-    names = list(dict.fromkeys(n for p in panels for row in dicts(p.get("rows")) for n in part(row, key)))
-    heads: list[str] = []
-    for name in names:
-        for rate, word in (("asr", "ASR"), ("orr", "ORR")):
-            if any(_rate(row, key, name, rate) is not None for p in panels for row in dicts(p.get("rows"))):
-                heads.append(f"{name} {word}")
-    for panel in panels:
-        for row in dicts(panel.get("rows")):
-            if part(row, key):
-                rates = (head.rsplit(" ", 1) for head in heads)
-                numbers = (share(_rate(row, key, name, word.lower())) for name, word in rates)
-                lines.append((panel_name(record, panel), str(row.get("title")), *numbers))
-    if not lines:
-        return None
-    attack = key == "attack"
-    return Grid(
-        key,
-        "Under attacks" if attack else "Transfer",
-        "The test prompts as each attack asks them." if attack else "Sets on which no method was fitted or chosen.",
-        ("Model", "Method", *heads),
-        tuple(lines),
-        2,
-    )
-
-
-def _rate(row: dict[str, Any], key: str, name: str, rate: str) -> float | None:
-    return finite(part(row, key, name).get(rate))
-
-
-def _tasks(record: dict[str, Any]) -> Grid | None:
+def tasks_grid(record: dict[str, Any]) -> Grid | None:
     """The layout of the paper's Figure 5: the share of each score that is kept."""
     panels = dicts(record.get("panels"))
     rows = [(panel_name(record, p), row) for p in panels for row in dicts(p.get("rows")) if part(row, "tasks")]

@@ -13,10 +13,11 @@ from llmva.report.drawing import svg
 from llmva.report.estimates import estimate
 from llmva.report.fitting import Fitting
 from llmva.report.pages import Outcome, page, write_text
-from llmva.report.study.grids import Grid, grids, limits, panel_name
+from llmva.report.study.grids import Grid, limits, models_grid, panel_name, summary_grid, tasks_grid, tests_grid
 from llmva.report.study.plane import HEIGHT, Look, looks, rates_axes
 from llmva.report.study.records import STYLES, csv_text, facts, read_record
 from llmva.report.study.tables import latex
+from llmva.report.study.transfer import attack_grid, transfer_grid
 from llmva.report.values import dicts, finite, part, printable, score, share
 
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ def write_study(directory: Path) -> list[Path]:
         ("tex", study_latex(record)),
     )
     return [write_text(directory / f"study.{ending}", text, shared=True) for ending, text in made]
+
+
+GRIDS = (summary_grid, models_grid, tests_grid, attack_grid, transfer_grid, tasks_grid)  # in the order of the page
+
+
+def grids(record: dict[str, Any]) -> list[Grid]:
+    """The tables of which at least one number is known."""
+    return [grid for make in GRIDS if (grid := make(record)) is not None]
 
 
 def study_tables(record: dict[str, Any]) -> list[RenderableType]:
@@ -97,6 +106,10 @@ def study_csv(record: dict[str, Any]) -> str:
             for kind in ("attack", "transfer"):
                 for name, rates in part(row, kind).items():
                     line |= {f"{kind}_{name}_{key}": finite(part(rates).get(key)) for key in ("f1", "asr", "orr")}
+            line["transfer_f1"] = finite(row.get("transfer_f1"))
+            for name, rates in part(row, "published", "transfer").items():
+                line |= {f"transfer_{name}_{key}_published": finite(part(rates).get(key)) for key in ("asr", "orr")}
+            line["transfer_f1_published"] = finite(part(row, "published").get("transfer_f1"))
             line |= {f"task_{name}_kept": finite(part(one).get("kept")) for name, one in part(row, "tasks").items()}
             lines.append(line)
     return csv_text(lines)
