@@ -119,7 +119,7 @@ def verify(
     edit = holder.edit
     progress.stage("loading the base")
     model, tokenizer = load_model(base, **options)
-    ask = partial(_logits, system=_system_of([artefact.path for artefact in opened]))
+    ask = partial(_logits, system=system_of([artefact.path for artefact in opened]))
     options["dtype"] = str(model.dtype).removeprefix("torch.")
     plain = ask(model, tokenizer)
     with edit.apply(model):
@@ -190,7 +190,7 @@ def _row(artefact: Artefact, reference: Reference, got: Tensor, problems: list[s
     }
 
 
-def _system_of(paths: Sequence[Path]) -> str | None:
+def system_of(paths: Sequence[Path]) -> str | None:
     """The system prompt of the first run among the artefacts."""
     folders = (edit_file(path).parent for path in paths)
     record = next((read_run(folder) for folder in folders if (folder / "run.json").is_file()), None)
