@@ -18,7 +18,8 @@ from llmva.errors import LlmvaError, UsageError
 if TYPE_CHECKING:
     from llmva.export.plan import Plan
 
-KINDS = ("lora", "merged", "diff")
+KINDS = ("lora", "gguf", "merged", "diff")
+ADAPTERS = ("lora", "gguf")
 MAX_SENTENCES = 5  # about one artefact
 PUSHED = ("edit", "lora", "merged")
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the base model.")]
@@ -107,8 +108,8 @@ def export(
 ) -> None:
     """Write the edit in DIR as an adapter or a merged model.
 
-    An adapter is one of PEFT (LoRA). --as diff lists what the edit changes, and writes nothing. A merged model is
-    written shard by shard; memory for one tensor is enough.
+    An adapter is one of PEFT (lora), or of llama.cpp and Ollama (gguf). --as diff lists what the edit changes, and
+    writes nothing. A merged model is written shard by shard; memory for one tensor is enough.
     """
     _check(kind, KINDS, rank)
     if kind != "diff" and out is None:
@@ -136,9 +137,13 @@ def export(
 
                 record["tensors"] = diff(plan)
             elif kind == "lora":
-                from llmva.export.lora import export_lora
+                from llmva.export.adapters.peft import export_lora
 
                 record |= export_lora(plan, out, rank=rank, progress=display)
+            elif kind == "gguf":
+                from llmva.export.adapters.gguf_writing import export_gguf
+
+                record |= export_gguf(plan, out, rank=rank, progress=display)
             else:
                 from llmva.export.merged import export_merged
 
@@ -289,7 +294,7 @@ def _check(kind: str, kinds: Sequence[str], rank: int | None) -> None:
     """Raises UsageError for a form that is not offered, or a rank that does not fit it."""
     if kind not in kinds:
         raise UsageError(f"--as {kind} is unknown here: use {', '.join(kinds)}.")
-    if rank is not None and kind != "lora":
+    if rank is not None and kind not in ADAPTERS:
         raise UsageError(f"--rank applies only to adapters: leave it out with --as {kind}.")
     if rank is not None and rank not in RANKS:
         raise UsageError(f"--rank {rank} is not a rank that servers accept: use {', '.join(map(str, RANKS))}.")
