@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from conftest import Said
 from llmva.edit import Edit
 from llmva.errors import LlmvaError
+from llmva.export.adapters.gguf_reading import adding, read_additions
 from llmva.export.adapters.gguf_writing import export_gguf
 from llmva.export.adapters.tensor_names import ARCHITECTURES, tensor_names
 from llmva.export.plan import make_plan
@@ -238,30 +240,58 @@ def greedy_there(base: Path, rows: list[list[int]], count: int, adapter: Path | 
     return found
 
 
-def test_llama_cpp_answers_with_the_adapter_as_the_edit_does(tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp")
+@dataclass(frozen=True)
+class Demo:
+    """The bundled model, prompts as it reads them, its greedy answers without and with an edit, and that as .gguf."""
+
+    model: Any
+    tokenizer: Any
+    edit: Edit
+    rows: list[list[int]]
+    plain: list[list[int]]
+    wanted: list[list[int]]
+    adapter: Path
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     from llmva.cli.inputs import demo_model
     from llmva.models.chat import ChatTemplate
     from llmva.prompts.store import read_jsonl
 
-    place = demo_model()
+    folder, place = tmp_path_factory.mktemp("demo"), demo_model()
     model, tokenizer = load_model(place, dtype="float32")
-    decoder, edit, generator = find_decoder(model), Edit(), torch.Generator().manual_seed(0)
+    decoder, generator = find_decoder(model), torch.Generator().manual_seed(0)
     edit = Edit({}, fingerprint(decoder, str(place)))
     for iteration, name in enumerate((*decoder.names, *decoder.names[::3]), start=1):
         v, u = torch.randn(2, decoder.width, generator=generator)
-        edit = edit.then(name, v / v.norm(), u / u.norm(), iteration)
-    edit.save(tmp_path / "edit.safetensors")
-    export_gguf(make_plan(tmp_path / "edit.safetensors"), tmp_path / "out")
-    write_base(model, [tokenizer.convert_ids_to_tokens(i) for i in range(model.config.vocab_size)], tmp_path / "b.gguf")
+        edit = edit.then(name, v / v.norm(), 20 * u / u.norm(), iteration)  # less changes few answers
+    edit.save(folder / "edit.safetensors")
+    export_gguf(make_plan(folder / "edit.safetensors"), folder / "out")
     template = ChatTemplate.of(tokenizer)
     rows = [template.row(prompt.text) for prompt in read_jsonl(place / "llmva" / "prompts.jsonl").test[::4][:50]]
-    end = tokenizer.eos_token_id
     plain = greedy_here(model, rows, 16)
     with edit.apply(model):
         wanted = greedy_here(model, rows, 16)
+    assert len(rows) == 50
     assert sum(one != other for one, other in zip(plain, wanted, strict=True)) > 25  # the edit is seen
-    of_base = greedy_there(tmp_path / "b.gguf", rows, 16, None, end)
-    got = greedy_there(tmp_path / "b.gguf", rows, 16, tmp_path / "out" / "adapter.gguf", end)
-    assert sum(one == other for one, other in zip(of_base, plain, strict=True)) >= 48
-    assert sum(one == other for one, other in zip(got, wanted, strict=True)) >= 48
+    return Demo(model, tokenizer, edit, rows, plain, wanted, folder / "out" / "adapter.gguf")
+
+
+def equal(one: list[list[int]], other: list[list[int]]) -> int:
+    return sum(a == b for a, b in zip(one, other, strict=True))
+
+
+def test_by_llama_cpps_rule_the_file_gives_the_edits_answers(demo: Demo) -> None:
+    additions = read_additions(demo.adapter, "llama", list(demo.edit.factors))
+    with adding(demo.model, additions):
+        assert equal(greedy_here(demo.model, demo.rows, 16), demo.wanted) >= 48
+
+
+def test_llama_cpp_answers_with_the_file_as_the_edit_does(demo: Demo, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    words = [demo.tokenizer.convert_ids_to_tokens(i) for i in range(demo.model.config.vocab_size)]
+    base, end = tmp_path / "base.gguf", demo.tokenizer.eos_token_id
+    write_base(demo.model, words, base)
+    assert equal(greedy_there(base, demo.rows, 16, None, end), demo.plain) >= 48
+    assert equal(greedy_there(base, demo.rows, 16, demo.adapter, end), demo.wanted) >= 48
