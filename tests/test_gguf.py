@@ -197,7 +197,7 @@ def write_base(model: Any, words: list[str], path: Path) -> None:
     file.add_tokenizer_pre("default")
     file.add_token_list(words)
     file.add_token_types([1] * len(words))
-    file.add_token_merges([])
+    file.add_token_merges(["a b"])  # which are not used: token ids are given
     file.add_bos_token_id(1)
     file.add_eos_token_id(2)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.num_hidden_layers)
