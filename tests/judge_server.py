@@ -1,4 +1,4 @@
-"""A server like those that serve judges, on 127.0.0.1: busy, flaky, slow, cut off, dead and alive again at will."""
+"""A server like those of judges and models, on 127.0.0.1: busy, flaky, slow, cut off, dead and alive again at will."""
 
 from __future__ import annotations
 
@@ -52,8 +52,10 @@ class JudgeServer:
         *,
         stall: float = 3.0,
         retry_after: str = "0.05",
+        names: list[str] | None = None,
     ) -> None:
         self.reply, self.trouble, self.stall, self.retry_after = reply, trouble, stall, retry_after
+        self.names = names  # of its models; None answers to any name, and lists none
         self._sent: Counter[int] = Counter()
         self._sending = 0
         self.asked: Counter[int] = Counter()
@@ -171,6 +173,8 @@ def _handler(judge: JudgeServer) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
             elif kind.isdigit():
                 self._say(int(kind), {"error": {"message": f"trouble with {number}"}}, kind)
+            elif judge.names is not None and body["model"] not in judge.names:
+                self._say(404, {"error": {"message": f"The model `{body['model']}` does not exist."}}, kind)
             else:
                 text = judge.reply(body)
                 choice = {"text": text} if self.path.endswith("/v1/completions") else {"message": {"content": text}}
@@ -178,6 +182,14 @@ def _handler(judge: JudgeServer) -> type[BaseHTTPRequestHandler]:
                     self._say(200, {"choices": [{**choice, "finish_reason": "stop"}]}, kind)
                     if kind == "none":
                         judge.went_out(number)
+
+        def do_GET(self) -> None:
+            with judge.lock:
+                judge.keys.add(self.headers["Authorization"])
+            listed = judge.names is not None and self.path == "/v1/models"
+            value = {"object": "list", "data": [{"id": name} for name in judge.names or []]}
+            kind = judge.trouble(-1, 0)
+            self._say(int(kind) if kind.isdigit() else 200 if listed else 404, value, kind)
 
         def _say(self, status: int, value: Any, kind: str) -> None:
             data = kind.encode() if kind == "no json" else json.dumps(value).encode()

@@ -15,7 +15,7 @@ from architectures import ARCHITECTURES, HOOK_ONLY, MORE, REFUSED, taught, tiny,
 from conftest import taught_requests, tiny_tokenizer
 from llmva.alignment import align
 from llmva.errors import LlmvaError, UsageError
-from llmva.export.lora import export_lora
+from llmva.export.adapters.peft import export_lora
 from llmva.export.merged import export_merged
 from llmva.export.plan import make_plan
 from llmva.models.chat import encode, render

@@ -16,9 +16,10 @@ import pytest
 from judge_server import JudgeServer, chaos, no_trouble
 from llmva.errors import LlmvaError, UsageError
 from llmva.judges import Judgement, Label, make_judge
-from llmva.judges.model_based.client import Client, Limits, Request, asked_wait
 from llmva.judges.model_based.endpoint import EndpointJudge
 from llmva.prompts.types import Prompt
+from llmva.servers.address import Address
+from llmva.servers.client import Client, Limits, Request, asked_wait
 
 FAST = Limits(concurrency=8, timeout=1.0, patience=2.0, first_wait=0.01, longest_wait=0.1)
 
@@ -267,7 +268,8 @@ def test_retry_after_is_read_in_both_forms() -> None:
 
 
 def test_waits_double_up_to_a_limit_and_honour_the_server() -> None:
-    client = Client("http://localhost/v1", None, Limits(first_wait=1.0, longest_wait=8.0, patience=50.0))
+    address = Address("http://localhost/v1", None, "LLMVA_JUDGE_KEY", "give another")
+    client = Client(address, "models", Limits(first_wait=1.0, longest_wait=8.0, patience=50.0))
     request: Request[Any] = Request("x", {})
 
     class Failure:

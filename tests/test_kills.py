@@ -30,7 +30,7 @@ import json, os, signal, socket, sys, threading, traceback
 from pathlib import Path
 import huggingface_hub.hf_api, httpx, torch
 import llmva.export.diff, llmva.models.load
-from llmva.export.lora import export_lora
+from llmva.export.adapters.peft import export_lora
 from llmva.export.merged import export_merged
 from llmva.export.plan import make_plan
 from llmva.export.push import push

@@ -27,8 +27,8 @@ from llmva.evaluation.skills import Probe
 from llmva.experiments.cells import Cells, study_identity
 from llmva.experiments.compare import compare
 from llmva.export import base as export_base
+from llmva.export.adapters.peft import export_lora
 from llmva.export.diff import diff
-from llmva.export.lora import export_lora
 from llmva.export.merged import export_merged
 from llmva.export.plan import make_plan
 from llmva.models.fingerprint import fingerprint, weight_hashes, whole_hash

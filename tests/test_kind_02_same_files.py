@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from conftest import Said, chat_model, tiny_model, tiny_tokenizer
 from llmva.edit import Edit
 from llmva.errors import LlmvaError, UsageError
+from llmva.export.adapters.peft import export_lora
 from llmva.export.exportable import export_notes
-from llmva.export.lora import export_lora
 from llmva.export.merged import export_merged
 from llmva.export.plan import make_plan
 from llmva.models.checkpoint import Checkpoint

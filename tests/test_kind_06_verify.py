@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import tiny_model, tiny_tokenizer
 from llmva.edit import Edit
-from llmva.export.lora import export_lora
+from llmva.export.adapters.peft import export_lora
 from llmva.export.merged import export_merged
 from llmva.export.plan import make_plan
 from llmva.export.verify import Artefact, Reference, _row, verify

@@ -144,7 +144,11 @@ def test_libraries_may_not_hide_it(
     ("words", "where", "says"),
     [
         (("export", "RUN", "--as", "merged", "--out", "OUT/m"), "llmva.export.merged._finish", "there is no '.*m'"),
-        (("export", "RUN", "--as", "lora", "--out", "OUT/m"), "llmva.export.lora.describe", "there is no '.*m'"),
+        (
+            ("export", "RUN", "--as", "lora", "--out", "OUT/m"),
+            "llmva.export.adapters.peft.describe",
+            "there is no '.*m'",
+        ),
         (("evaluate", "MODEL", "--edit", "RUN"), "llmva.models.load.load_model", "nothing was written"),
         (("chat", "MODEL", "-p", "hello"), "llmva.models.load.load_model", "nothing was written"),
         (("inspect", "RUN"), "llmva.edit_file.read_edit", "nothing was written"),

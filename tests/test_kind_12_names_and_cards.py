@@ -20,8 +20,8 @@ import yaml
 from architectures import made_from, tiny
 from conftest import Said, tiny_model, tiny_tokenizer
 from llmva.edit import Edit
+from llmva.export.adapters.peft import export_lora
 from llmva.export.card import card, public_edit
-from llmva.export.lora import export_lora
 from llmva.export.merged import export_merged
 from llmva.export.plan import Plan, make_plan
 from llmva.models.files.weights import findable

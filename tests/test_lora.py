@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from conftest import tiny_model
 from llmva.errors import LlmvaError, UsageError
-from llmva.export.lora import export_lora, read_through
+from llmva.export.adapters.parts import read_through
+from llmva.export.adapters.peft import export_lora
 from llmva.export.plan import make_plan
 from test_edit import far, logits
 from test_merged import made
@@ -180,12 +181,12 @@ def test_a_loaded_model_gives_the_adapter_that_its_checkpoint_gives(
     """The way of packed and .gguf bases, taken with weights that can be read, so that both ways can be compared."""
     from safetensors.torch import load_file
 
-    import llmva.export.lora as lora
+    import llmva.export.adapters.parts as parts
 
     made(tmp_path, config, **DENSE[config])
     plan = make_plan(tmp_path)
     export_lora(plan, tmp_path / "read")
-    monkeypatch.setattr(lora, "_readable", lambda plan: None)
+    monkeypatch.setattr(parts, "_readable", lambda plan: None)
     export_lora(plan, tmp_path / "through")
     wanted, got = (load_file(tmp_path / way / "adapter_model.safetensors") for way in ("read", "through"))
     assert set(got) == set(wanted)
@@ -197,10 +198,10 @@ def test_a_loaded_model_gives_the_adapter_that_its_checkpoint_gives(
 
 
 def test_experts_of_a_loaded_model_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import llmva.export.lora as lora
+    import llmva.export.adapters.parts as parts
 
     made(tmp_path, "MixtralConfig", num_local_experts=4)
-    monkeypatch.setattr(lora, "_readable", lambda plan: None)
+    monkeypatch.setattr(parts, "_readable", lambda plan: None)
     with pytest.raises(LlmvaError, match=r"no adapter for fused experts .*--as merged"):
         export_lora(make_plan(tmp_path), tmp_path / "adapter")
 

@@ -213,7 +213,7 @@ def test_an_edit_pushed_at_half_strength_never_claims_the_figures(
 def test_adapter_and_merged_model_arrive_as_exported(
     kind: str, hub: Hub, run: Path, client: Client, model_folder: Path, tmp_path: Path
 ) -> None:
-    from llmva.export.lora import export_lora
+    from llmva.export.adapters.peft import export_lora
     from llmva.export.merged import export_merged
     from llmva.export.plan import make_plan
 

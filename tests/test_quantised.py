@@ -232,7 +232,7 @@ def test_a_tensor_in_disguise_is_hashed_by_its_parts() -> None:
 def test_lora_of_a_stored_packed_checkpoint(wide_folder: Path, tmp_path: Path, bits: str) -> None:
     """The adapter is read off the packed projections' outputs, and PEFT puts it on the packed model."""
     peft = pytest.importorskip("peft")
-    from llmva.export.lora import export_lora
+    from llmva.export.adapters.peft import export_lora
     from llmva.export.plan import make_plan
 
     model, tokenizer = load_packed(wide_folder, bits)

@@ -123,7 +123,7 @@ def test_a_base_that_moved(command: Command, run_folder: Path, taught_folder: Pa
 
 
 BAD: dict[str, tuple[str, ...]] = {
-    "kind": ("--as", "gguf", "--out", "x"),
+    "kind": ("--as", "onnx", "--out", "x"),
     "no out": ("--as", "lora"),
     "diff with out": ("--as", "diff", "--out", "x"),
     "rank of merged": ("--as", "merged", "--out", "x", "--rank", "16"),

@@ -13,12 +13,13 @@ import typer
 
 from llmva.cli.options import Base, Choice, Loading, Output, Rank, RunDir, TrustCode
 from llmva.cli.terminal.interrupt import interruptible, of_export, of_upload
-from llmva.errors import UsageError
+from llmva.errors import LlmvaError, UsageError
 
 if TYPE_CHECKING:
     from llmva.export.plan import Plan
 
-KINDS = ("lora", "merged", "diff")
+KINDS = ("lora", "gguf", "merged", "diff")
+ADAPTERS = ("lora", "gguf")
 MAX_SENTENCES = 5  # about one artefact
 PUSHED = ("edit", "lora", "merged")
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the base model.")]
@@ -107,8 +108,8 @@ def export(
 ) -> None:
     """Write the edit in DIR as an adapter or a merged model.
 
-    An adapter is one of PEFT (LoRA). --as diff lists what the edit changes, and writes nothing. A merged model is
-    written shard by shard; memory for one tensor is enough.
+    An adapter is one of PEFT (lora), or of llama.cpp and Ollama (gguf). --as diff lists what the edit changes, and
+    writes nothing. A merged model is written shard by shard; memory for one tensor is enough.
     """
     _check(kind, KINDS, rank)
     if kind != "diff" and out is None:
@@ -136,9 +137,13 @@ def export(
 
                 record["tensors"] = diff(plan)
             elif kind == "lora":
-                from llmva.export.lora import export_lora
+                from llmva.export.adapters.peft import export_lora
 
                 record |= export_lora(plan, out, rank=rank, progress=display)
+            elif kind == "gguf":
+                from llmva.export.adapters.gguf_writing import export_gguf
+
+                record |= export_gguf(plan, out, rank=rank, progress=display)
             else:
                 from llmva.export.merged import export_merged
 
@@ -158,15 +163,28 @@ def verify(
         list[Path], typer.Argument(metavar="ARTEFACT...", help="Folders of runs, adapters or merged models.")
     ],
     *,
+    server: Annotated[
+        str | None, typer.Option("--server", metavar="URL", help="Ask this OpenAI-compatible server for answers.")
+    ] = None,
+    served_name: Annotated[
+        str | None, typer.Option("--served-name", metavar="NAME", help="Ask for this model of several on the server.")
+    ] = None,
     loading: Loading,
     output: Output,
 ) -> None:
-    """Check whether each ARTEFACT is the same edit of BASE.
+    """Check whether each ARTEFACT is the same edit of BASE, or whether a server serves it.
 
-    By logits on probe prompts, and by the tensors of merged models.
+    By logits on probe prompts, and by the tensors of merged models. The first ARTEFACT that holds an edit is the
+    reference for the others. Exit code 1 if one differs.
 
-    The first ARTEFACT that holds an edit is the reference for the others. Exit code 1 if one differs.
+    With --server: do its answers begin as those of BASE with the edit in ARTEFACT, as those of BASE alone, or as
+    neither? A key goes into LLMVA_SERVER_KEY. Exit code 1 unless it serves the edit.
     """
+    if served_name is not None and server is None:
+        raise UsageError("--served-name is of a server: give its URL with --server.")
+    if server is not None:
+        _verify_server(base, artefacts, server, served_name, loading, output)
+        return
     from llmva.cli import inputs
 
     place = inputs.model_place(base)
@@ -188,6 +206,38 @@ def verify(
     if output.json:
         emit(record)
     raise typer.Exit(0 if record["same"] else 1)
+
+
+def _verify_server(
+    base: str, artefacts: Sequence[Path], url: str, name: str | None, loading: Loading, output: Output
+) -> None:
+    """Show the verdict on a server with an answer that shows it. Raises LlmvaError unless it serves the edit."""
+    from llmva.cli import inputs
+
+    if len(artefacts) > 1:
+        raise UsageError("--server compares with one edit: give one ARTEFACT.")
+    place = inputs.model_place(base)
+    inputs.quiet_libraries(place)
+    from llmva.cli.terminal.console import Display, emit, show
+    from llmva.export.served.asking import Server
+    from llmva.export.served.verdict import verify_server
+
+    server = Server(url)
+    with Display(output.quiet) as display:
+        record = verify_server(place, artefacts[0], server, name=name, loading=asdict(loading), progress=display)
+    row = next((row for row in record["answers"] if row["agrees"] == record["verdict"]), record["answers"][0])
+    show(
+        output,
+        f"{record['server']} as '{record['served_name']}': {record['verdict']}. Of {record['probes']} answers "
+        f"{record['edited']} begin as the edited model's, {record['base']} as the base's, {record['neither']} as "
+        f"neither's; {record['unanswered']} did not come.",
+        "For example:",
+        *(f"  {title:<7} {row[title]!r}" for title in ("prompt", "base", "edited", "server")),
+    )
+    if output.json:
+        emit(record)
+    if record["verdict"] != "edited":
+        raise LlmvaError(record["sentence"])
 
 
 def push(
@@ -244,7 +294,7 @@ def _check(kind: str, kinds: Sequence[str], rank: int | None) -> None:
     """Raises UsageError for a form that is not offered, or a rank that does not fit it."""
     if kind not in kinds:
         raise UsageError(f"--as {kind} is unknown here: use {', '.join(kinds)}.")
-    if rank is not None and kind != "lora":
+    if rank is not None and kind not in ADAPTERS:
         raise UsageError(f"--rank applies only to adapters: leave it out with --as {kind}.")
     if rank is not None and rank not in RANKS:
         raise UsageError(f"--rank {rank} is not a rank that servers accept: use {', '.join(map(str, RANKS))}.")

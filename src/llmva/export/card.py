@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 PAPER = "https://arxiv.org/abs/2601.19487"
 HERE = "path/to/this/repository"  # until a push knows its name
-LIBRARY = {"lora": "peft", "merged": "transformers", "edit": "llmva"}
-RELATION = {"lora": "adapter", "merged": "finetune", "edit": "adapter"}
+LIBRARY = {"lora": "peft", "gguf": "llama.cpp", "merged": "transformers", "edit": "llmva"}
+RELATION = {"lora": "adapter", "gguf": "adapter", "merged": "finetune", "edit": "adapter"}
 WHAT = {
     "lora": "This is a low-rank weight edit of {base} as a PEFT LoRA adapter",
+    "gguf": "This is a low-rank weight edit of {base} as a LoRA adapter for llama.cpp",
     "merged": "This is {base} with a low-rank edit merged into its weights",
     "edit": "This is a low-rank weight edit of {base}",
 }
@@ -43,13 +44,21 @@ LIMITS = """- It gives no guarantee. An attack unlike the prompts it was fitted 
 - The labels of the prompts decided what counts as benign, and the run's judge decided what counts as a refusal. Read
   answers before you trust a number.
 - All results are for single turns with greedy decoding."""
+LLAMA_CPP = """The base as .gguf, in any quantisation, and the adapter:
+
+    llama-server -m base.gguf --lora adapter.gguf
+
+Or with Ollama, after the FROM in the Modelfile leads to that base:
+
+    ollama create NAME -f Modelfile"""
 CACHED = re.compile(r".*[/\\]models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\]([0-9a-f]+)[/\\]?", re.ASCII | re.DOTALL)
 
 
 def card(plan: Plan, kind: str, repo: str | None = None) -> str:
-    """README.md for an export of `kind` "lora", "merged" or "edit": YAML metadata as the hub reads it, then text.
+    """README.md for an export: YAML metadata as the hub reads it, then text.
 
-    `repo` is the name on the hub from which it will be loaded, where that is known.
+    `kind` is "lora", "gguf", "merged" or "edit". `repo` is the name on the hub from which it will be loaded, where that
+    is known.
     """
     loader = find_loader(plan)
     return f"---\n{_metadata(plan, kind, loader)}\n---\n\n{_body(plan, kind, repo or HERE, loader)}"
@@ -120,7 +129,7 @@ def _metadata(plan: Plan, kind: str, loader: Loader) -> str:
         license=_license(plan),
         library_name=LIBRARY[kind],
         pipeline_tag=loader.task,
-        tags=["llm-va", "safety", "over-refusal", "jailbreak", *(["lora"] if kind == "lora" else [])],
+        tags=["llm-va", "safety", "over-refusal", "jailbreak", *(["lora"] if kind in ("lora", "gguf") else [])],
         model_name=f"{base_name(plan)} with LLM-VA" if results else None,
         eval_results=results or None,
     )
@@ -173,7 +182,8 @@ def _body(plan: Plan, kind: str, repo: str, loader: Loader) -> str:
     limits = [f"- {_plain(public_text(str(limit)))}" for limit in (noted if isinstance(noted, list) else [])]
     sections = {
         "Results": _results_section(plan, record),
-        "Use": f"```python\n{_code_of(plan, kind, repo, loader)}\n```{_serving(plan)}",
+        "Use": (LLAMA_CPP if kind == "gguf" else f"```python\n{_code_of(plan, kind, repo, loader)}\n```")
+        + _serving(plan),
         "Method": f"{METHOD}\n\nThis export is {ships}\n\n{_facts(plan, record)}",
         "Intended use": INTENDED,
         "Limits": "\n".join([LIMITS, *limits]),

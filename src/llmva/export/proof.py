@@ -5,7 +5,7 @@ A change of 1% of what the edit changes is told apart, however small the edit an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,17 @@ def adapter_problems(wrapped: Any, edit: Edit, share: float) -> list[str]:
         problems += _bias_problems(name, module, f)
     missing = [name for name in edit.factors if name not in seen]
     return problems + [f"{name} is not changed by the adapter." for name in missing]
+
+
+def addition_problems(
+    model: Any, edit: Edit, additions: Mapping[str, tuple[Tensor, Tensor]], share: float
+) -> list[str]:
+    """Like `adapter_problems`, of what llama.cpp adds: (B, A) of each module, and of "" for a tensor of no module."""
+    problems = ["The adapter changes a tensor that the edit leaves as it is."] if "" in additions else []
+    for name, f in edit.factors.items():
+        wanted = f.V, _read(model.get_submodule(name), f.U, model.dtype)
+        problems += _compared(name, wanted, additions.get(name), share)
+    return problems
 
 
 def merged_problems(base: str, path: Path, edit: Edit, trust: bool) -> list[str]:
@@ -127,7 +138,7 @@ def _added(module: Any) -> tuple[Tensor, Tensor] | None:
 
 def _read(projection: Any, U: Tensor, dtype: torch.dtype) -> Tensor:
     """U^T W, float32 [k, in]."""
-    from llmva.export.lora import read_through
+    from llmva.export.adapters.parts import read_through
 
     weight = getattr(projection, "weight", None)
     turned = type(projection).__name__ == "Conv1D"

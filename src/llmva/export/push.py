@@ -146,7 +146,7 @@ def _export(
             write_json(folder / "run.json", _public_record(plan))
             reasons["run.json"] = "the run's settings and figures, without prompts, answers and folders"
         return reasons, [], []
-    from llmva.export.lora import export_lora
+    from llmva.export.adapters.peft import export_lora
     from llmva.export.merged import export_merged
 
     try:

@@ -21,8 +21,10 @@ from torch import Tensor
 from llmva.edit import Edit
 from llmva.edit_file import edit_file
 from llmva.errors import LlmvaError, UsageError
+from llmva.export.adapters.gguf_reading import adding, read_additions
+from llmva.export.adapters.gguf_writing import ADAPTER as GGUF_ADAPTER
 from llmva.export.folder import EMBEDDED
-from llmva.export.proof import PACKED_SHARE, adapter_problems, edit_problems, merged_problems
+from llmva.export.proof import PACKED_SHARE, adapter_problems, addition_problems, edit_problems, merged_problems
 from llmva.export.proof import SHARE as TENSOR_SHARE
 from llmva.models.chat import ChatTemplate, forward_inputs, input_device, pad_left, pad_token
 from llmva.models.finding.tensors import first_tensor, hooked
@@ -73,17 +75,19 @@ class Reference:
 @dataclass(frozen=True)
 class Artefact:
     path: Path
-    kind: str  # "edit", "lora" or "merged"
+    kind: str  # "edit", "lora", "gguf" or "merged"
     edit: Edit | None  # the edit that it says it is, if it holds one
 
 
 def open_artefact(path: str | Path) -> Artefact:
-    """Read what kind of artefact lies at `path` from its files. Raises UsageError if it is none of the three kinds."""
+    """Read what kind of artefact lies at `path` from its files. Raises UsageError if it is none of these kinds."""
     path = Path(path)
     inside = path / EMBEDDED / "edit.safetensors"
     embedded = Edit.load(inside) if inside.is_file() else None
     if (path / "adapter_config.json").is_file():
         return Artefact(path, "lora", embedded)
+    if (path / GGUF_ADAPTER).is_file():
+        return Artefact(path, "gguf", embedded)
     if (path / "config.json").is_file():
         return Artefact(path, "merged", embedded)
     if edit_file(path).is_file():
@@ -119,7 +123,7 @@ def verify(
     edit = holder.edit
     progress.stage("loading the base")
     model, tokenizer = load_model(base, **options)
-    ask = partial(_logits, system=_system_of([artefact.path for artefact in opened]))
+    ask = partial(_logits, system=system_of([artefact.path for artefact in opened]))
     options["dtype"] = str(model.dtype).removeprefix("torch.")
     plain = ask(model, tokenizer)
     with edit.apply(model):
@@ -145,6 +149,10 @@ def verify(
                 model, _ = load_model(base, **options)
             with _with_adapter(model, artefact.path) as inside:
                 got, problems = ask(inside, tokenizer), adapter_problems(inside, edit, share)
+        elif artefact.kind == "gguf":
+            added = read_additions(artefact.path / GGUF_ADAPTER, str(edit.base.get("model_type")), list(edit.factors))
+            with adding(model, added):
+                got, problems = ask(model, tokenizer), addition_problems(model, edit, added, share)
         else:
             model = None  # one model at a time
             merged, own_tokenizer = load_model(artefact.path, **options)
@@ -190,7 +198,7 @@ def _row(artefact: Artefact, reference: Reference, got: Tensor, problems: list[s
     }
 
 
-def _system_of(paths: Sequence[Path]) -> str | None:
+def system_of(paths: Sequence[Path]) -> str | None:
     """The system prompt of the first run among the artefacts."""
     folders = (edit_file(path).parent for path in paths)
     record = next((read_run(folder) for folder in folders if (folder / "run.json").is_file()), None)

@@ -10,12 +10,12 @@ from llmva.errors import UsageError
 from llmva.files import cache_folder
 from llmva.judges.base import Judge
 from llmva.judges.model_based.cache import Cache
-from llmva.judges.model_based.client import Limits
 from llmva.judges.model_based.encoder import HUB, EncoderJudge
 from llmva.judges.model_based.endpoint import GENERAL, EndpointJudge
 from llmva.judges.model_based.guards import guards
 from llmva.judges.model_based.local import LocalGuard
 from llmva.judges.phrases import PhraseJudge
+from llmva.servers.client import Limits
 
 _FORMS = "NAME, NAME=FOLDER, NAME@URL#MODEL, llm@URL#MODEL, or several of these with commas between"
 

@@ -15,6 +15,7 @@ from llmva.judges.model_based.cache import Cache, content_key
 from llmva.judges.phrases import PhraseJudge
 from llmva.judges.text import visible
 from llmva.prompts.types import Prompt
+from llmva.servers.client import Interrupted
 
 VERSION = 1  # raise it with every change to the code of guards that can change a label; templates are hashed
 
@@ -29,14 +30,6 @@ class Question:
 
 
 Keep = Callable[[Question, Judgement], None]
-
-
-class Interrupted(Exception):  # noqa: N818 (no error by itself: `answered_all` says how far it got)
-    """Asking cannot go on. `reason` continues a sentence that begins "The judge"; `mend` is what the user can do."""
-
-    def __init__(self, reason: str, mend: str) -> None:
-        super().__init__(reason)
-        self.reason, self.mend = reason, mend
 
 
 class AskingJudge(Judge):

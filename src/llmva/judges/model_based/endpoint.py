@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
-from llmva.errors import UsageError
 from llmva.judges.base import Judgement, Label
-from llmva.judges.model_based.asking import AskingJudge, Interrupted, Keep, Question
-from llmva.judges.model_based.client import Client, Limits, Request
+from llmva.judges.model_based.asking import AskingJudge, Keep, Question
 from llmva.judges.model_based.guards import Guard, fill, parse_word, plain_question, read_template, turns
+from llmva.servers.address import Address
+from llmva.servers.client import Client, Interrupted, Limits, Request
+from llmva.servers.replies import text_of
 
-KEY = "LLMVA_JUDGE_KEY"  # environment variable of its own, so that no key for another service is sent
+KEY = "LLMVA_JUDGE_KEY"
+ADVICE = "give the URL that ends in /v1 and a served #MODEL"
 GENERAL = Guard(None, "llm.txt", 1024, parse_word)  # room for models that think before they speak
 STOP_AFTER = 10  # answers given up with none judged: then the requests are wrong, not the answers
 
@@ -42,8 +42,8 @@ class EndpointJudge(AskingJudge):
         super().__init__(
             title, [model, self._template, guard.max_new_tokens], knows_refusals=guard.knows_refusals, **options
         )
-        place = f"{_checked(url)}/{'chat/completions' if self._chat else 'completions'}"
-        self._client = Client(place, _key(), limits or Limits())
+        address = Address.of(url, owner="a judge's server", variable=KEY, advice=ADVICE)
+        self._client = Client(address, "chat/completions" if self._chat else "completions", limits or Limits())
 
     @property
     def requests(self) -> int:
@@ -76,35 +76,3 @@ class EndpointJudge(AskingJudge):
         if self._chat:
             return {**common, "messages": plain_question(self._template, prompt, answer)}
         return {**common, "prompt": fill(self._template, prompt, answer)}
-
-
-def text_of(reply: Any, chat: bool) -> str:
-    """The text of the first choice. Raises ValueError for a reply of another form."""
-    try:
-        choice = reply["choices"][0]
-        text = choice["message"]["content"] if chat else choice["text"]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError("no choices") from error
-    if text is not None and not isinstance(text, str):
-        raise ValueError("no text")
-    return text or ""
-
-
-def _key() -> str | None:
-    key = os.environ.get(KEY, "").strip()
-    if not key.isascii() or any(not char.isprintable() for char in key):
-        raise UsageError(f"{KEY} holds characters that no key has: set it again.")
-    return key or None
-
-
-def _checked(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise UsageError(f"'{url}' is no URL of a judge's server: give one such as http://localhost:8000/v1.")
-    if parts.username or parts.password:
-        raise UsageError(f"A judge's URL holds a name or password: put the key into {KEY} instead.")
-    return url.rstrip("/")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from llmva.errors import UsageError
-from llmva.judges.model_based.asking import Interrupted
+from llmva.servers.address import Address
 
 if TYPE_CHECKING:
     import httpx
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 BUSY = frozenset({408, 425, 429, 502, 503, 504})  # status codes of a server or gateway that is busy
 MAX_BYTES = 4 * 2**20  # of a reply
+
+
+class Interrupted(Exception):  # noqa: N818 (no error by itself: whoever asked says how far it got)
+    """Asking cannot go on. `reason` continues a sentence that begins "The server" or "The judge"; `mend` is what the
+    user can do."""
+
+    def __init__(self, reason: str, mend: str) -> None:
+        super().__init__(reason)
+        self.reason, self.mend = reason, mend
 
 
 @dataclass(frozen=True)
@@ -41,19 +50,17 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.concurrency < 1 or self.attempts < 1 or min(self.timeout, self.patience) <= 0:
-            raise UsageError(
-                "Concurrency, attempts, timeout and patience of a judge must be above 0: give larger ones."
-            )
+            raise UsageError("Concurrency, attempts, timeout and patience must be above 0: give larger ones.")
         if self.budget is not None and self.budget < 1:
-            raise UsageError("A judge's budget must be at least 1 request: give a larger one.")
+            raise UsageError("A budget must be at least 1 request: give a larger one.")
 
 
 @dataclass
 class Request(Generic[T]):
-    """One thing to ask: `body` is sent as JSON; `item` is handed back to the caller with the reply."""
+    """One thing to ask: `body` is POSTed as JSON, None is a GET; `item` is handed back to the caller with the reply."""
 
     item: T
-    body: Mapping[str, Any]
+    body: Mapping[str, Any] | None
     failures: int = 0  # of this request, not of the whole server
     waits: int = 0  # after a failure of either kind
     replies_before: int = 0  # replies to other requests when this one was first sent
@@ -85,12 +92,13 @@ class _Failure(Exception):  # noqa: N818 (a message between two functions)
 
 
 class Client:
-    """POSTs to `url`. `key` is sent as a bearer token. Waits are drawn by a generator seeded with `seed`."""
+    """Asks at `path` below the address. The key is sent as a bearer token. `seed` is of the draws of waits."""
 
-    def __init__(self, url: str, key: str | None, limits: Limits, seed: int = 0) -> None:
-        self.url, self.limits = url, limits
+    def __init__(self, address: Address, path: str, limits: Limits, seed: int = 0) -> None:
+        self.address, self.limits = address, limits
         self.sent = 0  # requests, over all calls: what `budget` limits
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._url = f"{address.url}/{path}"
+        self._headers = {"Authorization": f"Bearer {address.key}"} if address.key else {}
         self._random = random.Random(seed)
 
     def ask_all(
@@ -108,7 +116,7 @@ class Client:
         """
         waiting = deque(requests)
         health = _Health(time.monotonic(), sent=self.sent)
-        with _http(self.url, self._headers, self.limits) as http:
+        with _http(self._url, self._headers, self.limits) as http:
             arguments = (http, waiting, health, done, failed)
             threads = [
                 threading.Thread(target=self._work, args=arguments, daemon=True)
@@ -159,7 +167,7 @@ class Client:
         while not health.stop.is_set():
             self._spend(health)
             try:
-                reply = _post(http, self.url, request.body, self.limits.timeout)
+                reply = self._reply(http, request.body)
                 with health.lock:
                     try:
                         done(request.item, reply)
@@ -197,7 +205,7 @@ class Client:
         # A server that never answered is more often a wrong address than a server that is starting.
         patience = self.limits.patience if ever else self.limits.patience / 4
         if silent > patience + (0 if failure.of_server else self.limits.timeout):
-            raise Interrupted(f"at {place_of(self.url)} is gone ({failure.why})", "start its server again")
+            raise Interrupted(f"at {self.address.place} is gone ({failure.why})", "start that server again")
         if failure.of_server:
             return False
         request.failures += 1
@@ -214,10 +222,47 @@ class Client:
             return wait
         return max(min(failure.wait, self.limits.patience), 0.1 * wait)
 
+    def _reply(self, http: httpx.Client, body: Mapping[str, Any] | None) -> Any:
+        """The reply as JSON. Raises _Failure, or Interrupted if every request would fail in the same way."""
+        import httpx
 
-def place_of(url: str) -> str:
-    """Host and port of a URL, for messages."""
-    return urlsplit(url).netloc.rsplit("@", 1)[-1]
+        timeout = self.limits.timeout
+        deadline = time.monotonic() + timeout
+        data = bytearray()
+        try:
+            with http.stream("GET" if body is None else "POST", self._url, json=body) as response:
+                for piece in response.iter_bytes():
+                    data += piece
+                    if time.monotonic() > deadline:  # httpx limits the time between two pieces
+                        raise _Failure(f"no whole reply in {timeout:g} s")
+                    if len(data) > MAX_BYTES:
+                        raise _Failure(f"a reply of more than {MAX_BYTES:,} bytes")
+                status, headers = response.status_code, response.headers
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise _Failure(f"no connection: {_first_line(error)}", of_server=True) from error
+        except httpx.TimeoutException as error:
+            raise _Failure(f"no reply in {timeout:g} s") from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise _Failure(f"the connection broke: {_first_line(error)}") from error
+        if status != 200:
+            raise self._refusal(status, headers, bytes(data))
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise _Failure("a reply that is no JSON") from error
+
+    def _refusal(self, status: int, headers: Mapping[str, str], data: bytes) -> Exception:
+        """What a reply of another status than 200 means."""
+        message = " ".join(data.decode("utf-8", "replace").split())[:160].rstrip(". ")
+        message = f"HTTP {status}: {message}" if message else f"HTTP {status}"
+        place = f"at {self.address.place}"
+        if status in BUSY:
+            return _Failure(message, of_server=True, wait=asked_wait(headers, time.time()))
+        if status in (401, 403):
+            return Interrupted(f"{place} refuses access ({message})", f"put a key into {self.address.variable}")
+        if status < 400 or status in (404, 405):
+            return Interrupted(f"{place} does not serve this ({message})", self.address.advice)
+        return _Failure(message, final=status < 500, wait=asked_wait(headers, time.time()))
 
 
 def asked_wait(headers: Mapping[str, str], now: float) -> float | None:
@@ -240,7 +285,7 @@ def _http(url: str, headers: Mapping[str, str], limits: Limits) -> httpx.Client:
     try:
         import httpx
     except ImportError as error:
-        raise UsageError("A judge at a URL needs httpx, which is not installed: pip install httpx.") from error
+        raise UsageError("Servers are asked by httpx, which is not installed: pip install httpx.") from error
     local = (urlsplit(url).hostname or "") in ("localhost", "127.0.0.1", "::1")
     return httpx.Client(
         headers=dict(headers),
@@ -248,49 +293,6 @@ def _http(url: str, headers: Mapping[str, str], limits: Limits) -> httpx.Client:
         limits=httpx.Limits(max_connections=limits.concurrency, max_keepalive_connections=limits.concurrency),
         trust_env=not local,  # the user's proxy does not reach a server on this machine
     )
-
-
-def _post(http: httpx.Client, url: str, body: Mapping[str, Any], timeout: float) -> Any:
-    """The reply as JSON. Raises _Failure, or Interrupted if every request would fail in the same way."""
-    import httpx
-
-    deadline = time.monotonic() + timeout
-    data = bytearray()
-    try:
-        with http.stream("POST", url, json=body) as response:
-            for piece in response.iter_bytes():
-                data += piece
-                if time.monotonic() > deadline:  # httpx limits the time between two pieces
-                    raise _Failure(f"no whole reply in {timeout:g} s")
-                if len(data) > MAX_BYTES:
-                    raise _Failure(f"a reply of more than {MAX_BYTES:,} bytes")
-            status, headers = response.status_code, response.headers
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise _Failure(f"no connection: {_first_line(error)}", of_server=True) from error
-    except httpx.TimeoutException as error:
-        raise _Failure(f"no reply in {timeout:g} s") from error
-    except (httpx.TransportError, httpx.DecodingError) as error:
-        raise _Failure(f"the connection broke: {_first_line(error)}") from error
-    if status != 200:
-        _raise_for(status, headers, bytes(data), url)
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        raise _Failure("a reply that is no JSON") from error
-
-
-def _raise_for(status: int, headers: Mapping[str, str], data: bytes, url: str) -> None:
-    message = " ".join(data.decode("utf-8", "replace").split())[:160].rstrip(". ")
-    message = f"HTTP {status}: {message}" if message else f"HTTP {status}"
-    if status in BUSY:
-        raise _Failure(message, of_server=True, wait=asked_wait(headers, time.time()))
-    if status in (401, 403):
-        raise Interrupted(f"at {place_of(url)} refuses access ({message})", "put a key into LLMVA_JUDGE_KEY")
-    if status < 400 or status in (404, 405):
-        raise Interrupted(
-            f"at {place_of(url)} does not serve this ({message})", "give the URL that ends in /v1 and a served #MODEL"
-        )
-    raise _Failure(message, final=status < 500, wait=asked_wait(headers, time.time()))
 
 
 def _first_line(error: BaseException) -> str:

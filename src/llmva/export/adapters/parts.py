@@ -1,15 +1,12 @@
-"""The edit as a PEFT LoRA adapter: B = V, A = U^T W, so that W + B A is exactly the edited weight.
+"""The edit as low-rank additions to projections: B = V, A = U^T W, so that W + B A is exactly the edited weight.
 
-An edited bias becomes PEFT's `lora_B.bias`. Fused experts are refused: LoRA could express their edit, with one A for
-each expert and one B for all, but we have not shown which loaders read such an adapter.
+An edited bias is a part of its own, for forms that can hold one. Fused experts are refused: LoRA could express their
+edit, with one A for each expert and one B for all, but we have not shown which loaders read such an adapter.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,111 +14,79 @@ from torch import Tensor, nn
 from llmva.edit import Factors
 from llmva.errors import LlmvaError, UsageError
 from llmva.export.base import check_weights
-from llmva.export.card import hub_revision
-from llmva.export.folder import describe, fresh, in_workplace, written
 from llmva.export.merged import Change, edited_tensors, read_proved
 from llmva.export.plan import Plan
-from llmva.files import write_json, write_tensors
 from llmva.models.checkpoint import Checkpoint
-from llmva.models.files.weights import ADAPTER, findable
-from llmva.progress import Progress
-from llmva.runs.environment import peak_bytes
 
-PREFIX = "base_model.model."
-WEIGHTS = "adapter_model.safetensors"
 ROWS = 256  # unit vectors with which a packed projection is read at once
 
 Parts = tuple[Tensor, Tensor, Tensor | None]  # A [k, in], B [out, k], bias [out] or None
 
 
-def export_lora(
-    plan: Plan, out: str | Path, *, rank: int | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Write the adapter into the new folder `out`; returns facts about it.
+@dataclass(frozen=True)
+class Adapter:
+    """What is added to each projection, by its module's name.
+
+    `errors` are those of a rank below a module's own, relative to its change (Frobenius); `warnings` say what the user
+    should know of that and of the base.
+    """
+
+    parts: dict[str, Parts]
+    conv1d: bool  # the projections store their weights as [in, out]
+    errors: dict[str, float]
+    warnings: tuple[str, ...]
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        return {name: len(A) for name, (A, _, _) in self.parts.items()}
+
+    @property
+    def biased(self) -> bool:
+        return any(bias is not None for _, _, bias in self.parts.values())
+
+    @property
+    def worst(self) -> str | None:
+        """The module that a low rank changes most; None where all are exact."""
+        name = max(self.errors, key=self.errors.__getitem__, default=None)
+        return name if name is not None and self.errors[name] > 0 else None
+
+    def facts(self) -> dict[str, object]:
+        """What an export tells of it."""
+        return {
+            "rank": max(self.ranks.values()),
+            "modules": len(self.parts),
+            "truncation": max(self.errors.values(), default=0.0),
+            "truncation_at": self.worst,
+        }
+
+
+def make_adapter(plan: Plan, rank: int | None) -> Adapter:
+    """Read the base, and make of the edit what adapters hold.
 
     Args:
         rank: one rank for all modules. Modules of lower rank are padded with zeros, which is exact; those of higher
-            rank are cut to the nearest map of that rank, with the error in `truncation` and in a warning. None keeps
-            each module's own rank.
+            rank are cut to the nearest map of that rank. None keeps each module's own rank.
 
     Raises:
-        UsageError: `out` exists already, or `rank` is below 1.
+        UsageError: `rank` is below 1.
         LlmvaError: the model is not the edit's base, or the edit changes fused experts.
     """
     if rank is not None and rank < 1:
         raise UsageError(f"There is no adapter of rank {rank}: choose 1 or more.")
-    progress = progress or Progress()
-    out = fresh(out)
-    progress.stage("reading the base")
     checkpoint = _readable(plan)
-    warnings, errors = [] if checkpoint is None else check_weights(checkpoint, plan.edit), {}
+    warnings, errors = [] if checkpoint is None else check_weights(checkpoint, plan.edit), dict[str, float]()
     conv1d, parts = _from_model(plan) if checkpoint is None else _from_checkpoint(plan, checkpoint)
     if rank is not None:
         for name, part in parts.items():
             parts[name], errors[name] = _at_rank(part, rank)
-    worst = max(errors, key=errors.__getitem__, default=None)
-    if worst is not None and errors[worst] > 0:
-        warnings.append(
-            f"Rank {rank} is below what the edit needs: {worst} is off by {errors[worst]:.2%} of its change. "
-            "Leave --rank out, or choose a higher one, for the exact edit."
-        )
-    if len({len(A) for A, _, _ in parts.values()}) > 1:
-        # llama.cpp divides the one alpha by each tensor's own rank, so it would amplify all modules but the widest
-        warnings.append(
-            "The modules have different ranks, which PEFT reads; llama.cpp would scale them wrongly and other servers "
-            "may refuse them. For those, choose one rank with --rank."
-        )
-    biased = any(bias is not None for _, _, bias in parts.values())
-    if biased:
-        warnings.append(
-            "This edit changes biases, which the adapter carries as lora_B.bias: PEFT reads them, other servers do "
-            "not. For those, export with --as merged."
-        )
-    tensors = {}
-    for name, (A, B, bias) in parts.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = A
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = B
-        if biased:
-            tensors[f"{PREFIX}{name}.lora_B.bias"] = torch.zeros(len(B)) if bias is None else bias
-    ranks = {name: len(A) for name, (A, _, _) in parts.items()}
-    with in_workplace(out) as work:
-        write_tensors(work / WEIGHTS, tensors, {"format": "pt"})
-        reasons = describe(plan, "lora", work)
-        write_json(work / ADAPTER, _config(plan, ranks, conv1d, biased))
-    return {
-        **written(out, {**reasons, WEIGHTS: "the adapter's weights", ADAPTER: "the adapter's config"}),
-        "rank": max(ranks.values()),
-        "modules": len(ranks),
-        "truncation": max(errors.values(), default=0.0),
-        "truncation_at": worst if worst is not None and errors[worst] > 0 else None,
-        "warnings": warnings,
-        "peak_bytes": peak_bytes(),
-    }
-
-
-def _config(plan: Plan, ranks: Mapping[str, int], conv1d: bool, biased: bool) -> dict[str, Any]:
-    """alpha = r everywhere, so that the scale is 1 for loaders that know no patterns too."""
-    largest = max(ranks.values())
-    # PEFT matches keys with the ends of names, as patterns: layers.1 must not match layers.11 or a tower's layers.1
-    other = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != largest}
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": findable(plan.base),
-        "revision": hub_revision(plan),
-        "r": largest,
-        "lora_alpha": largest,
-        "rank_pattern": other,
-        "alpha_pattern": other,
-        "target_modules": sorted(ranks),
-        "bias": "none",
-        "lora_bias": biased,
-        "lora_dropout": 0.0,
-        "fan_in_fan_out": conv1d,
-        "use_rslora": False,
-        "modules_to_save": None,
-        "inference_mode": True,
-    }
+    made = Adapter(parts, conv1d, errors, tuple(warnings))
+    if made.worst is None:
+        return made
+    told = (
+        f"Rank {rank} is below what the edit needs: {made.worst} is off by {errors[made.worst]:.2%} of its change. "
+        "Leave --rank out, or choose a higher one, for the exact edit."
+    )
+    return Adapter(parts, conv1d, errors, (*warnings, told))
 
 
 def _readable(plan: Plan) -> Checkpoint | None:

@@ -1,0 +1,1 @@
+"""The edit as a LoRA adapter, in the forms of those who load one."""

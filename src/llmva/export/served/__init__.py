@@ -1,0 +1,1 @@
+"""Whether a server that somebody runs serves the edit."""

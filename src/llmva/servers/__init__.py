@@ -1,0 +1,1 @@
+"""OpenAI-compatible servers, as those who ask them see them."""
