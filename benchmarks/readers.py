@@ -4,12 +4,11 @@
 
 SHARED is a folder with data/ as benchmarks/natural.py takes it. Vectors are fitted on up to twice --per-source prompts
 of each of the paper's four training files, of each bundled kind, and of both: as the paper does (M = I, C = 1), with a
-cost in units of the outputs' deviation, in the metric of random messages too, quiet on differences between sources as
-well, and as the default run does, in which bundled prompts weigh less than the files'. AUC is the share of pairs, one
-benign prompt and one toxic one, that o.v_b orders rightly. It is given as the mean over the middle two thirds of the
-sublayers, and with --edit over the sublayers of that edit; in brackets the least of them. The last column is the
-accuracy on the validation files of the summed readings o.v_b / sigma_b. Captures of the untouched model stay in OUT,
-named after a hash of the prompts.
+cost in units of the outputs' deviation, in the metric of random messages too, and as the default run does, quiet on
+differences between sources as well. AUC is the share of pairs, one benign prompt and one toxic one, that o.v_b orders
+rightly. It is given as the mean over the middle two thirds of the sublayers, and with --edit over the sublayers of that
+edit; in brackets the least of them. The last column is the accuracy on the validation files of the summed readings
+o.v_b / sigma_b. Captures of the untouched model stay in OUT, named after a hash of the prompts.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from torch import Tensor
 import llmva
 from llmva.cli.inputs import quiet_libraries
 from llmva.edit import Edit
-from llmva.method.context import READ_TIMES, READ_WEIGHT, SCALED_C, SOURCE_WEIGHT
+from llmva.method.context import READ_TIMES, SCALED_C, SOURCE_WEIGHT
 from llmva.method.identify import Fit, benign_vector
 from llmva.method.left_out import auc
 from llmva.models.chat_model import ChatModel
@@ -40,8 +39,7 @@ HOW = {  # each adds something to the one before
     "paper": Fit(),
     "scaled cost": Fit(C=SCALED_C, scaled=True),
     "harmless metric": Fit(C=SCALED_C, scaled=True),
-    "quiet on sources": Fit(C=SCALED_C, scaled=True, source_weight=SOURCE_WEIGHT),
-    "default": Fit(C=SCALED_C, scaled=True, source_weight=SOURCE_WEIGHT, read_weight=READ_WEIGHT),
+    "default": Fit(C=SCALED_C, scaled=True, source_weight=SOURCE_WEIGHT),
 }
 PAIRS = {
     "XSTest / AdvBench": ("xstest_safe", "advbench"),
@@ -87,10 +85,8 @@ def aucs(benign: Tensor, toxic: Tensor) -> Tensor:
     return torch.tensor([auc(one, other) for one, other in zip(benign, toxic, strict=True)], dtype=torch.float64)
 
 
-def fit_on(
-    train: dict[str, tuple[bool, Tensor]], count: int, own: set[str], seed: int, harmless: Tensor | None, how: Fit
-) -> Tensor:
-    """v_b of every sublayer, [S, d], on a draw of `count` prompts of each source; those of `own` have full weight."""
+def fit_on(train: dict[str, tuple[bool, Tensor]], count: int, seed: int, harmless: Tensor | None, how: Fit) -> Tensor:
+    """v_b of every sublayer, [S, d], on a draw of `count` prompts of each source."""
     generator = torch.Generator().manual_seed(seed)
     parts: list[Tensor] = []
     prompts: list[Prompt] = []
@@ -99,10 +95,9 @@ def fit_on(
         parts.append(outputs[:, drawn])
         prompts += [Prompt(f"{name} {i}", benign, name) for i in range(len(drawn))]
     features = torch.cat(parts, 1)
-    weights = torch.tensor([1.0 if prompt.source in own else how.read_weight for prompt in prompts])
     return torch.stack(
         [
-            benign_vector(x.double(), prompts, how.metric(None if harmless is None else harmless[s]), how, weights)
+            benign_vector(x.double(), prompts, how.metric(None if harmless is None else harmless[s]), how)
             for s, x in enumerate(features)
         ]
     )
@@ -158,8 +153,7 @@ def main() -> None:
         for name, train in (("bundled", own), ("paper's four", papers), ("both", {**papers, **own})):
             for metric, how in HOW.items():
                 text = None if metric in ("paper", "scaled cost") else harmless
-                given = set(papers if name == "both" else train)
-                seeds = [fit_on(train, count, given, seed, text, how) for seed in range(args.seeds)]
+                seeds = [fit_on(train, count, seed, text, how) for seed in range(args.seeds)]
                 cells = []
                 for benign, toxic in PAIRS.values():
                     each = torch.stack([aucs(projections(benign, v), projections(toxic, v)) for v in seeds]).mean(0)

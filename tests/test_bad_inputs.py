@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import Said, tiny_model, tiny_tokenizer
 
-FAST = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 4, "--passes", 1)
+FAST = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 4, "--passes", 1, "--only")
 Command = Callable[..., Said]
 
 

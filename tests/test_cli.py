@@ -72,7 +72,7 @@ def test_align_as_one_object(taught_folder: Path, tmp_path: Path, command: Comma
     assert one_object(said) == json.loads((tmp_path / "r/run.json").read_text())
 
 
-@pytest.mark.parametrize("passes", [(), ("--passes", 1)])
+@pytest.mark.parametrize("passes", [(), ("--passes", 1, "--only")])
 def test_align_for_people(
     taught_folder: Path, tmp_path: Path, command: Command, monkeypatch: Any, passes: tuple[Any, ...]
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from llmva.method.context import Context
 from llmva.method.identify import Fit, identify
 from llmva.method.svm import HarmlessMetric, fit_sklearn, fit_svms
 from llmva.prompts.prompt_set import PromptSet
-from llmva.prompts.types import Prompt
 from llmva.settings import make_settings
 from test_identify import HELD_OUT, TRAIN, observed
 
@@ -113,27 +111,3 @@ def test_what_is_preferred_decides_the_lean(prefer: str, lean: float, monkeypatc
     made[1] = PromptSet((), (), ())  # type: ignore[call-overload]
     Context(*made).fit(None, None, None, 1)  # type: ignore[arg-type]
     assert given["fit"].lean == lean
-
-
-def test_a_prompt_of_half_the_weight_counts_as_half() -> None:
-    """Each sample twice at half the cost is the sample once."""
-    x, y, _ = problem(60, 8, 5)
-    once = Fit(C=0.7).vectors(x, y, None)
-    twice = Fit(C=0.7).vectors(torch.cat([x, x]), torch.cat([y, y], 1), None, 1.0, torch.full((120,), 0.5))
-    assert torch.allclose(twice, once, atol=1e-9)
-
-
-def test_prompts_that_are_only_read_weigh_less_than_own_ones(seen: tuple[Any, Any]) -> None:
-    """Read prompts of one's own sources weigh as answered ones do, and those of others as `read_weight` says."""
-    train, validation = seen
-    half = train.at(list(range(0, len(train.prompts), 2)))
-    other = [Prompt(f"other {i}", not prompt.benign, "elsewhere") for i, prompt in enumerate(half.prompts)]
-    against = replace(half, prompts=other)  # the same states with the other side: they pull v_b away
-    alone = identify(train, validation).directions[:, 1]
-
-    def turned(read: Any, weight: float) -> float:
-        v_b = identify(train, validation, read=read, fit=Fit(read_weight=weight)).directions[:, 1]
-        return float((v_b * alone).sum(-1).mean())
-
-    assert turned(against, 1e-9) > 0.9999 > turned(against, 0.1) > turned(against, 0.9)
-    assert turned(half, 1e-9) == turned(half, 1.0)

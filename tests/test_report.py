@@ -833,6 +833,6 @@ def test_the_package_ships_its_templates() -> None:
     data = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert sorted(data - shipped) == []
     assert {path.name for path in shipped if path.parent == TEMPLATES} == {
-        "ablation.html", "comparison.css", "comparison.html", "filter.js", "index.html", "page.html", "run.html",
-        "study.html", "style.css",
+        "ablation.html", "comparison.css", "comparison.html", "evaluation.html", "filter.js", "index.html",
+        "page.html", "run.html", "study.html", "style.css",
     }  # fmt: skip

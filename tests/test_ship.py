@@ -26,7 +26,7 @@ def run_folder(taught_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("ship") / "run"
     words = [
         "align", str(taught_folder), "--out", str(out), "--iterations", "3", "--passes", "1", "--per-source", "32",
-        "--max-new-tokens", "8", "--toxic", str(taught_folder / "toxic.txt"), "--benign",
+        "--max-new-tokens", "8", "--only", "--toxic", str(taught_folder / "toxic.txt"), "--benign",
         str(taught_folder / "benign.txt"), "--quiet",
     ]  # fmt: skip
     with pytest.raises(SystemExit) as caught:

@@ -18,7 +18,7 @@ from llmva.prompts.testsets import read_test_sets
 from llmva.report.run.transfer import groups, transfer_markdown
 
 Command = Callable[..., Said]
-FAST = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 3, "--passes", 1)
+FAST = ("--per-source", 40, "--max-new-tokens", 8, "--iterations", 3, "--passes", 1, "--only")
 TOKENS = ("--max-new-tokens", 8)
 
 

@@ -172,7 +172,7 @@ def verify(
     loading: Loading,
     output: Output,
 ) -> None:
-    """Check whether each ARTEFACT is the same edit of BASE, or whether a server serves it.
+    """Check that each ARTEFACT or a server has the edit of BASE.
 
     By logits on probe prompts, and by the tensors of merged models. The first ARTEFACT that holds an edit is the
     reference for the others. Exit code 1 if one differs.

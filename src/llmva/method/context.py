@@ -32,7 +32,6 @@ SOURCE_WEIGHT = 1.0  # of differences between sources in the metric of v_b, like
 READ_SHARE = 0.8  # of each of these sources at most: the others show how well v_b reads what it was not fitted on
 HELD_OUT = 64  # of each source at most
 READ_TIMES = 2  # times per_source: prompts of each source on which v_b is fitted; to read costs no generated token
-READ_WEIGHT = 1 / 3  # of prompts of sources that the user did not give, in the fit of v_b
 TRUST_MESSAGES = 48  # random messages on which the length of a step is measured
 VectorHook = Callable[[Vectors, Observation, int], Vectors]  # vectors, training observation, iteration -> vectors
 Texts = Sequence[tuple[Asked, str]]  # harmless (prompt, answer) of the untouched model
@@ -66,7 +65,7 @@ class Context:
         if not self.reads:
             return Fit(settings.svm, settings.C, False, settings.harmless_weight, 0.0, lean, self.seed)
         C = SCALED_C * settings.C
-        return Fit(settings.svm, C, True, settings.harmless_weight, SOURCE_WEIGHT, lean, self.seed, READ_WEIGHT)
+        return Fit(settings.svm, C, True, settings.harmless_weight, SOURCE_WEIGHT, lean, self.seed)
 
     @property
     def reads(self) -> bool:

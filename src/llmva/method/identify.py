@@ -25,8 +25,7 @@ class Fit:
     sources of a side, for v_b. `scaled` divides C by the features' mean squared deviation: outputs of late sublayers
     are ten times as long as those of early ones, and one C would be tight here and loose there. `lean` is that of the
     benign vector: above 1, a toxic prompt on the wrong side costs lean times C; below 1, a benign prompt costs C /
-    lean. `svm` is "exact" or "sklearn" (which has no metric), `seed` that of scikit-learn's solver. `read_weight` is
-    the factor of the cost, for v_b, of prompts whose source no answered prompt has.
+    lean. `svm` is "exact" or "sklearn" (which has no metric), `seed` that of scikit-learn's solver.
     """
 
     svm: str = "exact"
@@ -36,7 +35,6 @@ class Fit:
     source_weight: float = 0.0
     lean: float = 1.0
     seed: int = 0
-    read_weight: float = 1.0
 
     def metric(self, harmless: Tensor | None) -> HarmlessMetric | None:
         """The metric of a sublayer from its harmless outputs [q, d]; None is M = I."""
@@ -44,20 +42,10 @@ class Fit:
             return None
         return HarmlessMetric.of(harmless, self.harmless_weight)
 
-    def vectors(
-        self,
-        x: Tensor,
-        labels: Tensor,
-        metric: HarmlessMetric | None,
-        lean: float = 1.0,
-        weights: Tensor | None = None,
-    ) -> Tensor:
-        """The unit normals [m, d], from features [n, d] and m labellings [m, n].
-
-        `lean` is that of the last labelling, and `weights` [n] are factors of the samples' costs.
-        """
+    def vectors(self, x: Tensor, labels: Tensor, metric: HarmlessMetric | None, lean: float = 1.0) -> Tensor:
+        """The unit normals [m, d], from features [n, d] and m labellings [m, n]; `lean` is that of the last one."""
         deviation = float(x.var(0, correction=0).sum()) if self.scaled else 1.0
-        costs = _costs(labels, self.C / max(deviation, 1e-30), lean, weights)
+        costs = _costs(labels, self.C / max(deviation, 1e-30), lean)
         if self.svm == "exact":
             return unit(fit_svms(x[None], labels, costs, metric=[metric] if metric else None))[0]
         return unit(fit_sklearn(x[None], labels, costs, seed=self.seed))[0]
@@ -108,8 +96,6 @@ def identify(
         benign: vectors whose v_b is kept; then only v_a is fitted, and `read` is not used.
     """
     labels, prompts = train.signs, [*train.prompts, *(read.prompts if read else ())]
-    own = {prompt.source for prompt in train.prompts}
-    weights = torch.tensor([1.0 if prompt.source in own else fit.read_weight for prompt in prompts])
 
     def vectors_of(x: Tensor, more: Tensor | None, harmless: Tensor | None, known: Tensor | None) -> Tensor:
         """v_a and v_b, [1, 2, d], from [n, d], the features of `read`, and perhaps a `known` pair."""
@@ -120,7 +106,7 @@ def identify(
             return fit.vectors(x, labels, metric, fit.lean)[None]
         every = x if more is None else torch.cat([x, more.double()])
         v_a = fit.vectors(x, labels[:1], metric)[0]
-        return torch.stack([v_a, benign_vector(every, prompts, metric, fit, weights)])[None]
+        return torch.stack([v_a, benign_vector(every, prompts, metric, fit)])[None]
 
     parts = []
     for s, features in enumerate(train.capture.outputs):  # one at a time: float64 copies of all would fill the memory
@@ -140,23 +126,16 @@ def identify(
     return Vectors(directions, sigma, right, scores, angles(*directions.unbind(1)), final)
 
 
-def benign_vector(
-    features: Tensor,
-    prompts: Sequence[Prompt],
-    metric: HarmlessMetric | None,
-    fit: Fit,
-    weights: Tensor | None = None,
-) -> Tensor:
+def benign_vector(features: Tensor, prompts: Sequence[Prompt], metric: HarmlessMetric | None, fit: Fit) -> Tensor:
     """v_b of one sublayer, [d], from float64 features [n, d]; a `metric` of None is M = I.
 
     Sources of one side differ in style. The metric makes v_b quiet on these differences, as on harmless text.
-    `weights` [n] are factors of the prompts' costs.
     """
     if fit.source_weight:
         apart = source_differences(features, prompts)
         metric = metric.and_of(apart, fit.source_weight) if metric else HarmlessMetric.of(apart, fit.source_weight)
     labels = torch.tensor([[1 if prompt.benign else -1 for prompt in prompts]], dtype=torch.int8)
-    return fit.vectors(features, labels, metric, fit.lean, weights)[0]
+    return fit.vectors(features, labels, metric, fit.lean)[0]
 
 
 def source_differences(features: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -172,13 +151,13 @@ def source_differences(features: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     return torch.cat(rows)
 
 
-def _costs(labels: Tensor, C: float, lean: float, weights: Tensor | None = None) -> Cost:
-    """C, or a cost for each labelling and sample [m, n] if the last labelling leans to a side or samples weigh less."""
-    if lean == 1.0 and (weights is None or bool((weights == 1.0).all())):
+def _costs(labels: Tensor, C: float, lean: float) -> Cost:
+    """C, or a cost for each labelling and sample [m, n] if the last labelling leans to a side."""
+    if lean == 1.0:
         return C
     costs = torch.full(labels.shape, C, dtype=torch.float64)
     costs[-1, labels[-1] == (-1 if lean > 1 else 1)] *= max(lean, 1.0 / lean)
-    return costs if weights is None else costs * weights.to(costs)
+    return costs
 
 
 def _constant(features: Tensor, sigma: Tensor) -> bool:
