@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from llmva.edit import Edit
 from llmva.judges.base import Judgement, Label
+from llmva.method.context import Context
 from llmva.method.identify import Fit
 from llmva.method.left_out import LeftOut, leave_out
 from llmva.method.observe import Observation
 from llmva.models.generate import Capture
+from llmva.prompts.prompt_set import PromptSet
 from llmva.prompts.types import Prompt
+from llmva.settings import make_settings
 
 
 def seen(side: float, style: float, sources: str = "abcd") -> Observation:
@@ -81,3 +87,30 @@ def test_what_a_sublayer_reads_on_other_prompts() -> None:
     assert auc.shape == (2,)
     assert auc[0] > 0.7
     assert abs(float(auc[1]) - 0.5) < 0.1 or auc[1] < auc[0]
+
+
+def test_training_prompts_that_were_not_drawn_are_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """v_b needs no answers; what was answered is not read again, and nothing is read where no prompts are to read."""
+
+    def of(count: int, name: str) -> tuple[Prompt, ...]:
+        return tuple(Prompt(f"{name} {i}", name != "toxic", name) for i in range(count))
+
+    own = (*of(50, "benign"), *of(50, "toxic"))
+    answered = seen(1.0, 1.0).at(list(range(20)))
+    answered = replace(answered, prompts=[*own[:10], *own[50:60]])
+    monkeypatch.setattr(Context, "_captured", lambda self, edit, prompts: prompts)
+
+    def read(more: tuple[Prompt, ...], per_source: int) -> list[Prompt] | None:
+        made: list[Any] = [None] * 8
+        made[1], made[3] = PromptSet(own, (), (), read=more), make_settings(per_source=per_source)
+        made[6] = 42
+        found: Any = Context(*made).read(Edit({}), answered, 1)
+        return found  # type: ignore[no-any-return]
+
+    few = read(of(40, "bundled"), 10)
+    assert few is not None
+    assert Counter(prompt.source for prompt in few) == {"bundled": 20, "benign": 10, "toxic": 10}
+    every = read(of(40, "bundled"), 100)
+    assert every is not None
+    assert {prompt.id for prompt in every if prompt in own} == {p.id for p in own} - {p.id for p in answered.prompts}
+    assert read((), 10) is None
