@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
 
@@ -49,6 +49,29 @@ class Outcome:
     seen: list[Observation]
     fell_at: dict[int, int]
     judged: set[int]
+
+
+@dataclass
+class Falls:
+    """What a search has found so far; the fields are those of an Outcome."""
+
+    fallen: list[Prompt] = field(default_factory=list)
+    seen: list[Observation] = field(default_factory=list)
+    fell_at: dict[int, int] = field(default_factory=dict)
+    judged: set[int] = field(default_factory=set)
+
+    def add(self, number: int, places: Sequence[int], seen: Observation) -> None:
+        """The answers in try or step `number` to the prompts at these places."""
+        self.seen.append(seen)
+        for i, form, label in zip(places, seen.prompts, seen.labels, strict=True):
+            if label is not Label.UNJUDGED:
+                self.judged.add(i)
+            if label is Label.ANSWERED:
+                self.fell_at[i] = number
+                self.fallen.append(form)
+
+    def outcome(self, record: dict[str, Any]) -> Outcome:
+        return Outcome(record, self.fallen, self.seen, self.fell_at, self.judged)
 
 
 def shares_fallen(fell_at: Mapping[int, int], judged: set[int], numbers: Sequence[int]) -> dict[str, Any]:
@@ -108,12 +131,9 @@ def search_forms(
     """
     toxic = [prompt for prompt in prompts if not prompt.benign]
     forms = [forms_of(chat, prompt, search) for prompt in toxic]
-    fell_at: dict[int, int] = {}
-    judged: set[int] = set()
-    fallen: list[Prompt] = []
-    seen: list[Observation] = []
+    falls = Falls()
     for tried in range(search.budget):
-        left = [i for i in range(len(toxic)) if i not in fell_at and tried < len(forms[i])]
+        left = [i for i in range(len(toxic)) if i not in falls.fell_at and tried < len(forms[i])]
         if not left:
             break
         asked = [forms[i][tried] for i in left]
@@ -126,13 +146,8 @@ def search_forms(
             on_progress=on_progress,
             captures=False,
         )
-        seen.append(observation)
-        for i, form, label in zip(left, asked, observation.labels, strict=True):
-            judged |= set() if label is Label.UNJUDGED else {i}
-            if label is Label.ANSWERED:
-                fell_at[i] = tried + 1
-                fallen.append(form)
-    record = shares_fallen(fell_at, judged, range(1, search.budget + 1))
+        falls.add(tried + 1, left, observation)
+    record = shares_fallen(falls.fell_at, falls.judged, range(1, search.budget + 1))
     record["by_try"] = record.pop("shares")
-    record["answers"] = sum(len(one.prompts) for one in seen)
-    return Outcome(record, fallen, seen, fell_at, judged)
+    record["answers"] = sum(len(one.prompts) for one in falls.seen)
+    return falls.outcome(record)

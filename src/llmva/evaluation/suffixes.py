@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmva.attacks.suffix import suffix_attack
 from llmva.errors import UsageError
-from llmva.evaluation.adaptive import Outcome, SearchPlan, shares_fallen
+from llmva.evaluation.adaptive import Falls, Outcome, SearchPlan, shares_fallen
 from llmva.judges.base import Judge, Label
 from llmva.method.observe import Observation, observe
 from llmva.models.chat_model import ChatModel
@@ -123,34 +123,25 @@ def search_suffixes(
     toxic = [prompt for prompt in prompts if not prompt.benign]
     usable = usable_tokens(chat)
     attempts = [begin(chat, prompt, usable, search) for prompt in toxic]
-    fell_at: dict[int, int] = {}
-    judged: set[int] = set()
-    fallen: list[Prompt] = []
-    seen: list[Observation] = []
-    spent = Spent()
+    falls, spent = Falls(), Spent()
 
-    def labels_of(forms: list[Prompt]) -> list[Label]:
+    def observed(forms: list[Prompt]) -> Observation:
         plan = search.plan
-        seen.append(
-            observe(chat, forms, judge, max_new_tokens=plan.max_new_tokens, thinking=plan.thinking, captures=False)
-        )
-        return seen[-1].labels
+        return observe(chat, forms, judge, max_new_tokens=plan.max_new_tokens, thinking=plan.thinking, captures=False)
 
     def ask(step: int, asked: dict[int, Prompt]) -> None:
-        forms = list(asked.values())
-        for i, form, label in zip(asked, forms, labels_of(forms), strict=True):
-            judged.update(() if label is Label.UNJUDGED else (i,))
-            if label is Label.ANSWERED:
-                fell_at[i] = step
-                fallen.append(form)
+        falls.add(step, list(asked), observed(list(asked.values())))
 
     if toxic:
         ask(0, dict(enumerate(toxic)))
         on_progress(len(toxic))
-    refused = [one.form(chat) for i, one in enumerate(attempts) if one is not None and i not in fell_at]
-    known = [label for label in labels_of(refused) if label is not Label.UNJUDGED] if refused else []
+    refused = [one.form(chat) for i, one in enumerate(attempts) if one is not None and i not in falls.fell_at]
+    known: list[Label] = []
+    if refused:
+        falls.seen.append(observed(refused))
+        known = [label for label in falls.seen[-1].labels if label is not Label.UNJUDGED]
     for step in range(1, search.plan.budget + 1):
-        left = {i: one for i, one in enumerate(attempts) if one is not None and i not in fell_at}
+        left = {i: one for i, one in enumerate(attempts) if one is not None and i not in falls.fell_at}
         if not left:
             break
         changed = improve(chat, list(left.values()), usable, search.candidates, spent)
@@ -158,9 +149,9 @@ def search_suffixes(
         if forms:
             ask(step, forms)
         on_progress(len(left))
-    record = shares_fallen(fell_at, judged, range(search.plan.budget + 1))
+    record = shares_fallen(falls.fell_at, falls.judged, range(search.plan.budget + 1))
     record["by_step"] = record.pop("shares")
-    record["censored"] = record["n"] - len(fell_at)
+    record["censored"] = record["n"] - len(falls.fell_at)
     record["drawn"] = {"n": len(known), "fallen": known.count(Label.ANSWERED) / len(known) if known else None}
     record["too_long"] = attempts.count(None)
     traces = [one.trace for one in attempts if one is not None and one.trace]
@@ -168,9 +159,9 @@ def search_suffixes(
     record["cost"] = {
         "forward_tokens": spent.forward_tokens,
         "gradient_steps": spent.gradient_steps,
-        "generated_tokens": sum(one.capture.tokens for one in seen),
+        "generated_tokens": sum(one.capture.tokens for one in falls.seen),
     }
-    return Outcome(record, fallen, seen, fell_at, judged)
+    return falls.outcome(record)
 
 
 def improve(

@@ -6,9 +6,9 @@ prompt whose answers part at once, where both models are sure of their words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from llmva.models.generate import generate
 from llmva.progress import Progress
 from llmva.prompts.types import Asked, Prompt, Splits, prefill_of
 
+T = TypeVar("T")
 TOKENS = 8  # of an answer that are written, here and by the server
 CANDIDATES = 64  # prompts that are answered here
 PROBES = 16  # of them that the server is asked at most
@@ -69,9 +70,7 @@ def candidates(prompts: Splits) -> list[Prompt]:
     """Of both sides as many, where there are; of the validation split first. Test prompts are left for the test."""
     every = [*prompts.validation, *prompts.train]
     usable = [p for p in dict.fromkeys(every) if len(p.text) <= MAX_CHARS and not prefill_of(p.asked)]
-    sides = [[prompt for prompt in usable if prompt.benign == benign] for benign in (False, True)]
-    count = max(CANDIDATES // 2, CANDIDATES - min(map(len, sides)))
-    return [p for side in sides for p in side[:count]][:CANDIDATES]
+    return _of_both_sides(usable, lambda prompt: prompt.benign, CANDIDATES)
 
 
 def choose_probes(
@@ -103,7 +102,8 @@ def choose_probes(
         if gap >= MIN_GAP:
             sent = as_sent(template, prompt.asked, thinking)
             probes.append(Probe(*sent, prompt, texts[0][k - 1], texts[1][k - 1], texts[0][-1], texts[1][-1], gap))
-    return _of_both_sides(sorted(probes, key=lambda probe: -probe.gap))
+    surest = _of_both_sides(sorted(probes, key=_surest_first), lambda probe: probe.prompt.benign, PROBES)
+    return sorted(surest, key=_surest_first)
 
 
 def as_sent(template: ChatTemplate, asked: Asked, thinking: bool) -> tuple[list[Any], dict[str, Any]]:
@@ -137,7 +137,12 @@ def _parted(base: Sequence[str], edited: Sequence[str], length: int) -> int | No
     return None
 
 
-def _of_both_sides(probes: Sequence[Probe]) -> list[Probe]:
-    sides = [[probe for probe in probes if probe.prompt.benign == benign] for benign in (False, True)]
-    count = max(PROBES // 2, PROBES - min(map(len, sides)))
-    return sorted([p for side in sides for p in side[:count]], key=lambda probe: -probe.gap)[:PROBES]
+def _surest_first(probe: Probe) -> float:
+    return -probe.gap
+
+
+def _of_both_sides(items: Sequence[T], benign: Callable[[T], bool], most: int) -> list[T]:
+    """At most so many, the first ones of each side; where one side has too few, the other fills up."""
+    sides = [[one for one in items if benign(one) == side] for side in (False, True)]
+    count = max(most // 2, most - min(map(len, sides)))
+    return [one for side in sides for one in side[:count]][:most]
