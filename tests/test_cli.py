@@ -387,13 +387,10 @@ def test_chat_without_a_word(taught_folder: Path, command: Command, typed: Calla
 # -- a model in one file
 
 
-def write_gguf(path: Path) -> None:
-    """A tiny random model, with letters for tokens."""
+def gguf_llama(path: Path, c: Any, words: list[str]) -> Any:
+    """A writer of a Llama with the config `c` and these tokens, to which weights are still to be added."""
     import gguf
 
-    model = tiny_model()
-    c = model.config
-    words = ["<pad>", "<bos>", "<eos>", *"abcdefghijklmnopqrstuvwxyz\u0120", "ab", *map(str, range(99))][: c.vocab_size]
     file = gguf.GGUFWriter(path, "llama")
     file.add_context_length(c.max_position_embeddings)
     file.add_embedding_length(c.hidden_size)
@@ -410,6 +407,22 @@ def write_gguf(path: Path) -> None:
     file.add_token_merges(["a b"])
     file.add_bos_token_id(1)
     file.add_eos_token_id(2)
+    return file
+
+
+def finish_gguf(file: Any) -> None:
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+
+
+def write_gguf(path: Path) -> None:
+    """A tiny random model, with letters for tokens."""
+    model = tiny_model()
+    c = model.config
+    words = ["<pad>", "<bos>", "<eos>", *"abcdefghijklmnopqrstuvwxyz\u0120", "ab", *map(str, range(99))][: c.vocab_size]
+    file = gguf_llama(path, c, words)
     file.add_pad_token_id(0)
     names = {"embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     names |= {"o_proj": "attn_output", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
@@ -418,10 +431,7 @@ def write_gguf(path: Path) -> None:
         name = next(new for old, new in names.items() if key.endswith(f"{old}.weight"))
         block = f"blk.{key.split('.')[2]}." if ".layers." in key else ""
         file.add_tensor(f"{block}{name}.weight", tensor.numpy())
-    file.write_header_to_file()
-    file.write_kv_data_to_file()
-    file.write_tensors_to_file()
-    file.close()
+    finish_gguf(file)
 
 
 def test_a_gguf_file(tmp_path: Path, command: Command, monkeypatch: Any) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import test_lora
 from conftest import Said
 from llmva.edit import Edit
 from llmva.errors import LlmvaError
@@ -27,23 +28,13 @@ from llmva.export.verify import verify
 from llmva.models.fingerprint import fingerprint
 from llmva.models.load import load_model
 from llmva.models.sublayers import find_decoder
-from test_cli import write_gguf
+from test_cli import finish_gguf, gguf_llama, write_gguf
 from test_edit import far
 from test_merged import made
 
 Command = Callable[..., Said]
-DENSE: dict[str, dict[str, Any]] = {
-    "LlamaConfig": {},
-    "MistralConfig": {},
-    "Phi3Config": {},
-    "Qwen2Config": {},
-    "Qwen3Config": {},
-    "Gemma2Config": {},
-    "Gemma3TextConfig": {},
-    "Olmo2Config": {},
-    "GraniteConfig": {"residual_multiplier": 0.3},
-    "Cohere2Config": {},
-}
+UNKNOWN = ("PhiConfig", "GPT2Config", "OPTConfig", "GPTNeoXConfig")  # of which such an adapter is not written
+DENSE = {config: options for config, options in test_lora.DENSE.items() if config not in UNKNOWN}
 
 
 def added(path: Path) -> dict[str, Tensor]:
@@ -180,26 +171,11 @@ def test_an_edit_of_a_gguf_file(tmp_path: Path) -> None:
 def write_base(model: Any, words: list[str], path: Path) -> None:
     """A Llama of transformers as llama.cpp stores it: the rows of q and k in the order of its rotary embedding."""
     c = model.config
-    file = gguf.GGUFWriter(path, "llama")
-    file.add_context_length(c.max_position_embeddings)
-    file.add_embedding_length(c.hidden_size)
-    file.add_block_count(c.num_hidden_layers)
-    file.add_feed_forward_length(c.intermediate_size)
-    file.add_head_count(c.num_attention_heads)
-    file.add_head_count_kv(c.num_key_value_heads)
-    file.add_layer_norm_rms_eps(c.rms_norm_eps)
-    file.add_rope_dimension_count(c.head_dim)
+    file = gguf_llama(path, c, words)  # its merges are not used: token ids are given
     file.add_rope_freq_base(c.rope_parameters["rope_theta"])
     file.add_key_length(c.head_dim)
     file.add_value_length(c.head_dim)
-    file.add_vocab_size(c.vocab_size)
-    file.add_tokenizer_model("gpt2")
     file.add_tokenizer_pre("default")
-    file.add_token_list(words)
-    file.add_token_types([1] * len(words))
-    file.add_token_merges(["a b"])  # which are not used: token ids are given
-    file.add_bos_token_id(1)
-    file.add_eos_token_id(2)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.num_hidden_layers)
     for key, tensor in model.state_dict().items():
         for part, heads in (("q_proj", c.num_attention_heads), ("k_proj", c.num_key_value_heads)):
@@ -207,10 +183,7 @@ def write_base(model: Any, words: list[str], path: Path) -> None:
                 halves = tensor.reshape(heads, 2, -1, tensor.shape[1])  # cosine and sine come in turns there
                 tensor = halves.transpose(1, 2).reshape(tensor.shape)
         file.add_tensor(names.get_name(key, try_suffixes=(".weight",)), tensor.contiguous().numpy())
-    file.write_header_to_file()
-    file.write_kv_data_to_file()
-    file.write_tensors_to_file()
-    file.close()
+    finish_gguf(file)
 
 
 def greedy_here(model: Any, rows: list[list[int]], count: int) -> list[list[int]]:
