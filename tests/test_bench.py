@@ -245,7 +245,7 @@ def test_logistic_normal_is_scale_free(generator: torch.Generator) -> None:
     assert torch.allclose(logistic_normal(x, signs), logistic_normal(100 * x, signs), atol=1e-6)
 
 
-METHODS = ("none", "vectorsteer", "alphasteer", "alphasteer+", "scans", "cast", "llmva")
+METHODS = ("none", "vectorsteer", "alphasteer", "alphasteer+", "scans", "cast", "surgical", "adasteer", "llmva")
 
 
 FAST = ("--per-source", 30, "--max-new-tokens", 4, "--iterations", 1, "--quiet", "--json")

@@ -82,6 +82,7 @@ class RunOptions:
     warm_start: WarmStart | None = None  # an earlier edit from which the run starts; `llmva.extend` makes it
     thinking: Thinking | None = None  # what `prove` found, where a caller has told the user already
     measure_test: bool = True  # False does not use the test prompts, for a caller that measures them itself
+    hardened: bool = False  # the prompts are a run's own, which are in the forms of --harden already
 
 
 def align(
@@ -150,7 +151,7 @@ def make_context(
 
     progress = progress or Progress()
     prompts = _readable(chat, prompts or PromptSet.bundled(), progress)
-    if settings.harden:
+    if settings.harden and not options.hardened:
         start = options.warm_start
         prompts = harden(chat, prompts, settings, harden_generator(check_seed(seed)), start.old if start else ())
         progress.note(prompts.warnings[-1])
@@ -357,7 +358,7 @@ def _describe(context: Context, options: RunOptions) -> dict[str, Any]:
         "versions": computed_by,
         "command": options.command,
         "base": {**fingerprint(decoder, name), "dtype": str(model.dtype).removeprefix("torch.")},
-        "settings": {**context.settings.model_dump(), "layers": context.sublayer_count},
+        "settings": context.settings.model_dump(),
         "seed": context.seed,
         "prompts": {"counts": by_split, "hashes": prompts.hashes()},
         "judge": context.judge.name,

@@ -115,6 +115,12 @@ class Baseline(ABC):
         if self.options[key] not in choices:
             raise UsageError(f"{self.name} knows no {key} {self.options[key]!r}: choose among {', '.join(choices)}.")
 
+    def share(self, key: str) -> None:
+        """Raises UsageError unless the option `key` is a share of depth."""
+        value = self.options[key]
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise UsageError(f"{self.name} cannot read at the depth {value!r}: give a share from 0 to 1 as {key}.")
+
     @abstractmethod
     def fit(
         self,
@@ -174,6 +180,11 @@ def block_range(shares: Sequence[float], count: int) -> tuple[int, ...]:
     first, end = round(shares[0] * count), round(shares[1] * count)
     first = min(first, count - 1)
     return tuple(range(first, max(end, first + 1)))
+
+
+def block_at(share: float, count: int) -> int:
+    """Index of the block at a share of the depth of `count` blocks."""
+    return min(round(share * count), count - 1)
 
 
 def at_each(strength: float, papers: int, count: int) -> float:

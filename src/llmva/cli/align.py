@@ -17,6 +17,7 @@ from llmva.cli.options import (
     ModelArg,
     Output,
     Restart,
+    RunOutput,
     Seed,
     SettingOptions,
     Skills,
@@ -44,7 +45,7 @@ def align(
     loading: Loading,
     batches: Batches,
     engine: EngineName = "transformers",
-    output: Output,
+    output: RunOutput,
 ) -> None:
     """Align MODEL: write an edit, metrics and a report to DIR.
 
@@ -52,6 +53,7 @@ def align(
     """
     with interruptible() as kept:
         from llmva.cli import inputs
+        from llmva.cli.terminal.trackers import check_tracker, tracked
         from llmva.models.engines.choose import check_engine
         from llmva.settings import make_settings
 
@@ -59,6 +61,7 @@ def align(
         directory = out or inputs.default_out(model)
         kept.say = of_run(directory, restart)
         check_engine(engine)
+        check_tracker(output.log)
         make_settings(**settings)  # a mistake in them costs no loading
         probes = inputs.choose_probes(place, skills)
         with inputs.load(place, sources, judge, seed, loading, output.quiet) as (loaded, tokenizer, prompts, display):
@@ -66,21 +69,23 @@ def align(
             from llmva.alignment import align as run
 
             inputs.note_engine(engine, display)
-            result = run(
-                loaded,
-                tokenizer,
-                prompts,
-                judge=judge,
-                seed=seed,
-                out=directory,
-                restart=restart,
-                skills=probes,
-                batch_tokens=batches.of(loaded),
-                engine=engine,
-                progress=display,
-                options=RunOptions(name=inputs.model_title(place), command=inputs.typed_command()),
-                **settings,
-            )
+            with tracked(display, output.log, directory, inputs.model_title(place)) as progress:
+                result = run(
+                    loaded,
+                    tokenizer,
+                    prompts,
+                    judge=judge,
+                    seed=seed,
+                    out=directory,
+                    restart=restart,
+                    skills=probes,
+                    batch_tokens=batches.of(loaded),
+                    engine=engine,
+                    progress=progress,
+                    options=RunOptions(name=inputs.model_title(place), command=inputs.typed_command()),
+                    **settings,
+                )
+                progress.result(result.record)
         show_run(place, result.record, directory, display, output)
 
 
@@ -91,7 +96,7 @@ def demo(
     ),
     restart: Restart = False,
     seed: Seed = 42,
-    output: Output,
+    output: RunOutput,
 ) -> None:
     """Align the small bundled model, which takes seconds.
 

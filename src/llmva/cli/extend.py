@@ -13,8 +13,8 @@ from llmva.cli.options import (
     Batches,
     EngineName,
     Loading,
-    Output,
     Restart,
+    RunOutput,
     SettingOptions,
     Sides,
     Skills,
@@ -59,7 +59,7 @@ def extend(
     loading: Loading,
     batches: Batches,
     engine: EngineName = "transformers",
-    output: Output,
+    output: RunOutput,
 ) -> None:
     """Continue from the edit in DIR with new prompts.
 
@@ -82,6 +82,7 @@ def extend(
         from llmva.alignment import RunOptions
         from llmva.cli.align import show_run
         from llmva.cli.terminal.console import Display
+        from llmva.cli.terminal.trackers import check_tracker, tracked
         from llmva.extension import earlier_judge, prepare
         from llmva.extension import extend as run
         from llmva.judges import make_judge
@@ -93,6 +94,7 @@ def extend(
         from llmva.settings import make_settings
 
         check_engine(engine)
+        check_tracker(output.log)
         make_settings(**settings)
         given_judge = None if judge is None else make_judge(judge)
         if source is None:
@@ -113,20 +115,22 @@ def extend(
             display.note(f"loading {title}")
             loaded, tokenizer = load_model(place, **asdict(loading), note=display.note)
             inputs.note_engine(engine, display)
-            result = run(
-                loaded,
-                tokenizer,
-                directory,
-                reading,
-                judge=chosen_judge,
-                seed=seed,
-                out=out,
-                restart=restart,
-                skills=probes,
-                options=RunOptions(name=title, command=inputs.typed_command()),
-                batch_tokens=batches.of(loaded),
-                engine=engine,
-                progress=display,
-                **settings,
-            )
+            with tracked(display, output.log, out, title) as progress:
+                result = run(
+                    loaded,
+                    tokenizer,
+                    directory,
+                    reading,
+                    judge=chosen_judge,
+                    seed=seed,
+                    out=out,
+                    restart=restart,
+                    skills=probes,
+                    options=RunOptions(name=title, command=inputs.typed_command()),
+                    batch_tokens=batches.of(loaded),
+                    engine=engine,
+                    progress=progress,
+                    **settings,
+                )
+                progress.result(result.record)
         show_run(place, result.record, out, display, output)

@@ -18,6 +18,7 @@ from llmva.cli.chat import chat
 from llmva.cli.data import data_list, data_show, data_tasks
 from llmva.cli.evaluate import evaluate
 from llmva.cli.experiments.compare import ablate, compare, judge_check
+from llmva.cli.experiments.replay import replay
 from llmva.cli.experiments.study import runs, study_init, study_run, study_schema
 from llmva.cli.extend import extend
 from llmva.cli.figures import figures
@@ -52,6 +53,7 @@ for command in (
     push,
     compare,
     ablate,
+    replay,
     runs,
     cache,
 ):

@@ -196,6 +196,16 @@ class Output:
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no table.")] = False
 
 
+@dataclass(frozen=True)
+class RunOutput(Output):
+    """What a command prints that makes a run."""
+
+    log: Annotated[
+        str | None,
+        typer.Option("--log", metavar="trackio|wandb|mlflow", help="Send figures and the table to this tracker too."),
+    ] = None
+
+
 # -- settings ----------------------------------------------------------------------------------------------------
 
 

@@ -37,8 +37,8 @@ def compare(
         typer.Option(
             "--methods",
             metavar="NAMES",
-            help="Compare these: all, or some of none, vectorsteer, alphasteer, alphasteer+, scans, cast, llmva; and "
-            "adapter:PATH_OR_ID or model:PATH_OR_ID, which others have published for MODEL.",
+            help="Compare these: all, or some of none, vectorsteer, alphasteer, alphasteer+, scans, cast, surgical, "
+            "adasteer, llmva; and adapter:PATH_OR_ID or model:PATH_OR_ID, which others have published for MODEL.",
         ),
     ] = "all",
     seeds: Seeds = 3,
