@@ -18,6 +18,7 @@ OUTSIDE = {
     "security.md": "SECURITY.md",
     "licence.md": "LICENSE",
     "align.ipynb": "examples/align.ipynb",
+    "gpu.ipynb": "examples/gpu.ipynb",
     "organism.md": "src/llmva/organism/weights/README.md",
 }
 LINK = re.compile(r"(\]\()([^)\s:#]+)((?:#[^)\s]*)?\))")
