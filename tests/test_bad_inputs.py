@@ -412,7 +412,7 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[object, ...], int, str]] = 
         "holds a run with the weights of .*, and this one has .*--restart",
     ),
     "run of another seed": (nothing, (*RESUME, "--seed", 43), 2, "the seed 42, and this one has 43"),
-    "run of other settings": (nothing, (*RESUME, "--layers", 2), 2, "the setting layers 4, and this one has 2"),
+    "run of other settings": (nothing, (*RESUME, "--layers", 2), 2, "the setting layers None, and this one has 2"),
     "run of another step": (nothing, (*RESUME, "--step", 0.5), 2, "the setting step 1.0, and this one has 0.5"),
     "run of another dtype": (nothing, (*RESUME, "--dtype", "bfloat16"), 2, "the dtype float32.*bfloat16"),
     "run of other prompts": (
