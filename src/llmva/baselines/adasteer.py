@@ -32,10 +32,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from llmva.baselines.base import STRENGTH, Baseline, Steering, at_each, block_at, block_range, sides, unit
+from llmva.baselines.base import STRENGTH, Baseline, Steering, at_each, block_at, block_range, both, sides, unit
 from llmva.baselines.directions import difference_of_means
 from llmva.baselines.hooks import Behaviour, Pass, RowGate, find_blocks, prompt_suffix
-from llmva.baselines.states import last_token, prompt_rows, read_batch, read_states
+from llmva.baselines.states import last_states, last_token, read_batch
 from llmva.judges.base import Label
 from llmva.models.chat_model import ChatModel
 from llmva.models.sublayers import Decoder
@@ -100,8 +100,7 @@ class _Adapted(Behaviour):
     def begin(self, current: Pass, alone: Callable[[Callable[[], T]], T]) -> None:
         if not current.prompt:
             return
-        assert current.ids is not None
-        rows = [row[kept].tolist() for row, kept in zip(current.ids, current.in_prompt(), strict=True)]
+        rows = current.prompt_rows()
         both: Any = alone(lambda: self.steering.coefficients(self.decoder, rows))  # type: ignore[arg-type, return-value]
         alpha, beta = both
         self.alpha.decide(alpha)
@@ -141,13 +140,9 @@ class AdaSteer(Baseline):
         generator: torch.Generator,
     ) -> AdaSteering:
         groups = sides(self.name, prompts, labels)
-        refused, answered = set(groups.refused), set(groups.answered)
-        toxic_refused, toxic_answered, benign_answered = (
-            [i for i in side if i in label]
-            for side, label in ((groups.toxic, refused), (groups.toxic, answered), (groups.benign, answered))
-        )
+        towards, away = both(groups.toxic, groups.refused), both(groups.toxic, groups.answered)
+        needed, harmless = away or groups.toxic, both(groups.benign, groups.answered) or groups.benign
         notes = []
-        towards, away = toxic_refused, toxic_answered
         if not towards or not away:
             towards, away = groups.refused, groups.answered
             kind = "the refused and answered prompts of both sides"
@@ -156,16 +151,13 @@ class AdaSteer(Baseline):
                 kind = "harmful and harmless prompts"
             notes.append(f"{self.name}: the model treats all harmful fit prompts alike, so its v is of {kind}.")
         count = len(find_blocks(chat.decoder))
-        every = range(count)
-        texts = [prompt.asked for prompt in prompts]
-        states = read_states(chat, prompt_rows(chat, prompts), last_token, blocks=every, place="output", texts=texts)
+        states = last_states(chat, prompts, range(count), "output")
         rejection = difference_of_means(states, towards, away)
-        harmfulness = difference_of_means(states, toxic_answered or groups.toxic, benign_answered or groups.benign)
+        harmfulness = difference_of_means(states, needed, harmless)
         along = (harmfulness * unit(rejection)).sum(-1, keepdim=True).abs() * unit(rejection)
         at = block_at(self.options["rejection_at"], count), block_at(self.options["harmfulness_at"], count)
         steered = list(block_range(self.options["blocks"], count))
         gain = at_each(self.options[STRENGTH], PAPER_BLOCKS, len(steered))
-        needed, harmless = toxic_answered or groups.toxic, benign_answered or groups.benign
         return AdaSteering(
             tuple(steered),
             prompt_suffix(chat.template),

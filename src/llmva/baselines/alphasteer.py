@@ -33,10 +33,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmva.baselines.base import STRENGTH, Baseline, Steering, at_each, block_range, sides
+from llmva.baselines.base import STRENGTH, Baseline, Steering, at_each, block_range, both, sides
 from llmva.baselines.directions import difference_of_means
 from llmva.baselines.hooks import Behaviour, Pass, find_blocks, prompt_suffix
-from llmva.baselines.states import last_token, prompt_rows, read_states
+from llmva.baselines.states import last_states
 from llmva.errors import LlmvaError, UsageError
 from llmva.judges.base import Label
 from llmva.models.chat_model import ChatModel
@@ -138,7 +138,7 @@ class AlphaSteer(Baseline):
         generator: torch.Generator,
     ) -> AlphaSteering:
         groups = sides(self.name, prompts, labels)
-        kept = [i for i in groups.benign if i in set(groups.answered)] if self.only_answered else groups.benign
+        kept = both(groups.benign, groups.answered) if self.only_answered else groups.benign
         if not kept:
             raise LlmvaError(
                 "The model answers none of the benign fit prompts, so alphasteer+ has no null space: use alphasteer."
@@ -153,14 +153,7 @@ class AlphaSteer(Baseline):
                 "of harmful and harmless prompts.",
             )
         blocks = block_range(self.options["blocks"], len(find_blocks(chat.decoder)))
-        states = read_states(
-            chat,
-            prompt_rows(chat, prompts),
-            last_token,
-            blocks=blocks,
-            place="input",
-            texts=[prompt.asked for prompt in prompts],
-        )
+        states = last_states(chat, prompts, blocks, "input")
         readers = []
         for h in states:
             malicious = h[groups.toxic]

@@ -158,6 +158,12 @@ class Sides:
     refused: list[int]
 
 
+def both(side: Sequence[int], label: Sequence[int]) -> list[int]:
+    """What of a side has a label, in its order."""
+    kept = set(label)
+    return [i for i in side if i in kept]
+
+
 def sides(name: str, prompts: Sequence[Prompt], labels: Sequence[Label]) -> Sides:
     """Raises LlmvaError if there are no benign or no toxic prompts."""
     groups = Sides(

@@ -48,6 +48,11 @@ class Pass:
         columns = torch.arange(self.real.shape[1], device=self.real.device)
         return self.real & (columns <= self.ends[:, None])
 
+    def prompt_rows(self) -> list[list[int]]:
+        """Token ids of each prompt, without padding and answer."""
+        assert self.ids is not None
+        return [row[kept].tolist() for row, kept in zip(self.ids, self.in_prompt(), strict=True)]
+
     def from_end(self) -> Tensor:
         """bool [rows, t]: the last prompt token and what follows it."""
         assert self.ends is not None

@@ -82,8 +82,7 @@ class _Signed(Behaviour):
     def begin(self, current: Pass, alone: Callable[[Callable[[], T]], T]) -> None:
         if not current.prompt:
             return
-        assert current.ids is not None
-        rows = [row[kept].tolist() for row, kept in zip(current.ids, current.in_prompt(), strict=True)]
+        rows = current.prompt_rows()
         likeness: Any = alone(lambda: self.steering.likeness(self.decoder, rows))  # type: ignore[arg-type, return-value]
         self.gate.decide(torch.where(likeness >= self.steering.threshold, 1.0, -1.0))
 

@@ -94,6 +94,12 @@ def read_states(
     return states
 
 
+def last_states(chat: ChatModel, prompts: Sequence[Prompt], blocks: Sequence[int], place: Place) -> Tensor:
+    """States at the last token of prompts, as `read_states`: float32 [blocks, n, d]."""
+    texts = [prompt.asked for prompt in prompts]
+    return read_states(chat, prompt_rows(chat, prompts), last_token, blocks=blocks, place=place, texts=texts)
+
+
 @torch.no_grad()
 def read_batch(
     decoder: Decoder,

@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmva.baselines.base import STRENGTH, Baseline, Steering, block_at, block_range, sides, unit
+from llmva.baselines.base import STRENGTH, Baseline, Steering, block_at, block_range, both, sides, unit
 from llmva.baselines.directions import difference_of_means
 from llmva.baselines.hooks import Behaviour, Pass, find_blocks, prompt_suffix
-from llmva.baselines.states import last_token, prompt_rows, read_states
+from llmva.baselines.states import last_states
 from llmva.baselines.vectorsteer import add_vector
 from llmva.errors import UsageError
 from llmva.judges.base import Label
@@ -101,14 +101,9 @@ class Surgical(Baseline):
         groups = sides(self.name, prompts, labels)
         count = len(find_blocks(chat.decoder))
         block = block_at(self.options["at"], count)
-        texts = [prompt.asked for prompt in prompts]
-        rows = prompt_rows(chat, prompts)
-        states = read_states(chat, rows, last_token, blocks=[block], place="output", texts=texts)
-        refused, answered = set(groups.refused), set(groups.answered)
-        false, right, true = (
-            [i for i in side if i in label]
-            for side, label in ((groups.benign, refused), (groups.benign, answered), (groups.toxic, refused))
-        )
+        states = last_states(chat, prompts, [block], "output")
+        false, right = both(groups.benign, groups.refused), both(groups.benign, groups.answered)
+        true = both(groups.toxic, groups.refused)
         notes = []
         if not true:
             notes.append(f"{self.name}: the model refuses no harmful prompt, so its refusal vector is of harmful ones.")

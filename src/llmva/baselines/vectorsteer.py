@@ -25,7 +25,7 @@ from torch import Tensor
 from llmva.baselines.base import STRENGTH, Baseline, Steering, at_each, block_range, sides, spread, unit
 from llmva.baselines.directions import METHODS, difference_of_means, main_direction, pair_up
 from llmva.baselines.hooks import Behaviour, Pass, find_blocks, prompt_suffix
-from llmva.baselines.states import last_token, prompt_rows, read_states
+from llmva.baselines.states import last_states
 from llmva.errors import LlmvaError
 from llmva.judges.base import Label
 from llmva.models.chat_model import ChatModel
@@ -101,14 +101,7 @@ class VectorSteer(Baseline):
                     "use its contrast 'harmful'."
                 )
         blocks = block_range(self.options["blocks"], len(find_blocks(chat.decoder)))
-        states = read_states(
-            chat,
-            prompt_rows(chat, prompts),
-            last_token,
-            blocks=blocks,
-            place="output",
-            texts=[prompt.asked for prompt in prompts],
-        )
+        states = last_states(chat, prompts, blocks, "output")
         if self.options["direction"] == "pca":
             pairs = pair_up(positive, negative, generator)
             vectors = main_direction(states[:, [p for p, _ in pairs]], states[:, [n for _, n in pairs]])

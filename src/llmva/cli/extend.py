@@ -104,8 +104,7 @@ def extend(
         _, everything, record = prepare(directory, reading, out, seed)
         chosen_judge = given_judge or make_judge(earlier_judge(record, directory))
         title = str(record["base"]["model"])
-        known = str(inputs.demo_model()) if title == inputs.DEMO_NAME else title
-        place = known if base is None else inputs.model_place(base)
+        place = inputs.base_place(title, base)
         probes = inputs.choose_probes(place, skills)
         with Display(output.quiet) as display:
             for sentence in (*reading.notes, *everything.warnings):

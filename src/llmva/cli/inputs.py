@@ -55,6 +55,12 @@ def model_title(place: str) -> str:
     return DEMO_NAME if place == str(demo_model()) else place
 
 
+def base_place(title: str, base: str | None) -> str:
+    """Where the base of a run is, from what its record calls it (`model_title`), or where the user says."""
+    known = str(demo_model()) if title == DEMO_NAME else title
+    return known if base is None else model_place(base)
+
+
 def model_stem(model: str) -> str:
     """What folders are called after MODEL."""
     return Path(model).name.removesuffix(".gguf") or "model"

@@ -51,8 +51,7 @@ def replay(
         check_engine(engine)
         record = replayable(directory, out)
         title = str(record["base"]["model"])
-        known = str(inputs.demo_model()) if title == inputs.DEMO_NAME else title
-        place = known if base is None else inputs.model_place(base)
+        place = inputs.base_place(title, base)
         probes = inputs.choose_probes(place, skills)
         dtype = str(record["base"]["dtype"]) if loading.dtype == "auto" else loading.dtype
         with Display(output.quiet) as display:
